@@ -1,0 +1,60 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+# PYTHON may name any interpreter from 3.11 to 3.13; the environment is made once and again only when the lock changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+QUICKSTART := runs/emoji_quickstart
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint format bench lock vocabulary emoji clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
+
+install: $(STAMP)  ## make .venv from requirements.lock (the other targets do it when needed)
+
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "mmformer needs Python 3.11 to 3.13, but $(PYTHON) is %d.%d: run make PYTHON=python3.12" % v)'
+	@echo "Installing into $(VENV) (about 5 GB, once; one to three minutes) ..."
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+quickstart: $(STAMP)  ## train an image-text model on the embedded emoji (at most 5 minutes on 2 cores) and use it
+	$(BIN)/mmformer fit --config configs/runs/emoji_quickstart.yaml --output $(QUICKSTART) --overwrite
+
+test: $(STAMP)  ## the fast suite
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-slow: $(STAMP)  ## the long checks as well
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+lint: $(STAMP)  ## ruff, the strict type checker, the import-layer test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+format: $(STAMP)  ## let ruff put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## repeat the recorded numbers (about half an hour)
+	$(BIN)/python -m benchmarks.quickstart
+	$(BIN)/python -m benchmarks.step
+
+vocabulary: $(STAMP)  ## train the default vocabulary again
+	tokenizers/build.sh $(BIN)/mmformer
+
+emoji: $(STAMP)  ## remake data/emoji from Debian's packages (see data/emoji/README.md)
+	$(BIN)/python data/emoji/build.py
+
+lock:  ## resolve requirements.lock again (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet \
+	  --custom-compile-command "make lock" --group dev pyproject.toml -o requirements.lock
+
+clean:  ## remove the environment, the caches and the runs
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

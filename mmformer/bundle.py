@@ -1,0 +1,142 @@
+"""A bundle: a folder that says everything that is needed to use a model. It opens without running anybody's code.
+
+model.yaml          the model's spec, with the format's version
+model.safetensors   its parameters, float32, by name
+text.model          its vocabulary (where it reads text)
+transforms.yaml     what makes a picture into what it reads, and the names of the classes its heads tell apart
+README.md           a model card: what it was trained on, how, and how well it does
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+import mmformer.models  # noqa: F401  # the specs' names have to be known to YAML
+from mmformer.config import parse, read_yaml, to_data
+from mmformer.data.dataset import ImageTransformSpec
+from mmformer.errors import InputError
+from mmformer.files import whole_folder
+from mmformer.models.model import Model, ModelSpec
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What turns a user's values into the model's, and its answers into words.
+
+    Attributes:
+        image: for pictures; None when the model reads none.
+        classes: head -> the names of its classes, in order.
+    """
+
+    image: ImageTransformSpec | None = None
+    classes: dict[str, list[str]] = field(default_factory=dict)
+
+
+def save_bundle(folder: Path, model: Model, transforms: Transforms, card: str) -> None:
+    """Write a bundle; one that is there already is replaced only when the new one is whole."""
+    with whole_folder(folder) as partial:
+        spec = _with_files(model.spec, partial)
+        state = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
+        _write_yaml(partial / "model.yaml", {"format": "mmformer", "version": VERSION, "model": to_data(spec)})
+        _write_yaml(partial / "transforms.yaml", to_data(transforms))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Transforms]:
+    """The model of a bundle, in evaluation mode on a device, and its transforms.
+
+    Raises:
+        InputError: no such folder, a file that is missing or damaged, a newer version, or parameters that do not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such bundle; it is the folder bundle/ that a run's output ends with.")
+    for name in ("model.yaml", "model.safetensors", "transforms.yaml"):
+        if not (folder / name).is_file():
+            inside = folder / "bundle"
+            hint = f" Did you mean {inside}?" if (inside / name).is_file() else ""
+            raise InputError(f"{folder}: this is no bundle, for it has no {name}.{hint}")
+    spec = _read_spec(folder)
+    transforms = parse(Transforms, read_yaml(folder / "transforms.yaml"), str(folder / "transforms.yaml"))
+    with torch.device("meta"):
+        model = spec.build()
+    try:
+        state = load_file(folder / "model.safetensors", device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / 'model.safetensors'}: damaged, it cannot be read: {error}.") from error
+    check_state(state, model, str(folder / "model.safetensors"))
+    model.load_state_dict(state, assign=True)
+    return model.eval(), transforms
+
+
+def check_state(state: Mapping[str, torch.Tensor], model: Model, where: str) -> None:
+    """Refuse parameters that do not fit a model, showing both sides.
+
+    Raises:
+        InputError: missing, unknown or differently shaped parameters.
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    problems = [f"missing: {name} {wanted[name]}" for name in wanted.keys() - found.keys()]
+    problems += [f"unknown: {name} {found[name]}" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name}: the model has {wanted[name]}, the file {found[name]}"
+        for name in wanted.keys() & found.keys()
+        if wanted[name] != found[name]
+    ]
+    if problems:
+        shown = "\n  ".join(sorted(problems)[:8])
+        raise InputError(f"{where}: {len(problems)} parameters do not fit the model:\n  {shown}")
+
+
+def _read_spec(folder: Path) -> ModelSpec:
+    where = folder / "model.yaml"
+    data = read_yaml(where)
+    version = data.get("version")
+    if data.get("format") != "mmformer" or not isinstance(version, int) or "model" not in data:
+        raise InputError(f"{where}: this is not the model.yaml of a bundle; format, version and model are expected.")
+    if version > VERSION:
+        raise InputError(
+            f"{where}: the bundle has format version {version}, but this mmformer reads up to {VERSION}: upgrade it."
+        )
+    for encoder in data["model"].get("encoders", {}).values():
+        arguments = encoder.get("tokenizer", {}).get("init_args", {})
+        name = arguments.get("vocabulary")
+        if name is not None:
+            # A bundle names files beside it; anything else could reach out of it.
+            if Path(name).name != name or not (folder / name).is_file():
+                raise InputError(f"{where}: the vocabulary '{name}' is not a file of the bundle {folder}.")
+            arguments["vocabulary"] = str(folder / name)
+    return parse(ModelSpec, data["model"], str(where))
+
+
+def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:
+    """The spec with the files that it names copied into a folder, and named by what they are called there."""
+    encoders = {}
+    for name, encoder in spec.encoders.items():
+        renamed = {}
+        for attribute in encoder.tokenizer.files:
+            source = Path(getattr(encoder.tokenizer, attribute))
+            target = f"{name}{source.suffix}"
+            shutil.copyfile(source, folder / target)
+            renamed[attribute] = target
+        encoders[name] = dataclasses.replace(
+            encoder, tokenizer=dataclasses.replace(encoder.tokenizer, **renamed) if renamed else encoder.tokenizer
+        )
+    return dataclasses.replace(spec, encoders=encoders)
+
+
+def _write_yaml(path: Path, data: object) -> None:
+    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")

@@ -1,0 +1,99 @@
+"""``mmformer COMMAND …``: finds the command, runs it, and turns what went wrong into one message.
+
+Nothing heavy is imported here: help and unknown commands answer before torch would have been loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from mmformer.errors import InputError, nearest
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    # name: (module, group, what it does)
+    "fit": ("train", "Train", "train a model from a YAML file"),
+    "validate": ("train", "Train", "measure a run's model on its validation split"),
+    "test": ("train", "Train", "measure a run's model on its test split"),
+    "classify": ("use", "Use a trained model", "name what is in pictures, by any labels"),
+    "retrieve": ("use", "Use a trained model", "find pictures by a text, or texts by a picture"),
+    "embed": ("use", "Use a trained model", "write embeddings of pictures or texts"),
+    "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
+}
+
+EXAMPLES = """\
+Examples:
+  mmformer fit --config configs/runs/emoji_quickstart.yaml
+  mmformer classify runs/emoji_quickstart/bundle picture.png --labels "cat,dog,pizza"
+  mmformer retrieve runs/emoji_quickstart/bundle --images pictures/ "a red heart"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0, 2 for something the user has to act on, 130 for an interruption."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"mmformer {version('mmformer')}")
+        return 0
+    try:
+        return run(words)
+    except InputError as error:
+        if debug:
+            raise
+        print(f"mmformer: {plain(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("mmformer: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Dispatch to the command's module.
+
+    Raises:
+        InputError: there is no such command.
+    """
+    name, *rest = words
+    if name not in COMMANDS:
+        raise InputError(
+            f"there is no command '{name}'.{nearest(name, COMMANDS)} The commands are {', '.join(COMMANDS)}; "
+            f"mmformer --help says what they do."
+        )
+    module = importlib.import_module(f"mmformer.cli.{COMMANDS[name][0]}")
+    code: int = module.run(name, rest)
+    return code
+
+
+def overview() -> str:
+    """The top-level help."""
+    lines = ["usage: mmformer COMMAND ...", "", "Train and use multimodal Transformers.", ""]
+    for group in dict.fromkeys(group for _, group, _ in COMMANDS.values()):
+        lines.append(f"{group}:")
+        lines += [f"  {name:<12}{what}" for name, (_, own, what) in COMMANDS.items() if own == group]
+        lines.append("")
+    lines += [
+        "mmformer COMMAND --help says more; --debug shows a traceback where something fails.",
+        "",
+        EXAMPLES.rstrip(),
+    ]
+    return "\n".join(lines)
+
+
+def plain(message: str) -> str:
+    """The message alone, where a loader's worker process wrapped it in its traceback."""
+    marker = "InputError: "
+    return message.rpartition(marker)[2].strip() if "Original Traceback" in message and marker in message else message

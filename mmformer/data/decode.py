@@ -1,0 +1,224 @@
+"""A sample's members, from bytes to values, by decoders that cannot run code.
+
+Which decoder reads a member is decided by its extension alone, from the table at the end; nothing here unpickles, and
+pictures are opened by the five readers of Pillow that are named, not by whichever of its dozens recognises the bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from mmformer.errors import InputError, nearest
+
+MAX_PIXELS = 64_000_000
+"""Larger images are refused by what their header declares; one of this size takes up to 1 GB while it is decoded."""
+
+Fit = Literal["pad", "crop", "squash"]
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# What Pillow's readers raise on damaged files (found by fuzzing them: tests/data/test_decode.py).
+_DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The picture in a PNG, JPEG, WebP, GIF (its first frame) or BMP file, upright, opaque, in colour.
+
+    Transparency is laid on white, 16 bits a channel become 8, and EXIF orientation is applied; colour profiles are not.
+    One kind of damage passes, since Pillow does not see it: a PNG with too few rows, well packed; the rest is black.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error: its path, or key and extension.
+        max_pixels: width times height, as the header declares them, above which it is not decoded; Pillow itself
+            decodes no more than 178 megapixels.
+
+    Returns:
+        An array of its own, uint8, H W 3.
+
+    Raises:
+        InputError: it is none of these formats, damaged, cut off, or too large.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of what is refused or repaired below
+        try:
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_size(image.size, name, max_pixels)
+            image.load()
+            return np.array(_to_rgb(_turn_upright(image)))
+        except InputError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{name}: {error} Scale it down first.") from error
+        except _DAMAGE as error:
+            raise InputError(
+                f"{name}: not a whole PNG, JPEG, WebP, GIF or BMP image ({_describe(data)}): {_reason(error)}. "
+                "Replace it or leave it out."
+            ) from error
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text in a UTF-8 file, unchanged but for a byte order mark.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = data[error.start : error.start + 8].hex(" ")
+        raise InputError(
+            f"{name}: not UTF-8 text: byte {error.start} of {len(data)} ({found}): {error.reason}. Convert it to UTF-8."
+        ) from error
+
+
+def decode_json(data: bytes, name: str) -> Any:
+    """The value in a UTF-8 JSON file.
+
+    Raises:
+        InputError: it is not UTF-8 or not JSON.
+    """
+    text = decode_text(data, name)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name}: not JSON: {_reason(error)}; it begins with {text[:40]!r}.") from error
+
+
+def decode_class(data: bytes, name: str) -> int:
+    """The class number in a ``.cls`` member: decimal text, as webdataset writes it.
+
+    Raises:
+        InputError: it is not an integer.
+    """
+    text = decode_text(data, name)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InputError(f"{name}: must hold one integer, the class, but holds {text[:40]!r}.") from error
+
+
+def decode(extension: str, data: bytes, name: str) -> Any:
+    """The value of a member, by the last part of its extension (``"seg.png"`` is read as ``"png"``).
+
+    Raises:
+        InputError: there is no decoder for the extension, or the bytes are not what it says.
+    """
+    kind = extension.rsplit(".", 1)[-1].lower()
+    if kind not in DECODERS:
+        raise InputError(
+            f"{name}: there is no decoder for '.{kind}', only for {', '.join(DECODERS)}.{nearest(kind, DECODERS)}"
+        )
+    return DECODERS[kind](data, name)
+
+
+def resize(
+    image: NDArray[np.uint8],
+    size: int | tuple[int, int],
+    fit: Fit = "pad",
+    fill: tuple[int, int, int] = (255, 255, 255),
+) -> NDArray[np.uint8]:
+    """An image of another size, by antialiased bicubic interpolation; the same array where it has that size already.
+
+    Args:
+        image: uint8, H W 3.
+        size: the side of a square, or (height, width), in pixels.
+        fit: ``pad`` keeps all of it and its proportions and fills the rest; ``crop`` keeps its proportions and cuts
+            from the centre what does not fit; ``squash`` keeps all of it and not its proportions.
+        fill: the colour that ``pad`` fills with.
+
+    Raises:
+        InputError: the size is not positive, or the fit is unknown.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise InputError(f"An image was to be resized to {height}x{width}, but both sides must be at least 1.")
+    if fit not in get_args(Fit):
+        raise InputError(f"fit is '{fit}', but must be one of {', '.join(get_args(Fit))}.{nearest(fit, get_args(Fit))}")
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        return image
+    box = (0.0, 0.0, float(columns), float(rows))
+    if fit == "crop":
+        # Only the part that stays is resampled: the whole of a very long image, scaled up, might not fit into memory.
+        scale = max(height / rows, width / columns)
+        left, top = (columns - width / scale) / 2, (rows - height / scale) / 2
+        box = (max(0.0, left), max(0.0, top), min(columns - left, columns), min(rows - top, rows))
+    elif fit == "pad":
+        scale = min(height / rows, width / columns)
+        inner = (max(1, min(width, round(columns * scale))), max(1, min(height, round(rows * scale))))
+        small = np.asarray(Image.fromarray(image).resize(inner, Image.Resampling.BICUBIC))
+        padded = np.empty((height, width, 3), np.uint8)
+        padded[:] = fill
+        top_row, left_column = (height - inner[1]) // 2, (width - inner[0]) // 2
+        padded[top_row : top_row + inner[1], left_column : left_column + inner[0]] = small
+        return padded
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise InputError(
+            f"{name}: declares {width}x{height} = {width * height / 1e6:.1f} megapixels, more than the limit of "
+            f"{max_pixels / 1e6:.1f}. Scale it down first."
+        )
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _DAMAGE:
+        return image  # the pixels are whole; only what a camera wrote about them is not
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
+        deep = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(layer, mask=layer)
+        return white
+    return image.convert("RGB")
+
+
+def _describe(data: bytes) -> str:
+    return f"{len(data)} bytes, beginning with {data[:8].hex(' ')}" if data else "empty"
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no reader recognises it"  # Pillow's text names a buffer by its address
+    return str(error).strip().rstrip(".") or type(error).__name__
+
+
+DECODERS: dict[str, Callable[[bytes, str], Any]] = {
+    **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp"), decode_image),
+    "json": decode_json,
+    "txt": decode_text,
+    "cls": decode_class,
+}
+"""The decoder of each extension."""

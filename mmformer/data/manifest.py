@@ -1,0 +1,278 @@
+"""The table of shards that stands beside them, and the index of one shard.
+
+``manifest.json``, read whole when a set is opened::
+
+    {"format": "mmformer-shards", "version": 1, "shards": [
+     {"path": "emoji-train-000000.tar", "split": "train", "samples": 256, "bytes": 2897920,
+      "sha256": "9f…", "index": "emoji-train-000000.index.json"}, …]}
+
+``path`` and ``index`` are relative to the manifest, with ``/`` between folders. The index of a shard is a file of its
+own, read only when the shard is::
+
+    {"format": "mmformer-shard-index", "version": 1, "shard": "emoji-train-000000.tar", "bytes": 2897920,
+     "extensions": ["json", "png"], "keys": ["1f600", …], "members": [[0, 512, 1380, 1, 2560, 3071], …]}
+
+``members`` has one row a sample, in the shard's order: extension (a number into ``extensions``), offset of the first
+payload byte in the tar, length in bytes, three numbers for every member of the sample. Keys and extensions are
+webdataset's: the name up to the first dot of its last part, and the rest in lower case.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mmformer.errors import InputError, nearest
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_FORMAT = "mmformer-shards"
+INDEX_FORMAT = "mmformer-shard-index"
+VERSION = 1
+"""Of both files; a reader refuses newer ones."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One row of the manifest.
+
+    Args:
+        path: the tar file, relative to the manifest.
+        split: the part of the set that it belongs to, such as "train".
+        samples: how many samples it holds.
+        bytes: its size.
+        sha256: of the whole file, in hexadecimal.
+        index: its index file, relative to the manifest.
+    """
+
+    path: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    index: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the samples of one shard lie in it.
+
+    Args:
+        shard: the name of the tar file, without folders.
+        bytes: the size of the tar file that was indexed.
+        extensions: every member extension that occurs in it, sorted.
+        keys: the samples' keys, in the shard's order.
+        members: for each sample (extension number, offset, length), flat, for each member in the shard's order.
+    """
+
+    shard: str
+    bytes: int
+    extensions: tuple[str, ...]
+    keys: tuple[str, ...]
+    members: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def spans(self, row: int) -> dict[str, tuple[int, int]]:
+        """The members of a sample: extension -> (offset of its first byte in the tar, length in bytes)."""
+        flat = self.members[row]
+        return {self.extensions[flat[i]]: (flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)}
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        header = {"format": INDEX_FORMAT, "version": VERSION}
+        write_atomically(path, json.dumps(header | asdict(self), separators=(",", ":")) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> ShardIndex:
+        """Read and check an index file.
+
+        Raises:
+            InputError: it is missing, broken, newer than this program, or its numbers cannot be right.
+        """
+        fix = "Make the index again from the shard (mmformer.data.shards.index_shard)."
+        content = _read_json(path, INDEX_FORMAT, f"index of a shard, {path}", fix)
+        try:
+            index = cls(
+                shard=str(content["shard"]),
+                bytes=int(content["bytes"]),
+                extensions=tuple(content["extensions"]),
+                keys=tuple(content["keys"]),
+                members=tuple(tuple(row) for row in content["members"]),
+            )
+            problem = _index_problem(index)
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"a field is missing or of the wrong type ({type(error).__name__}: {error})"
+        if problem:
+            raise InputError(f"{path}: {problem}. {fix}")
+        return index
+
+
+def _index_problem(index: ShardIndex) -> str:
+    """What cannot be right about an index, or ``""``."""
+    if not all(isinstance(name, str) for name in (*index.keys, *index.extensions)):
+        return "keys and extensions must be strings"
+    if len(index.members) != len(index.keys):
+        return f"{len(index.keys)} keys, but {len(index.members)} rows of members"
+    known = range(len(index.extensions))
+    for key, flat in zip(index.keys, index.members, strict=True):
+        if len(flat) % 3 or any(type(number) is not int for number in flat):
+            return f"the members of sample {key!r} are not (extension, offset, length) in whole numbers"
+        for extension, offset, length in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+            if extension not in known or offset < 0 or length < 0 or offset + length > index.bytes:
+                return f"a member of sample {key!r} lies outside the shard's {index.bytes} bytes"
+    return ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A set of shards.
+
+    Args:
+        root: the folder that paths in the table are relative to.
+        shards: the table, in the order that samples are counted in.
+    """
+
+    root: Path
+    shards: tuple[Shard, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits, in the table's order."""
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+    def split(self, name: str) -> tuple[Shard, ...]:
+        """The shards of one split, in the table's order.
+
+        Raises:
+            InputError: there is no such split; the known ones are listed.
+        """
+        chosen = tuple(shard for shard in self.shards if shard.split == name)
+        if not chosen:
+            known = ", ".join(self.splits)
+            hint = nearest(name, self.splits)
+            raise InputError(f"There is no split '{name}' in {self.root / MANIFEST_NAME}: it has {known}.{hint}")
+        return chosen
+
+    def path(self, shard: Shard) -> Path:
+        """Where a shard's tar file is."""
+        return self.root / shard.path
+
+    def index(self, shard: Shard) -> ShardIndex:
+        """Read the index of a shard.
+
+        Raises:
+            InputError: it is missing or broken, or disagrees with the manifest.
+        """
+        path = self.root / shard.index
+        index = ShardIndex.load(path)
+        found = (len(index), index.bytes)
+        if found != (shard.samples, shard.bytes):
+            raise InputError(
+                f"{path} indexes {found[0]} samples in {found[1]} bytes, but {self.root / MANIFEST_NAME} says that "
+                f"{shard.path} has {shard.samples} samples in {shard.bytes} bytes: they were not made together. "
+                "Restore the one that is out of date."
+            )
+        return index
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Read the manifest of a folder of shards; the file itself may be named as well.
+
+        Raises:
+            InputError: the folder or the manifest is missing, broken, or newer than this program.
+        """
+        given = Path(path)
+        if not given.exists():
+            known = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
+            raise InputError(f"There is no folder of shards {given}.{nearest(given.name, known)}")
+        file = given / MANIFEST_NAME if given.is_dir() else given
+        fix = f"A folder of shards has a {MANIFEST_NAME}, as mmformer.data.shards.ShardWriter writes it."
+        content = _read_json(file, MANIFEST_FORMAT, f"manifest {file}", fix)
+        rows = content.get("shards")
+        if not isinstance(rows, list) or not rows:
+            raise InputError(f"{file}: 'shards' must be a table of at least one shard. {fix}")
+        shards = tuple(_parse_shard(row, f"{file}: shards[{number}]") for number, row in enumerate(rows))
+        _refuse_repeats(shards, file)
+        return cls(file.parent, shards)
+
+    def save(self) -> Path:
+        """Write ``manifest.json`` into the root, whole or not at all, and return its path."""
+        path = self.root / MANIFEST_NAME
+        rows = ",\n ".join(json.dumps(asdict(shard), ensure_ascii=False) for shard in self.shards)
+        head = f'{{"format": "{MANIFEST_FORMAT}", "version": {VERSION}, "shards": ['
+        write_atomically(path, f"{head}\n {rows}\n]}}\n")
+        return path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file under another name, then rename it: a reader sees the old file or the whole new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)  # mkstemp's files are for their owner alone
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _read_json(path: Path, expected: str, what: str, fix: str) -> Mapping[str, Any]:
+    """The object in a JSON file of a known format and a version that this program reads."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no {what}. {fix}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"The {what} cannot be read: {error}. {fix}") from error
+    if not isinstance(content, dict) or content.get("format") != expected:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"The {what} must have the format '{expected}', but has {found!r}. {fix}")
+    version = content.get("version")
+    if type(version) is not int or version < 1:
+        raise InputError(f"The {what} must have a version from 1 to {VERSION}, but has {version!r}. {fix}")
+    if version > VERSION:
+        raise InputError(
+            f"The {what} has version {version}, but this mmformer reads up to version {VERSION}. Update mmformer."
+        )
+    return content
+
+
+def _parse_shard(row: object, where: str) -> Shard:
+    """One row of the table, with every field checked."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where} must be an object with the fields of a shard, but is {row!r}.")
+    names = [field.name for field in fields(Shard)]
+    for name in row:
+        if name not in names:
+            raise InputError(f"{where} has an unknown field '{name}'.{nearest(name, names)}")
+    for name in names:
+        if name not in row:
+            raise InputError(f"{where} lacks the field '{name}'.")
+        value, counts = row[name], name in ("samples", "bytes")
+        if not (type(value) is int and value >= 0 if counts else isinstance(value, str) and value):
+            raise InputError(f"{where}.{name} must be {'a whole number' if counts else 'text'}, but is {value!r}.")
+    shard = Shard(**row)
+    for name in ("path", "index"):
+        relative = PurePosixPath(getattr(shard, name))
+        if relative.is_absolute() or ".." in relative.parts:
+            raise InputError(f"{where}.{name} must lie below the manifest's folder, but is '{relative}'.")
+    if len(shard.sha256) != 64 or set(shard.sha256) - set("0123456789abcdef"):
+        raise InputError(f"{where}.sha256 must be 64 hexadecimal digits, but is {shard.sha256!r}.")
+    return shard
+
+
+def _refuse_repeats(shards: Iterable[Shard], file: Path) -> None:
+    seen: set[str] = set()
+    for shard in shards:
+        if shard.path in seen:
+            raise InputError(f"{file} lists the shard {shard.path} twice. Remove one of the rows.")
+        seen.add(shard.path)

@@ -1,0 +1,331 @@
+"""Shards: ordinary webdataset tars, written whole, read by position.
+
+A sample is a run of tar members with one key: ``KEY.png``, ``KEY.json``, ``KEY.en-0.ogg``. Any tool that reads tar, or
+webdataset itself, reads them front to back; with the manifest beside them (``mmformer.data.manifest``) a reader goes
+straight to any sample, and a damaged shard is noticed instead of silently ending early.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard
+from mmformer.data.tar import META, RESTORE, file_sha256, index_shard
+from mmformer.errors import InputError, nearest
+
+__all__ = ["RawSample", "ShardReader", "ShardWriter", "index_shard", "verify", "verify_shard"]
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample as it lies in its shard: its key, and extension -> the member's bytes."""
+
+    key: str
+    members: dict[str, bytes]
+
+
+@dataclass
+class _OpenShard:
+    """A shard that is being written."""
+
+    split: str
+    path: Path
+    tar: tarfile.TarFile
+    samples: int = 0
+
+
+class ShardWriter:
+    """Writes samples into numbered shards, ``NAME-SPLIT-000000.tar``, with their indexes and the manifest.
+
+    Everything is written into a hidden folder beside its place and renamed into place at the end, the manifest last.
+    An exception leaves the folder as it was. The same samples give the same bytes.
+
+    Args:
+        folder: where the shards go; made if it is missing.
+        name: what the files' names begin with.
+        samples_per_shard: at most so many in one shard.
+        overwrite: take the place of the set that is in the folder; its shards are removed.
+
+    Raises:
+        InputError: an argument cannot be used, or the folder holds a set already.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], name: str, samples_per_shard: int = 1000, overwrite: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise InputError(f"The shards' name must be of letters, digits, - and _, but is {name!r}.")
+        if samples_per_shard < 1:
+            raise InputError(f"samples_per_shard must be at least 1, but is {samples_per_shard}.")
+        if (self.folder / MANIFEST_NAME).exists() and not overwrite:
+            raise InputError(f"{self.folder} holds a set of shards already. Choose another folder, or overwrite=True.")
+        self.name, self.samples_per_shard = name, samples_per_shard
+        self.manifest = Manifest(self.folder, ())  # complete when the with block has ended
+        self._open: dict[str, _OpenShard] = {}
+        self._done: dict[str, list[Shard]] = {}
+        self._keys: set[str] = set()
+        self._work: Path | None = None
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._work = Path(tempfile.mkdtemp(prefix=f".{self.name}-", dir=self.folder))
+        return self
+
+    def write(self, sample: RawSample, split: str = "train") -> None:
+        """Add a sample to a split.
+
+        Raises:
+            InputError: the key was used before, or webdataset would not read back the key or the extensions.
+        """
+        _check_names(sample)
+        if sample.key in self._keys:
+            raise InputError(f"The key '{sample.key}' comes twice. Every sample of a set needs its own.")
+        shard = self._open.get(split) or self._start(split)
+        for extension, data in sample.members.items():
+            info = tarfile.TarInfo(f"{sample.key}.{extension}")  # owner 0, time 0: the same samples, the same bytes
+            info.size, info.mode = len(data), 0o644
+            shard.tar.addfile(info, io.BytesIO(data))
+        self._keys.add(sample.key)
+        shard.samples += 1
+        if shard.samples == self.samples_per_shard:
+            self._finish(split)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        work = self._work
+        if work is None:
+            raise RuntimeError("ShardWriter was not entered")
+        try:
+            if kind is None:
+                for split in list(self._open):
+                    self._finish(split)
+                self._commit(work)
+        finally:
+            for shard in self._open.values():
+                shard.tar.close()
+            shutil.rmtree(work)
+
+    def _start(self, split: str) -> _OpenShard:
+        if self._work is None:
+            raise RuntimeError("use ShardWriter in a with statement")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", split):
+            raise InputError(f"A split's name must be of letters, digits, - and _, but is {split!r}.")
+        path = self._work / f"{self.name}-{split}-{len(self._done.setdefault(split, [])):06d}.tar"
+        self._open[split] = _OpenShard(split, path, tarfile.open(path, "w", format=tarfile.PAX_FORMAT))  # noqa: SIM115
+        return self._open[split]
+
+    def _finish(self, split: str) -> None:
+        """Close a shard, and index it as anybody else would: from the file."""
+        shard = self._open.pop(split)
+        shard.tar.close()
+        index_path = shard.path.with_suffix(".index.json")
+        index = index_shard(shard.path)
+        index.save(index_path)
+        digest = file_sha256(shard.path)
+        row = Shard(shard.path.name, split, shard.samples, index.bytes, digest, index_path.name)
+        self._done[split].append(row)
+
+    def _commit(self, work: Path) -> None:
+        shards = tuple(shard for rows in self._done.values() for shard in rows)
+        if not shards:
+            raise InputError(f"No sample was written to {self.folder}: a set of shards needs at least one.")
+        old: set[str] = set()
+        if (self.folder / MANIFEST_NAME).exists():
+            old = {name for shard in Manifest.load(self.folder).shards for name in (shard.path, shard.index)}
+        new = [name for shard in shards for name in (shard.path, shard.index)]
+        for name in new:
+            with (work / name).open("rb") as file:
+                os.fsync(file.fileno())
+            (work / name).replace(self.folder / name)
+        self.manifest = Manifest(self.folder, shards)
+        self.manifest.save()
+        for name in old.difference(new):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _check_names(sample: RawSample) -> None:
+    """Refuse what webdataset, or a tar, would not give back as it was."""
+    parts = sample.key.split("/")
+    if not sample.key.isprintable() or any(part in ("", ".", "..") for part in parts) or "." in parts[-1]:
+        raise InputError(
+            f"The key {sample.key!r} cannot be used: it is a relative path in printable characters, without a dot in "
+            "its last part (the extension begins at the first dot)."
+        )
+    if not sample.members:
+        raise InputError(f"The sample '{sample.key}' has no members.")
+    for extension in sample.members:
+        usable = extension.isprintable() and extension == extension.lower() and "/" not in extension
+        if not usable or not extension or extension.startswith("__") or META.match(f"{sample.key}.{extension}"):
+            raise InputError(
+                f"The member '{sample.key}.{extension}' cannot be used: an extension is in lower case, printable, "
+                "without a slash, and neither it nor the whole name looks like __this__."
+            )
+
+
+class _Descriptor:
+    """An open file that closes itself when the last reader has let go of it."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound early: os may be gone at exit
+        close(self.number)
+
+
+def _open_shard(path: Path, expected: int) -> _Descriptor:
+    """Open a shard whose size is the manifest's."""
+    try:
+        descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise InputError(
+            f"The shard {path} is missing: the manifest lists it with {expected} bytes. {RESTORE}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"The shard {path} cannot be opened: {error}.") from error
+    found = os.fstat(descriptor.number).st_size
+    if found != expected:
+        raise InputError(f"The shard {path} has {found} bytes, but the manifest says {expected}. {RESTORE}")
+    return descriptor
+
+
+class ShardReader:
+    """Reads the samples of a split at any position.
+
+    Indexes and files are opened when first needed and kept in bounded numbers. Reads are ``pread``: they share no file
+    position, so one reader may be used by forked workers and by threads. Pickling leaves what is open behind.
+
+    Args:
+        manifest: the set.
+        split: the split to read.
+        max_open: shards kept open at once.
+        max_indexes: indexes kept in memory at once.
+
+    Raises:
+        InputError: there is no such split.
+    """
+
+    def __init__(self, manifest: Manifest, split: str, max_open: int = 32, max_indexes: int = 256) -> None:
+        self.manifest, self.split = manifest, split
+        self.max_open, self.max_indexes = max_open, max_indexes
+        self.shards = manifest.split(split)
+        self._ends = tuple(accumulate(self.counts))
+        self._descriptor = lru_cache(max_open)(_open_shard)
+        self._index = lru_cache(max_indexes)(manifest.index)
+
+    def __reduce__(self) -> tuple[type[ShardReader], tuple[Manifest, str, int, int]]:
+        return type(self), (self.manifest, self.split, self.max_open, self.max_indexes)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples in each shard, from the manifest alone."""
+        return tuple(shard.samples for shard in self.shards)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all samples, in order. It reads every index of the split."""
+        return tuple(key for shard in self.shards for key in self._index(shard).keys)
+
+    def shard_keys(self, shard: int) -> tuple[str, ...]:
+        """The keys in one shard of the split, in order."""
+        return self._index(self.shards[shard]).keys
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Shard and row of a sample that is counted through the whole split.
+
+        Raises:
+            IndexError: the position is negative or past the end.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} of a split of {len(self)} samples")
+        shard = bisect_right(self._ends, position)
+        return shard, position - self._ends[shard] + self.shards[shard].samples
+
+    def __getitem__(self, position: int) -> RawSample:
+        """The sample at a position that counts through the whole split, with all of its members."""
+        return self.read(*self.locate(position))
+
+    def read(self, shard: int, row: int, extensions: Collection[str] | None = None) -> RawSample:
+        """Read a sample.
+
+        Args:
+            shard: its shard's number in the split.
+            row: its number in the shard.
+            extensions: the members to read, in this order; None reads all. One that this sample lacks is left out, but
+                one that the whole shard lacks is an error.
+
+        Raises:
+            InputError: the shard or its index is missing, damaged, or not the one that the manifest describes, or no
+                sample of the shard has a member that was asked for.
+        """
+        entry = self.shards[shard]
+        index = self._index(entry)
+        spans = index.spans(row)
+        path = self.manifest.path(entry)
+        if extensions is not None:
+            for name in extensions:
+                if name not in index.extensions:
+                    known, hint = ", ".join(index.extensions), nearest(name, index.extensions)
+                    raise InputError(f"No sample in {path} has a member '{name}': there are {known}.{hint}")
+            spans = {name: spans[name] for name in extensions if name in spans}
+        descriptor = self._descriptor(path, entry.bytes)
+        return RawSample(index.keys[row], {name: _pread(descriptor, *span, path=path) for name, span in spans.items()})
+
+
+def _pread(descriptor: _Descriptor, offset: int, length: int, path: Path) -> bytes:
+    """Exactly so many bytes from an offset."""
+    try:
+        data = os.pread(descriptor.number, length, offset)
+        while len(data) < length and (more := os.pread(descriptor.number, length - len(data), offset + len(data))):
+            data += more  # one call returns at most 2 GiB
+    except OSError as error:
+        raise InputError(f"The shard {path} cannot be read at byte {offset}: {error}.") from error
+    if len(data) < length:
+        raise InputError(f"The shard {path} ends {length - len(data)} bytes early, while it was open. {RESTORE}")
+    return data
+
+
+def verify(manifest: Manifest) -> list[str]:
+    """What is wrong with a set: one sentence a problem, none if its shards and indexes are as the manifest says."""
+    return [problem for shard in manifest.shards for problem in verify_shard(manifest, shard)]
+
+
+def verify_shard(manifest: Manifest, shard: Shard) -> list[str]:
+    """What is wrong with one shard: its size, its hash, its count of samples, its index."""
+    path = manifest.path(shard)
+    if not path.is_file():
+        return [f"{path} is missing"]
+    problems = []
+    size = path.stat().st_size
+    if size != shard.bytes:
+        problems.append(f"{path} has {size} bytes, the manifest says {shard.bytes}")
+    elif (digest := file_sha256(path)) != shard.sha256:
+        problems.append(f"{path} has the SHA-256 {digest}, the manifest says {shard.sha256}: its content changed")
+    try:
+        actual = index_shard(path)
+        if len(actual) != shard.samples:
+            problems.append(f"{path} has {len(actual)} samples, the manifest says {shard.samples}")
+        if manifest.index(shard) != actual:
+            problems.append(f"{manifest.root / shard.index} does not agree with {path}")
+    except InputError as error:
+        problems.append(str(error))
+    return problems

@@ -1,0 +1,20 @@
+"""The one kind of error that a user, not a developer, has to act on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something that was handed in cannot be used.
+
+    The message names what was asked, what was found, where, and the fix. The command line prints it alone and exits
+    with code 2; from Python it is an ordinary ``ValueError``.
+    """
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'right'?"`` when a known name is close to the wrong one, otherwise ``""``."""
+    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,169 @@
+"""Classification: by a head, or zero-shot, by the class whose prompts an image is most like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.data.dataset import read_classes
+from mmformer.errors import InputError, nearest
+from mmformer.evaluation.metric import Metric, MetricSpec, Score, to_device
+from mmformer.models.model import Model
+from mmformer.spec import require
+from mmformer.tokenizers.text import TextEncoder
+from mmformer.types import Batch, Outputs
+
+
+class Accuracy(Metric):
+    """Counts right answers; samples without a label (-1) are left out."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.right = self.seen = self.classes = 0
+
+    def count(self, logits: Tensor, batch: Batch) -> None:
+        target = batch.labels[self.label]
+        known = target >= 0
+        self.right += int((logits.argmax(1)[known] == target[known]).sum())
+        self.seen += int(known.sum())
+        self.classes = logits.shape[1]
+
+    def compute(self) -> dict[str, Score]:
+        if not self.seen:
+            raise InputError(f"Accuracy over the label '{self.label}' was asked for, but no sample has it.")
+        return {"accuracy": Score(self.right / self.seen * 100, 100 / self.classes, "%")}
+
+
+@dataclass(frozen=True)
+class AccuracySpec(MetricSpec):
+    """The share of samples, in percent, whose highest logit is their label's.
+
+    Attributes:
+        head: a classification head.
+        label: which of the data's labels; None: the one that has the head's name.
+    """
+
+    head: str
+    label: str | None = None
+
+    def build(self) -> Accuracy:
+        return HeadAccuracy(self.head, self.label or self.head)
+
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+        _require_label("AccuracySpec", self.label or self.head, labels)
+        if not hasattr(heads.get(self.head), "classes"):
+            known = [name for name, head in heads.items() if hasattr(head, "classes")]
+            raise InputError(
+                f"AccuracySpec.head is '{self.head}', but the model's classification heads are "
+                f"{', '.join(known) or 'none'}.{nearest(self.head, known)}"
+            )
+
+
+class HeadAccuracy(Accuracy):
+    def __init__(self, head: str, label: str) -> None:
+        super().__init__(label)
+        self.head = head
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        self.count(outputs.logits[self.head], batch)
+
+
+@dataclass(frozen=True)
+class ZeroShotSpec(MetricSpec):
+    """Accuracy, in percent, of the class whose prompts' mean embedding is nearest (CLIP, Radford et al. 2021, §3.1.4).
+
+    Attributes:
+        label: which of the data's labels.
+        classes: a file of class names, one a line, in the label's order.
+        templates: prompts with {} for the name; the embeddings of all of them are averaged.
+        image: the encoder of what is classified.
+        text: the encoder of the prompts.
+    """
+
+    label: str
+    classes: str
+    templates: tuple[str, ...] = ("{}",)
+    image: str = "image"
+    text: str = "text"
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+        require(self.image != self.text, self, "text", "another encoder than image")
+
+    def build(self) -> ZeroShot:
+        return ZeroShot(self)
+
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+        _require_label("ZeroShotSpec", self.label, labels)
+        for name in (self.image, self.text):
+            if name not in embedding_widths:
+                raise InputError(
+                    f"ZeroShotSpec reads the encoder '{name}', but the model's are {', '.join(embedding_widths)}."
+                    f"{nearest(name, embedding_widths)}"
+                )
+
+
+class ZeroShot(Accuracy):
+    def __init__(self, spec: ZeroShotSpec) -> None:
+        super().__init__(spec.label)
+        self.spec = spec
+        self.prompts: Tensor | None = None
+
+    def start(self, model: Model, encoder: TextEncoder | None, device: torch.device) -> None:
+        if encoder is None:
+            raise InputError("Zero-shot classification needs a text encoder, but the model has none.")
+        names = read_classes(self.spec.classes)
+        self.prompts = embed_classes(model, encoder, names, self.spec.templates, self.spec.text, device)
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        assert self.prompts is not None, "start() comes first"
+        self.count(F.normalize(outputs.embedding[self.spec.image].float(), dim=-1) @ self.prompts.T, batch)
+
+
+def embed_classes(
+    model: Model,
+    encoder: TextEncoder,
+    names: Sequence[str],
+    templates: Sequence[str],
+    text: str,
+    device: torch.device,
+    batch_size: int = 256,
+) -> Tensor:
+    """One embedding a class, of unit length: the mean over its prompts, each of unit length. C E, float32."""
+    prompts = [template.format(name) for name in names for template in templates]
+    parts = []
+    for start in range(0, len(prompts), batch_size):
+        batch = Batch((), {}, text=encoder.encode(prompts[start : start + batch_size]))
+        parts.append(F.normalize(model(to_device(batch, device)).embedding[text].float(), dim=-1))
+    embeddings = torch.cat(parts).view(len(names), len(templates), -1)
+    return F.normalize(embeddings.mean(1), dim=-1)
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse templates that do not hold exactly one {}.
+
+    Raises:
+        InputError: none at all, or one that has no place for the name.
+    """
+    if not templates:
+        raise InputError("There are no prompt templates; {} alone is the plain name.")
+    for template in templates:
+        try:
+            good = template.format("\0").count("\0") == 1
+        except (IndexError, KeyError, ValueError):
+            good = False
+        if not good:
+            raise InputError(f"A prompt template must hold {{}} once, for the class name, but is {template!r}.")
+
+
+def _require_label(spec: str, label: str, labels: Iterable[str]) -> None:
+    known = list(labels)
+    if label not in known:
+        raise InputError(
+            f"{spec} reads the label '{label}', but data.labels has {', '.join(known) or 'none'}."
+            f"{nearest(label, known)}"
+        )

@@ -1,0 +1,99 @@
+"""What every metric is, and the loop that feeds them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from mmformer.models.model import Model
+from mmformer.spec import family
+from mmformer.tokenizers.text import TextEncoder
+from mmformer.types import Batch, Outputs, Text
+
+
+class Score(NamedTuple):
+    """One number, and what guessing would give."""
+
+    value: float
+    chance: float | None = None
+    unit: str = ""  # "%" or nothing
+
+
+@family
+@dataclass(frozen=True)
+class MetricSpec(ABC):
+    """A measure of a model on a split."""
+
+    @abstractmethod
+    def build(self) -> Metric:
+        """A fresh one, which has seen nothing."""
+
+    @abstractmethod
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+        """Refuse a run that lacks what this metric reads.
+
+        Args:
+            embedding_widths: encoder -> width of its embedding.
+            heads: head -> its spec.
+            labels: names of the data's labels.
+
+        Raises:
+            InputError: an encoder, head or label that is not there.
+        """
+
+
+class Metric(ABC):
+    """Sees a split batch by batch, then says its scores."""
+
+    def start(self, model: Model, encoder: TextEncoder | None, device: torch.device) -> None:  # noqa: B027
+        """A hook for what has to be computed once, such as class prompts; most metrics need none."""
+
+    @abstractmethod
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        """Take in one batch."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Score]:
+        """The scores over all that it has seen."""
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Model,
+    batches: Iterable[Batch],
+    metrics: Mapping[str, MetricSpec],
+    encoder: TextEncoder | None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Score]:
+    """Run a model over batches and take every metric's scores, as "metric/score".
+
+    The model is left in the mode, training or not, that it was found in.
+    """
+    device = torch.device(device)
+    built = {name: spec.build() for name, spec in metrics.items()}
+    training = model.training
+    model.eval()
+    try:
+        for metric in built.values():
+            metric.start(model, encoder, device)
+        for batch in batches:
+            moved = to_device(batch, device)
+            outputs = model(moved)
+            for metric in built.values():
+                metric.update(outputs, moved)
+    finally:
+        model.train(training)
+    return {f"{name}/{key}": score for name, metric in built.items() for key, score in metric.compute().items()}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return batch._replace(
+        labels={name: label.to(device) for name, label in batch.labels.items()},
+        image=None if batch.image is None else batch.image.to(device),
+        text=None if batch.text is None else Text(*(tensor.to(device) for tensor in batch.text)),
+    )

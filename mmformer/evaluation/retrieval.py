@@ -1,0 +1,86 @@
+"""Retrieval: each sample's embedding in one modality looks for its own in another, among all of the split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.errors import InputError, nearest
+from mmformer.evaluation.metric import Metric, MetricSpec, Score
+from mmformer.spec import require
+from mmformer.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class RetrievalSpec(MetricSpec):
+    """Recall at k, in percent, and the median rank, both ways.
+
+    A candidate that scores as high as the right one counts as found before it, so that embeddings that do not tell
+    samples apart score nothing.
+
+    Attributes:
+        pair: encoders that are held against each other.
+        recall: the ks.
+    """
+
+    pair: tuple[str, str] = ("image", "text")
+    recall: tuple[int, ...] = (1, 10)
+
+    def __post_init__(self) -> None:
+        require(self.pair[0] != self.pair[1], self, "pair", "two different encoders")
+        require(len(self.recall) >= 1 and min(self.recall) >= 1, self, "recall", "at least one k, each at least 1")
+
+    def build(self) -> Retrieval:
+        return Retrieval(self)
+
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+        for name in self.pair:
+            if name not in embedding_widths:
+                raise InputError(
+                    f"RetrievalSpec.pair has '{name}', but the model's encoders are {', '.join(embedding_widths)}."
+                    f"{nearest(name, embedding_widths)}"
+                )
+
+
+class Retrieval(Metric):
+    def __init__(self, spec: RetrievalSpec) -> None:
+        self.spec = spec
+        self.embeddings: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def update(self, outputs: Outputs, batch: Batch) -> None:
+        for name, kept in zip(self.spec.pair, self.embeddings, strict=True):
+            kept.append(F.normalize(outputs.embedding[name].float(), dim=-1).cpu())
+
+    def compute(self) -> dict[str, Score]:
+        a, b = (torch.cat(kept) for kept in self.embeddings)
+        scores: dict[str, Score] = {}
+        for (first, second), (query, candidate) in {self.spec.pair: (a, b), self.spec.pair[::-1]: (b, a)}.items():
+            rank, number = ranks(query, candidate), len(query)
+            for k in self.spec.recall:
+                recall = (rank <= k).double().mean().item() * 100
+                scores[f"{first}_to_{second}/R@{k}"] = Score(recall, min(k, number) / number * 100, "%")
+            scores[f"{first}_to_{second}/median_rank"] = Score(rank.double().quantile(0.5).item(), (number + 1) / 2)
+        return scores
+
+
+def ranks(query: Tensor, candidate: Tensor, chunk: int = 4096) -> Tensor:
+    """The rank, from 1, of candidate i for query i: how many candidates score at least as high.
+
+    Args:
+        query: N E.
+        candidate: N E.
+        chunk: queries at once, which bounds the memory.
+
+    Returns:
+        N, int64.
+    """
+    parts = []
+    for start in range(0, len(query), chunk):
+        score = query[start : start + chunk] @ candidate.T  # c N
+        right = score.diagonal(start)[:, None]  # c 1
+        parts.append((score >= right).sum(1))
+    return torch.cat(parts)

@@ -1,0 +1,113 @@
+"""An encoder: a modality tokenizer, the name of a stack, and what is made of the tokens that leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.nn.mixer import Aux
+from mmformer.nn.pool import MeanPoolSpec, PoolSpec
+from mmformer.nn.stack import Stack
+from mmformer.spec import require
+from mmformer.tokenizers.tokenizer import TokenizerSpec
+from mmformer.types import SPECIAL, Text, Tokens
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One modality's way through the model.
+
+    Attributes:
+        tokenizer: raw values to tokens.
+        stack: the name of the stack that reads them. Encoders that name one stack share its weights.
+        pool: tokens to one vector.
+        embedding: width of the embedding that the vector is projected to; None: the vector is the embedding.
+        causal: each token sees itself and those before it only (CLIP's text).
+        class_token: put a learned token first, for a pool that reads it.
+        registers: learned tokens that hold no content (Darcet et al. 2023), after the class token.
+    """
+
+    tokenizer: TokenizerSpec
+    stack: str
+    pool: PoolSpec = field(default_factory=MeanPoolSpec)
+    embedding: int | None = None
+    causal: bool = False
+    class_token: bool = False
+    registers: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
+        require(self.registers >= 0, self, "registers", "at least 0")
+        has = self.class_token or not self.pool.needs_class_token
+        require(has, self, "class_token", f"true for {type(self.pool).__name__}")
+        blind = self.causal and self.pool.needs_class_token
+        require(not blind, self, "causal", "false with a class token pool: the first token would see itself alone")
+
+    def build(self, width: int) -> Encoder:
+        """The module over a stack of a width."""
+        return Encoder(self, width)
+
+    def embedding_width(self, width: int) -> int:
+        """The width of its embeddings over a stack of a width."""
+        return self.embedding or width
+
+
+class Encoded(NamedTuple):
+    tokens: Tokens
+    embedding: Tensor  # B E
+    aux: Aux
+    intermediates: dict[int, Tensor]
+
+
+class Encoder(nn.Module):
+    """Holds everything but the stack, which is handed in: the model owns it, and others may share it."""
+
+    undecayed = ("special",)
+
+    def __init__(self, spec: EncoderSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.tokenizer = spec.tokenizer.build(width)
+        number = int(spec.class_token) + spec.registers
+        self.special = nn.Parameter(torch.empty(number, width)) if number else None
+        self.pool = spec.pool.build(width)
+        self.projection = None if spec.embedding is None else nn.Linear(width, spec.embedding, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.special is not None:
+            nn.init.trunc_normal_(self.special, std=0.02)
+
+    def forward(self, value: Tensor | Text, stack: Stack, intermediates: Collection[int] = ()) -> Encoded:
+        """Encode one modality of a batch.
+
+        Args:
+            value: what the tokenizer reads.
+            stack: the stack that the spec names.
+            intermediates: layers of it whose outputs are to be returned.
+        """
+        tokens: Tokens = self.tokenizer(value)
+        if self.special is not None:
+            tokens = _put_first(self.special, tokens)
+        output = stack(tokens, causal=self.spec.causal, intermediates=intermediates)
+        embedding = self.pool(output.tokens)
+        if self.projection is not None:
+            embedding = self.projection(embedding)
+        return Encoded(output.tokens, embedding, output.aux, output.intermediates)
+
+
+def _put_first(special: Tensor, tokens: Tokens) -> Tokens:
+    """Special tokens, then the rest."""
+    batch, number = tokens.x.shape[0], special.shape[0]
+    x = torch.cat((special.to(tokens.x.dtype).expand(batch, -1, -1), tokens.x), dim=1)
+    shared = tokens.pos[:1] if tokens.pos.stride(0) == 0 else tokens.pos
+    nowhere = shared.new_full((shared.shape[0], number, shared.shape[2]), SPECIAL)
+    pos = torch.cat((nowhere, shared), dim=1).expand(batch, -1, -1)
+    valid = None
+    if tokens.valid is not None:
+        valid = torch.cat((tokens.valid.new_ones(batch, number), tokens.valid), dim=1)
+    return Tokens(x, pos, valid)

@@ -1,0 +1,119 @@
+"""Heads: modules that, inside the model's forward, turn embeddings into what an objective weighs.
+
+They run inside ``forward`` because FSDP2 would hand sharded weights to whoever calls them outside.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.spec import family, require, require_probability
+
+
+@family
+@dataclass(frozen=True)
+class HeadSpec(ABC):
+    """A head over the encoders' embeddings."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The encoders that it needs."""
+        return ()
+
+    @abstractmethod
+    def build(self, widths: Mapping[str, int]) -> Head:
+        """The module; ``widths`` has every encoder's embedding width."""
+
+
+class Head(nn.Module, ABC):
+    @abstractmethod
+    def forward(self, embedding: Mapping[str, Tensor]) -> HeadOutput | None:
+        """What it makes of the embeddings (encoder -> B E); None when those it reads are absent from the batch."""
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    logits: Tensor | None = None  # B classes
+    scale: Tensor | None = None  # (1,)
+
+
+@dataclass(frozen=True)
+class ContrastiveHeadSpec(HeadSpec):
+    """A learned temperature on cosine similarities (CLIP, Radford et al. 2021, §2.5).
+
+    Attributes:
+        temperature: at the start.
+        lowest_temperature: the learned one goes no lower; CLIP's is 0.01.
+    """
+
+    temperature: float = 0.07
+    lowest_temperature: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(self.lowest_temperature > 0, self, "lowest_temperature", "positive")
+        good = self.temperature >= self.lowest_temperature
+        require(good, self, "temperature", f"at least lowest_temperature ({self.lowest_temperature})")
+
+    def build(self, widths: Mapping[str, int]) -> ContrastiveHead:
+        return ContrastiveHead(self)
+
+
+class ContrastiveHead(Head):
+    undecayed = ("log_scale",)
+
+    def __init__(self, spec: ContrastiveHeadSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.log_scale = nn.Parameter(torch.empty(1))  # of shape (1,): FSDP2 cannot shard a scalar
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_scale, -math.log(self.spec.temperature))
+
+    def forward(self, embedding: Mapping[str, Tensor]) -> HeadOutput:
+        return HeadOutput(scale=self.log_scale.float().exp().clamp(max=1 / self.spec.lowest_temperature))
+
+
+@dataclass(frozen=True)
+class ClassificationHeadSpec(HeadSpec):
+    """A linear map from one encoder's embedding to class logits.
+
+    Attributes:
+        encoder: whose embedding it reads.
+        classes: number of classes.
+        dropout: on the embedding.
+    """
+
+    encoder: str
+    classes: int
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.classes >= 2, self, "classes", "at least 2")
+        require_probability(self, "dropout")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.encoder,)
+
+    def build(self, widths: Mapping[str, int]) -> ClassificationHead:
+        return ClassificationHead(self, widths[self.encoder])
+
+
+class ClassificationHead(Head):
+    def __init__(self, spec: ClassificationHeadSpec, width: int) -> None:
+        super().__init__()
+        self.encoder = spec.encoder
+        self.dropout = nn.Dropout(spec.dropout)
+        self.projection = nn.Linear(width, spec.classes)
+
+    def forward(self, embedding: Mapping[str, Tensor]) -> HeadOutput | None:
+        if self.encoder not in embedding:
+            return None
+        return HeadOutput(logits=self.projection(self.dropout(embedding[self.encoder])))

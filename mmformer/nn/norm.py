@@ -1,0 +1,43 @@
+"""Normalisation over the width: LayerNorm (Ba et al. 2016) and RMSNorm (Zhang and Sennrich 2019)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmformer.spec import family, require
+
+
+@family
+@dataclass(frozen=True)
+class NormSpec(ABC):
+    """A normalisation over the last axis."""
+
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(self.eps > 0, self, "eps", "positive")
+
+    @abstractmethod
+    def build(self, width: int) -> nn.Module:
+        """A module from (…, width) to (…, width)."""
+
+
+@dataclass(frozen=True)
+class LayerNormSpec(NormSpec):
+    """Subtract the mean, divide by the standard deviation, apply a gain and (unless refused) a bias."""
+
+    bias: bool = True
+
+    def build(self, width: int) -> nn.Module:
+        return nn.LayerNorm(width, eps=self.eps, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class RMSNormSpec(NormSpec):
+    """Divide by the root mean square and apply a gain."""
+
+    def build(self, width: int) -> nn.Module:
+        return nn.RMSNorm(width, eps=self.eps)

@@ -1,0 +1,133 @@
+"""From tokens to one vector a sample."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import FeedForwardSpec
+from mmformer.nn.mask import Mask
+from mmformer.nn.mixer import View
+from mmformer.nn.norm import LayerNormSpec, NormSpec
+from mmformer.spec import family, require
+from mmformer.types import SPECIAL, Tokens
+
+
+@family
+@dataclass(frozen=True)
+class PoolSpec(ABC):
+    """A reduction over the tokens of a sample."""
+
+    needs_class_token: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, width: int) -> Pool:
+        """The module for tokens of a width."""
+
+
+class Pool(nn.Module, ABC):
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tensor:
+        """B L D -> B D."""
+
+
+@dataclass(frozen=True)
+class ClassTokenPoolSpec(PoolSpec):
+    """The class token, which the encoder puts first (ViT, BERT)."""
+
+    needs_class_token: ClassVar[bool] = True
+
+    def build(self, width: int) -> Pool:
+        return ClassTokenPool()
+
+
+class ClassTokenPool(Pool):
+    def forward(self, tokens: Tokens) -> Tensor:
+        return tokens.x[:, 0]
+
+
+@dataclass(frozen=True)
+class MeanPoolSpec(PoolSpec):
+    """The mean of the real tokens, special tokens left out."""
+
+    def build(self, width: int) -> Pool:
+        return MeanPool()
+
+
+class MeanPool(Pool):
+    def forward(self, tokens: Tokens) -> Tensor:
+        weight = _content(tokens).to(tokens.x.dtype)[..., None]  # B L 1
+        return (tokens.x * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class LastPoolSpec(PoolSpec):
+    """The last real token: what a causal stack has read the whole text at (CLIP, GPT)."""
+
+    def build(self, width: int) -> Pool:
+        return LastPool()
+
+
+class LastPool(Pool):
+    def forward(self, tokens: Tokens) -> Tensor:
+        if tokens.valid is None:
+            return tokens.x[:, -1]
+        place = torch.arange(tokens.x.shape[1], device=tokens.x.device)
+        last = (place * tokens.valid).amax(dim=1)  # B
+        return tokens.x.gather(1, last[:, None, None].expand(-1, 1, tokens.x.shape[2]))[:, 0]
+
+
+@dataclass(frozen=True)
+class AttentionPoolSpec(PoolSpec):
+    """A learned query attends to the real tokens (Set Transformer, Lee et al. 2019 §3.2; the pool of SigLIP).
+
+    Attributes:
+        attention: how it attends; its heads divide the width.
+        feedforward: applied to the result, normalised, as a residual branch; None: none.
+        norm: of that branch.
+    """
+
+    attention: AttentionSpec = field(default_factory=AttentionSpec)
+    feedforward: FeedForwardSpec | None = None
+    norm: NormSpec = field(default_factory=LayerNormSpec)
+
+    def __post_init__(self) -> None:
+        read = self.feedforward is not None or self.norm == LayerNormSpec()
+        require(read, self, "norm", "left alone when there is no feedforward to normalise for")
+
+    def build(self, width: int) -> Pool:
+        return AttentionPool(self, width)
+
+
+class AttentionPool(Pool):
+    undecayed = ("query",)
+
+    def __init__(self, spec: AttentionPoolSpec, width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, 1, width))
+        self.attention = spec.attention.build(width, memory_width=width)
+        self.norm = None if spec.feedforward is None else spec.norm.build(width)
+        self.feedforward = None if spec.feedforward is None else spec.feedforward.build(width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.query, std=0.02)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        view = View(Mask(valid=tokens.valid), memory=tokens.x)
+        x, _, _ = self.attention(self.query.expand(tokens.x.shape[0], -1, -1).to(tokens.x.dtype), view, None, False)
+        if self.feedforward is not None and self.norm is not None:
+            x = x + self.feedforward(self.norm(x))
+        pooled: Tensor = x[:, 0]  # B D
+        return pooled
+
+
+def _content(tokens: Tokens) -> Tensor:
+    """B L, True for real tokens that stand somewhere."""
+    content = tokens.pos[..., 0] != SPECIAL
+    return content if tokens.valid is None else content & tokens.valid

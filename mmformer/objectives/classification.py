@@ -1,0 +1,68 @@
+"""Cross-entropy of a classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.errors import InputError, nearest
+from mmformer.objectives.objective import Objective, ObjectiveSpec
+from mmformer.spec import require_probability
+from mmformer.types import Batch, LossTerm, Outputs
+
+
+@dataclass(frozen=True)
+class ClassificationSpec(ObjectiveSpec):
+    """Cross-entropy between a head's logits and a label.
+
+    Attributes:
+        head: whose logits.
+        label: which of the data's labels; None: the one that has the head's name. -1 counts as no label.
+        smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, §7).
+    """
+
+    head: str = "classification"
+    label: str | None = None
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_probability(self, "smoothing")
+
+    def build(self) -> Classification:
+        return Classification(self)
+
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object]) -> None:
+        if not hasattr(heads.get(self.head), "classes"):
+            known = [name for name, head in heads.items() if hasattr(head, "classes")]
+            raise InputError(
+                f"A classification objective reads the head '{self.head}', but the model's classification heads are "
+                f"{', '.join(known) or 'none'}.{nearest(self.head, known)}"
+            )
+
+
+class Classification(Objective):
+    def __init__(self, spec: ClassificationSpec) -> None:
+        self.spec = spec
+        self.label = spec.label or spec.head
+
+    def items(self, batch: Batch) -> dict[str, Tensor]:
+        if self.label not in batch.labels:
+            raise InputError(
+                f"A classification objective reads the label '{self.label}', but the batch has "
+                f"{', '.join(batch.labels) or 'none'}: add it under data.labels."
+            )
+        return {"cross_entropy": (batch.labels[self.label] >= 0).sum().float()}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        items = self.items(batch)["cross_entropy"]
+        logits, target = outputs.logits[self.spec.head].float(), batch.labels[self.label]
+        with torch.autocast(logits.device.type, enabled=False):
+            total = F.cross_entropy(
+                logits, target, ignore_index=-1, reduction="sum", label_smoothing=self.spec.smoothing
+            )
+        return {"cross_entropy": LossTerm(total, items)}

@@ -1,0 +1,62 @@
+"""What every objective is: it prepares a batch, and weighs what the model's heads made of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mmformer.spec import family, require
+from mmformer.types import Batch, LossTerm, Outputs
+
+
+@family
+@dataclass(frozen=True)
+class ObjectiveSpec(ABC):
+    """One of a run's objectives.
+
+    Attributes:
+        weight: of its mean loss in the sum that is minimised.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.weight > 0, self, "weight", "positive")
+
+    @abstractmethod
+    def build(self) -> Objective:
+        """The objective; it has no parameters (those are the heads')."""
+
+    @abstractmethod
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object]) -> None:
+        """Refuse a model that lacks what this objective reads.
+
+        Args:
+            embedding_widths: encoder -> width of its embedding.
+            heads: head -> its spec.
+
+        Raises:
+            InputError: an encoder or a head that the model does not have, or that does not fit.
+        """
+
+
+class Objective(ABC):
+    """Sums and counts, so that ranks and micro-batches add up exactly."""
+
+    couples_samples = False
+    """Whether a sample's loss depends on the rest of its batch; then micro-batches may not be weighed one by one."""
+
+    def prepare(self, batch: Batch, seed: int) -> Batch:
+        """Change a batch before the model sees it (mask, corrupt, mix); randomness comes from the seed alone."""
+        return batch
+
+    @abstractmethod
+    def items(self, batch: Batch) -> dict[str, Tensor]:
+        """How many items each of its losses is a mean over; known before the model runs. Absent: not in this batch."""
+
+    @abstractmethod
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        """Its losses for the names and counts that ``items`` gives."""

@@ -1,0 +1,274 @@
+"""``mmformer.load``: a trained model that takes what people have (files, pictures, arrays, strings) and answers.
+
+No Lightning, no network, no code from the bundle.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.bundle import Transforms, load_bundle
+from mmformer.data.picture import Picture, Pictures, listed, read_picture
+from mmformer.errors import InputError
+from mmformer.evaluation.classification import check_templates, embed_classes
+from mmformer.evaluation.metric import to_device
+from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
+from mmformer.models.model import Model
+from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
+from mmformer.types import Batch
+
+Progress = Callable[[int], object]
+"""Called with the number of items that were just done."""
+
+
+class Match(NamedTuple):
+    """A candidate that retrieval found."""
+
+    candidate: int  # its place in the list of candidates
+    score: float  # cosine similarity
+
+
+class Predictor:
+    """A bundle's model, ready for use.
+
+    Attributes:
+        model: ``model(batch)`` returns Outputs, for those who make their own batches.
+        transforms: what is done to pictures, and the classes that the heads know.
+    """
+
+    def __init__(self, model: Model, transforms: Transforms, device: torch.device | str, batch_size: int) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, but is {batch_size}.")
+        self.model, self.transforms, self.batch_size = model, transforms, batch_size
+        self.device = torch.device(device)
+        self._encoder: TextEncoder | None = None
+
+    def classify(
+        self,
+        image: Picture | Pictures,
+        labels: Sequence[str] | None = None,
+        *,
+        templates: Sequence[str] = ("{}",),
+        head: str | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """How probable each label is.
+
+        Args:
+            image: one picture, or a list of them.
+            labels: any names, zero-shot; None: the classes that a classification head was trained on.
+            templates: prompts with {} for a label, whose embeddings are averaged.
+            head: which classification head, where there are several; only without labels.
+            progress: called as pictures are done.
+
+        Returns:
+            {label: probability}, the most probable first; a list of them for a list.
+
+        Raises:
+            InputError: no labels, a label twice, no head to do without them, or a picture that cannot be read.
+        """
+        single, pictures = listed(image)
+        if labels is None:
+            logits, names = self._head_logits(pictures, head, progress)
+        else:
+            names = _checked_labels(labels)
+            check_templates(templates)
+            with torch.inference_mode():
+                prompts = embed_classes(
+                    self.model, self._text_encoder(), names, templates, self._encoder_of("text"), self.device
+                )
+            logits = self._scale() * self._embed_images(pictures, progress) @ prompts.cpu().T
+        answers = []
+        for row in logits.softmax(-1):
+            order = row.argsort(descending=True, stable=True).tolist()
+            answers.append({names[i]: float(row[i]) for i in order})
+        return answers[0] if single else answers
+
+    def embed(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Picture | Pictures | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Embeddings of unit length, float32 on the CPU: E for one value, N E for a list.
+
+        Args:
+            text: one string, or a list of them. Exactly one of text and image is given.
+            image: one picture, or a list of them.
+            progress: called as values are done.
+        """
+        if (text is None) == (image is None):
+            raise InputError("embed takes either text=... or image=..., and exactly one of them.")
+        if text is not None:
+            single, texts = (True, [text]) if isinstance(text, str) else (False, list(text))
+            embedded = self._embed_texts(texts, progress)
+        else:
+            assert image is not None
+            single, pictures = listed(image)
+            embedded = self._embed_images(pictures, progress)
+        return embedded[0] if single else embedded
+
+    def similarity(self, image: Picture | Pictures, text: str | Sequence[str]) -> Tensor:
+        """Cosine similarities, float32: images × texts; an axis is left out where one value was given, not a list."""
+        words = self.embed(text=text)
+        return self.embed(image=image) @ (words if words.ndim == 1 else words.T)
+
+    def retrieve(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Picture | Pictures | None = None,
+        texts: Sequence[str] | None = None,
+        images: Pictures | None = None,
+        top: int = 5,
+        progress: Progress | None = None,
+    ) -> Any:
+        """The candidates that are most like a query.
+
+        Args:
+            text: the query, one or a list; or
+            image: the query, one or a list.
+            texts: the candidates; or
+            images: the candidates.
+            top: how many are returned at most.
+            progress: called as candidates are done.
+
+        Returns:
+            Matches (candidate, score), the best first; a list of such lists for a list of queries.
+        """
+        if (texts is None) == (images is None):
+            raise InputError("retrieve searches either texts=[...] or images=[...], and exactly one of them.")
+        if top < 1:
+            raise InputError(f"top must be at least 1, but is {top}.")
+        if not len(texts if texts is not None else images or ()):
+            raise InputError("There is nothing to search: the list of candidates is empty.")
+        query = self.embed(text=text, image=image)
+        found = self.embed(text=texts, image=images, progress=progress)
+        found = found.view(-1, found.shape[-1])  # a candidate that was given alone, not in a list, is a list of one
+        best = (query.view(-1, query.shape[-1]) @ found.T).topk(min(top, len(found)))
+        matches = [
+            [Match(int(i), float(score)) for score, i in zip(scores, indices, strict=True)]
+            for scores, indices in zip(best.values, best.indices, strict=True)
+        ]
+        return matches[0] if query.ndim == 1 else matches
+
+    def _embed_texts(self, texts: Sequence[str], progress: Progress | None) -> Tensor:
+        wrong = next((text for text in texts if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise InputError(f"A text must be a string, but is {type(wrong).__name__}.")
+        encoder, name = self._text_encoder(), self._encoder_of("text")
+        # The longest first, so that a batch holds texts of about one length: less work on padding.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+        parts = []
+        for chosen in _batches(order, self.batch_size):
+            batch = Batch((), {}, text=encoder.encode([texts[i] for i in chosen]))
+            parts.append(self._embed(batch, name))
+            if progress is not None:
+                progress(len(chosen))
+        if not parts:
+            raise InputError("There are no texts to embed: the list is empty.")
+        embedded = torch.cat(parts)
+        return embedded[torch.tensor(order).argsort()]
+
+    def _embed_images(self, pictures: Pictures, progress: Progress | None) -> Tensor:
+        name = self._encoder_of("image")
+        return torch.cat([self._embed(batch, name) for batch in self._image_batches(pictures, progress)])
+
+    @torch.inference_mode()
+    def _embed(self, batch: Batch, name: str) -> Tensor:
+        outputs = self.model(to_device(batch, self.device))
+        return F.normalize(outputs.embedding[name].float(), dim=-1).cpu()
+
+    def _image_batches(self, pictures: Pictures, progress: Progress | None) -> Iterator[Batch]:
+        transform = self.transforms.image
+        if transform is None:
+            raise InputError("This model reads no images.")
+        if not pictures:
+            raise InputError("There are no pictures: the list is empty.")
+        for first in range(0, len(pictures), self.batch_size):
+            chosen = range(first, min(first + self.batch_size, len(pictures)))
+            images = np.stack([transform(read_picture(pictures[i], f"picture {i}")) for i in chosen])
+            yield Batch((), {}, image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+            if progress is not None:
+                progress(len(chosen))
+
+    @torch.inference_mode()
+    def _head_logits(self, pictures: Pictures, head: str | None, progress: Progress | None) -> tuple[Tensor, list[str]]:
+        known = [name for name, spec in self.model.spec.heads.items() if isinstance(spec, ClassificationHeadSpec)]
+        known = [name for name in known if name in self.transforms.classes]
+        if head is None and len(known) == 1:
+            head = known[0]
+        if head not in known:
+            raise InputError(
+                f"Without labels, a classification head is asked ({head or 'none was named'}), but the model has "
+                f"{', '.join(known) or 'none'}: "
+                + ("name one of them." if known else "say which labels to choose from.")
+            )
+        batches = self._image_batches(pictures, progress)
+        logits = [self.model(to_device(batch, self.device)).logits[head].float().cpu() for batch in batches]
+        return torch.cat(logits), self.transforms.classes[head]
+
+    def _scale(self) -> float:
+        for name, spec in self.model.spec.heads.items():
+            if isinstance(spec, ContrastiveHeadSpec):
+                with torch.inference_mode():
+                    return float(self.model.heads[name]({}).scale)
+        raise InputError("Zero-shot classification needs a contrastive head, but the model has none.")
+
+    def _text_encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            tokenizer = self.model.spec.encoders[self._encoder_of("text")].tokenizer
+            assert isinstance(tokenizer, TextTokensSpec)
+            self._encoder = tokenizer.encoder()
+        return self._encoder
+
+    def _encoder_of(self, modality: str) -> str:
+        """The name of the first encoder that reads a modality."""
+        for name, spec in self.model.spec.encoders.items():
+            if spec.tokenizer.modality == modality:
+                return name
+        reads = ", ".join(spec.tokenizer.modality for spec in self.model.spec.encoders.values())
+        raise InputError(f"This model reads no {modality}, only {reads}.")
+
+
+def load(bundle: str | os.PathLike[str], device: torch.device | str = "cpu", batch_size: int = 64) -> Predictor:
+    """Open a bundle.
+
+    Args:
+        bundle: the folder that a run's output ends with, such as ``runs/emoji_quickstart/bundle``.
+        device: to compute on.
+        batch_size: values that are computed at once.
+
+    Raises:
+        InputError: no such bundle, one that is damaged or newer than this mmformer, or no such device.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"The device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+    model, transforms = load_bundle(Path(bundle), device)
+    return Predictor(model, transforms, device, batch_size)
+
+
+def _checked_labels(labels: Sequence[str]) -> list[str]:
+    names = [labels] if isinstance(labels, str) else list(labels)
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise InputError("The list of labels is empty, or a label in it is: name at least one to choose from.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"The label '{twice}' is there more than once.")
+    return names
+
+
+def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for first in range(0, len(order), size):
+        yield order[first : first + size]

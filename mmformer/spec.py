@@ -1,0 +1,37 @@
+"""What specs share: families whose members YAML may name, and checks that refuse a field clearly.
+
+A spec is a frozen dataclass beside the module that it builds. It is the schema of the YAML, the documentation and the
+type at once; it validates in ``__post_init__``.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from mmformer.errors import InputError
+
+T = TypeVar("T", bound=type)
+
+FAMILIES: list[type] = []
+"""Base specs; where a field has such a type, YAML may name any subclass by its short class name."""
+
+
+def family(base: T) -> T:
+    """Register a base spec (a class decorator)."""
+    FAMILIES.append(base)
+    return base
+
+
+def require(condition: bool, spec: object, field: str, must: str) -> None:
+    """Refuse a spec's field.
+
+    Raises:
+        InputError: "AttentionSpec.heads must be at least 1, but is 0."
+    """
+    if not condition:
+        raise InputError(f"{type(spec).__name__}.{field} must be {must}, but is {getattr(spec, field)!r}.")
+
+
+def require_probability(spec: object, field: str) -> None:
+    """Refuse a field outside [0, 1)."""
+    require(0.0 <= getattr(spec, field) < 1.0, spec, field, "at least 0 and below 1")

@@ -1,0 +1,1 @@
+"""Modality tokenizers: raw values in, Tokens out. ``vocabulary`` alone imports no torch."""

@@ -1,0 +1,74 @@
+"""From a run to a bundle: the trained parameters with what else is needed to use them, and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmformer.bundle import Transforms, save_bundle
+from mmformer.config import to_yaml
+from mmformer.data.dataset import read_classes
+from mmformer.evaluation.metric import Score
+from mmformer.models.model import Model
+from mmformer.objectives.classification import ClassificationSpec
+from mmformer.training.run import RunSpec
+
+
+def write_bundle(
+    folder: Path, run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], measured_on: str
+) -> None:
+    """Write a run's model as it is now.
+
+    Args:
+        step: updates that it was trained for.
+        scores: for the model card.
+        measured_on: what they were measured on.
+    """
+    classes = {}
+    for objective in run.objectives.values():
+        if isinstance(objective, ClassificationSpec):
+            label = run.data.labels[objective.label or objective.head]
+            classes[objective.head] = read_classes(label.classes)
+    transforms = Transforms(None if run.data.image is None else run.data.image.transform, classes)
+    save_bundle(folder, model, transforms, _card(run, model, step, scores, measured_on))
+
+
+def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], measured_on: str) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        "# Model card",
+        "",
+        f"An mmformer model of {parameters:,} parameters, trained for {step:,} updates of {run.data.batch_size} "
+        f"samples of `{run.data.source}` (split {run.data.train}), with seed {run.seed}.",
+        "",
+        *_scores(scores, measured_on),
+        "## Use",
+        "",
+        "```python",
+        "import mmformer",
+        "",
+        "model = mmformer.load('path/to/this/folder')",
+        "```",
+        "",
+        "## The run",
+        "",
+        "```yaml",
+        to_yaml(run).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scores(scores: Mapping[str, Score], measured_on: str) -> list[str]:
+    if not scores:
+        return []
+    rows = [f"| {name} | {show(s.value, s.unit)} | {show(s.chance, s.unit)} |" for name, s in scores.items()]
+    return [f"## Scores on {measured_on}", "", "| score | value | chance |", "|---|---|---|", *rows, ""]
+
+
+def show(value: float | None, unit: str) -> str:
+    """A score for a person."""
+    if value is None:
+        return ""
+    return f"{value:.2f} %" if unit == "%" and value < 1 else f"{value:.1f} %" if unit == "%" else f"{value:g}"

@@ -1,0 +1,36 @@
+"""Checkpoints: a folder for each, which has its name only when it is whole (see ``files.whole_folder``)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from mmformer.files import whole_folder
+from mmformer.training.run import CheckpointSpec
+
+
+def whole_checkpoints(output: Path) -> list[Path]:
+    """The state files of a run's whole checkpoints, oldest first."""
+    folders = (output / "checkpoints").glob("step-*")
+    return sorted(folder / "state.ckpt" for folder in folders if not folder.suffix)
+
+
+class Checkpoint(pl.Callback):
+    """Writes a checkpoint every so many updates, and after the last."""
+
+    def __init__(self, spec: CheckpointSpec, output: Path) -> None:
+        self.spec, self.output = spec, output
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        last = trainer.global_step == trainer.max_steps
+        due = self.spec.every_steps is not None and trainer.global_step % self.spec.every_steps == 0
+        if not (due or last):
+            return
+        with whole_folder(self.output / "checkpoints" / f"step-{trainer.global_step:09d}") as partial:
+            trainer.save_checkpoint(partial / "state.ckpt")
+        for old in whole_checkpoints(self.output)[: -self.spec.keep]:
+            shutil.rmtree(old.parent)

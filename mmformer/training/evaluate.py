@@ -1,0 +1,75 @@
+"""Scores while training, and the table at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from mmformer.data.dataset import DataSpec, Sample, evaluation_loader
+from mmformer.errors import InputError, nearest
+from mmformer.evaluation.metric import Score, evaluate
+from mmformer.models.model import Model
+from mmformer.tokenizers.text import TextEncoder
+from mmformer.training.bundling import write_bundle
+from mmformer.training.run import RunSpec
+from mmformer.training.task import TrainingTask
+
+
+class Evaluation(pl.Callback):
+    """Measures on the validation split every so many updates, and keeps the best model as a bundle."""
+
+    def __init__(self, run: RunSpec, output: Path) -> None:
+        self.run, self.output = run, output
+        self.best = -math.inf
+        self._loader: DataLoader[Sample] | None = None
+        self._encoder: TextEncoder | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        every = self.run.evaluation.every_steps
+        last = trainer.global_step == trainer.max_steps
+        if every is None or not (trainer.global_step % every == 0 or last):
+            return
+        assert isinstance(pl_module, TrainingTask)
+        if self._loader is None:
+            assert self.run.data.validation is not None, "RunSpec refuses this"
+            self._encoder = self.run.text_encoder()
+            self._loader = evaluation_loader(self.run.data, self.run.data.validation, self._encoder)
+        metrics = self.run.evaluation.metrics
+        scores = evaluate(pl_module.built, self._loader, metrics, self._encoder, pl_module.device)
+        for logger in trainer.loggers:
+            values = {f"validation/{name}": score.value for name, score in scores.items()}
+            logger.log_metrics(values, trainer.global_step)
+        self._keep_best(pl_module.built, scores, trainer.global_step)
+
+    def _keep_best(self, model: Model, scores: Mapping[str, Score], step: int) -> None:
+        name = self.run.checkpoint.best
+        if name is None:
+            return
+        if name not in scores:
+            raise InputError(
+                f"checkpoint.best is '{name}', but the evaluation's scores are {', '.join(scores)}."
+                f"{nearest(name, scores)}"
+            )
+        value = scores[name].value * (1 if self.run.checkpoint.mode == "max" else -1)
+        if value > self.best:
+            self.best = value
+            write_bundle(self.output / "best", self.run, model, step, scores, f"split {self.run.data.validation}")
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.best = state_dict["best"]
+
+
+def score_split(run: RunSpec, data: DataSpec, split: str, model: Model, device: str) -> dict[str, Score]:
+    """A model's scores on a split."""
+    encoder = run.text_encoder()
+    loader = evaluation_loader(data, split, encoder)
+    return evaluate(model, loader, run.evaluation.metrics, encoder, device)

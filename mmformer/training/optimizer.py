@@ -1,0 +1,141 @@
+"""Optimizers and schedules, by name."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mmformer.spec import family, require
+
+
+@family
+@dataclass(frozen=True)
+class OptimizerSpec(ABC):
+    """How parameters move.
+
+    Attributes:
+        lr: the peak learning rate, which the schedule scales.
+        weight_decay: of the parameters that decay; see ``decays``.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, self, "lr", "positive")
+        require(self.weight_decay >= 0, self, "weight_decay", "at least 0")
+
+    @abstractmethod
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer over a model's parameters, in two groups: decayed and not."""
+
+
+@dataclass(frozen=True)
+class AdamWSpec(OptimizerSpec):
+    """AdamW (Loshchilov and Hutter 2017), fused: one kernel for all parameters, several times faster on a CPU too.
+
+    Attributes:
+        betas: of the running means of the gradient and of its square.
+        eps: added to the root of the latter.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(all(0 <= beta < 1 for beta in self.betas), self, "betas", "at least 0 and below 1 each")
+        require(self.eps > 0, self, "eps", "positive")
+
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(model, self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+def decays(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """Every parameter that trains, with its name and whether weight decay applies to it.
+
+    Matrices and convolution kernels decay. What does not: biases and gains (anything of one axis), and what a module
+    lists as ``undecayed``: token embeddings, position tables, class tokens and registers, pooling queries,
+    temperatures. Pulling those to zero would not make the function simpler, only smaller.
+    """
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                free = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
+                yield (f"{prefix}.{name}" if prefix else name), parameter, not free
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """The optimizer's groups: decayed, then not; an empty one is left out."""
+    listed = list(decays(model))
+    groups: list[dict[str, object]] = [
+        {"params": [parameter for _, parameter, decay in listed if decay], "weight_decay": weight_decay},
+        {"params": [parameter for _, parameter, decay in listed if not decay], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def parameter_table(model: nn.Module, weight_decay: float) -> str:
+    """Every parameter, its shape, its size and its weight decay, as tab-separated text with a header."""
+    lines = ["parameter\tshape\tsize\tweight_decay"]
+    for name, parameter, decay in decays(model):
+        shape = "x".join(map(str, parameter.shape))
+        lines.append(f"{name}\t{shape}\t{parameter.numel()}\t{weight_decay if decay else 0.0}")
+    return "\n".join(lines) + "\n"
+
+
+@family
+@dataclass(frozen=True)
+class ScheduleSpec(ABC):
+    """The learning rate over a run: a pure function of the step, so that there is no state to resume.
+
+    Attributes:
+        warmup_steps: over which it rises evenly to its peak.
+    """
+
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the peak is multiplied by in update ``step`` (0 the first) of ``steps``."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        return self.after_warmup((step - self.warmup_steps) / max(1, steps - self.warmup_steps))
+
+    @abstractmethod
+    def after_warmup(self, progress: float) -> float:
+        """The factor at a share, 0 to 1, of the steps after warm-up."""
+
+
+@dataclass(frozen=True)
+class CosineScheduleSpec(ScheduleSpec):
+    """Half a cosine down to a share of the peak (Loshchilov and Hutter 2016).
+
+    Attributes:
+        final: the share of the peak that is left at the end.
+    """
+
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.final <= 1, self, "final", "from 0 to 1")
+
+    def after_warmup(self, progress: float) -> float:
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+@dataclass(frozen=True)
+class ConstantScheduleSpec(ScheduleSpec):
+    """The peak, after warm-up."""
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0

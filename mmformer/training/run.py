@@ -1,0 +1,188 @@
+"""A run: everything that one YAML file says, checked as a whole before anything heavy is imported or built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import mmformer.evaluation
+import mmformer.models
+import mmformer.objectives  # noqa: F401  # their specs' names have to be known to YAML
+from mmformer.data.dataset import DataSpec
+from mmformer.errors import InputError
+from mmformer.evaluation.metric import MetricSpec
+from mmformer.models.model import ModelSpec
+from mmformer.objectives.objective import ObjectiveSpec
+from mmformer.spec import require
+from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
+from mmformer.training.optimizer import AdamWSpec, CosineScheduleSpec, OptimizerSpec, ScheduleSpec
+
+
+@dataclass(frozen=True)
+class TrainerSpec:
+    """What Lightning's Trainer is told, under its own names.
+
+    Attributes:
+        max_steps: updates of the whole run.
+        accelerator: "auto" takes a GPU where there is one.
+        precision: "bf16-mixed" computes in bfloat16 and keeps parameters in float32.
+        gradient_clip_val: largest norm of the whole gradient; None: not clipped.
+        accumulate_grad_batches: micro-batches that one update's batch is cut into, to save memory. The gradient is
+            that of the whole batch, for contrastive losses too.
+        log_every_n_steps: how often metrics are written.
+        deterministic: use deterministic algorithms only, for exact resume on a GPU.
+        enable_progress_bar: show one.
+    """
+
+    max_steps: int = 1000
+    accelerator: str = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: int = 1
+    log_every_n_steps: int = 10
+    deterministic: bool = False
+    enable_progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 1, self, "max_steps", "at least 1")
+        clips = self.gradient_clip_val is None or self.gradient_clip_val > 0
+        require(clips, self, "gradient_clip_val", "None or positive")
+        require(self.accumulate_grad_batches >= 1, self, "accumulate_grad_batches", "at least 1")
+        require(self.log_every_n_steps >= 1, self, "log_every_n_steps", "at least 1")
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """What is kept to go on from.
+
+    Attributes:
+        every_steps: how often a checkpoint is written; None: only at the end.
+        keep: how many of the newest stay.
+        best: the evaluation score, such as ``retrieval/image_to_text/R@1``, whose best model so far is kept as the
+            bundle ``best/``; None: none.
+        mode: whether the best score is the highest or the lowest.
+    """
+
+    every_steps: int | None = None
+    keep: int = 2
+    best: str | None = None
+    mode: Literal["max", "min"] = "max"
+
+    def __post_init__(self) -> None:
+        require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
+        require(self.keep >= 1, self, "keep", "at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """What is measured on held-out splits: on ``data.validation`` while training, on ``data.test`` at the end.
+
+    Attributes:
+        metrics: by name.
+        every_steps: how often while training; None: not.
+    """
+
+    metrics: dict[str, MetricSpec] = field(default_factory=dict)
+    every_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
+
+
+@dataclass(frozen=True)
+class LoggingSpec:
+    """Where numbers go, besides ``metrics.csv``.
+
+    Attributes:
+        tensorboard: event files under ``tensorboard/``.
+    """
+
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run.
+
+    Attributes:
+        model: what is trained; inline, or the path of a file under ``configs/models/``.
+        objectives: what is minimised, by name: the weighted sum of their mean losses.
+        data: what it is trained and measured on.
+        optimizer: how parameters move.
+        schedule: the learning rate over the steps.
+        trainer: steps, precision, device.
+        checkpoint: what is kept to go on from.
+        evaluation: what is measured.
+        logging: where numbers go.
+        seed: of the first weights, the order, the augmentations, the captions and dropout.
+    """
+
+    model: ModelSpec
+    objectives: dict[str, ObjectiveSpec]
+    data: DataSpec
+    optimizer: OptimizerSpec = field(default_factory=AdamWSpec)
+    schedule: ScheduleSpec = field(default_factory=CosineScheduleSpec)
+    trainer: TrainerSpec = field(default_factory=TrainerSpec)
+    checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    logging: LoggingSpec = field(default_factory=LoggingSpec)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.objectives:
+            raise InputError("objectives is empty: name one, such as contrastive: {class_path: ContrastiveSpec}.")
+        widths, heads = self.model.embedding_widths, self.model.heads
+        for objective in self.objectives.values():
+            objective.check(widths, heads)
+        for metric in self.evaluation.metrics.values():
+            metric.check(widths, heads, self.data.labels)
+        self._check_batches()
+        self._check_modalities()
+        self._check_evaluation()
+
+    def _check_batches(self) -> None:
+        parts = self.trainer.accumulate_grad_batches
+        if self.data.batch_size % parts:
+            raise InputError(
+                f"trainer.accumulate_grad_batches is {parts}, which does not divide data.batch_size, "
+                f"{self.data.batch_size}: take a batch size that is a multiple of {parts}."
+            )
+
+    def _check_modalities(self) -> None:
+        read = {encoder.tokenizer.modality for encoder in self.model.encoders.values()}
+        for modality in ("image", "text"):
+            given = getattr(self.data, modality) is not None
+            if modality in read and not given:
+                raise InputError(f"The model reads {modality}, but data.{modality} is absent: say how it is read.")
+            if given and modality not in read:
+                raise InputError(f"data.{modality} is read, but no encoder of the model uses it: remove it.")
+        texts = {e.tokenizer for e in self.model.encoders.values() if isinstance(e.tokenizer, TextTokensSpec)}
+        if len(texts) > 1:
+            raise InputError("The model's text encoders differ in their tokenizers, but a batch has one kind of ids.")
+
+    def _check_evaluation(self) -> None:
+        if self.evaluation.every_steps is not None:
+            if self.data.validation is None:
+                raise InputError("evaluation.every_steps is set, but data.validation names no split to evaluate on.")
+            if not self.evaluation.metrics:
+                raise InputError("evaluation.every_steps is set, but evaluation.metrics names nothing to measure.")
+        elif self.checkpoint.best is not None:
+            raise InputError("checkpoint.best needs scores while training: set evaluation.every_steps.")
+
+    def text_encoder(self) -> TextEncoder | None:
+        """The host's half of the model's text tokenizer, or None when it reads no text."""
+        return text_encoder(self.model)
+
+
+def text_encoder(model: ModelSpec) -> TextEncoder | None:
+    """The host's half of a model's text tokenizer, or None when it reads no text."""
+    for encoder in model.encoders.values():
+        if isinstance(encoder.tokenizer, TextTokensSpec):
+            return encoder.tokenizer.encoder()
+    return None
+
+
+def default_output(config: str | Path) -> Path:
+    """``runs/NAME`` for a config file ``NAME.yaml``."""
+    return Path("runs") / Path(config).stem

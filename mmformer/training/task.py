@@ -1,0 +1,92 @@
+"""The one Lightning task: it trains any model with any weighted set of objectives.
+
+One Lightning batch is one update. Micro-batches are cut inside ``training_step`` (manual optimisation), so the data
+position, what a resumed run goes on from, is the number of updates times the batch size and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mmformer.data.dataset import Sample, training_loader
+from mmformer.data.seeding import derive
+from mmformer.evaluation.metric import to_device
+from mmformer.models.model import Model
+from mmformer.objectives.objective import Objective
+from mmformer.training.accumulate import accumulate
+from mmformer.training.run import RunSpec
+from mmformer.types import Batch
+
+
+class TrainingTask(pl.LightningModule):
+    """Keeps the run's spec; builds the model when Lightning says that it is time."""
+
+    def __init__(self, run: RunSpec) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.run = run
+        self.model: Model | None = None
+        self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
+
+    @property
+    def built(self) -> Model:
+        """The model; ``configure_model`` has run."""
+        assert self.model is not None, "configure_model comes first"
+        return self.model
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        with torch.device("meta"):
+            model = self.run.model.build()
+        self.model = model.to_empty(device="cpu")
+        self.model.initialise(self.run.seed)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.run.optimizer.build(self.built)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        run = self.run
+        return training_loader(run.data, run.text_encoder(), run.seed, self.global_step, run.trainer.max_steps)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return to_device(batch, device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        step, trainer = self.global_step, self.run.trainer
+        # Whatever else drew from the global stream, dropout is a function of (seed, step).
+        torch.manual_seed(derive(self.run.seed, "dropout", step))
+        for name, objective in self.objectives.items():
+            batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}", step))
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert not isinstance(optimizer, list)
+        lr = self.run.optimizer.lr * self.run.schedule.factor(step, trainer.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        weights = {name: spec.weight for name, spec in self.run.objectives.items()}
+        losses = accumulate(
+            self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
+        )
+        limit = trainer.gradient_clip_val
+        norm = torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit)
+        optimizer.step()
+        self._log(losses, norm, lr)
+
+    def _log(self, losses: dict[str, Tensor], norm: Tensor, lr: float) -> None:
+        values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
+        values |= {"train/gradient_norm": norm, "train/lr": lr}
+        for name, parameter in self.built.named_parameters():
+            if name.endswith("log_scale"):
+                values[f"train/{name.removeprefix('heads.').removesuffix('.log_scale')}_scale"] = parameter.exp()
+        self.log_dict({name: _scalar(value) for name, value in values.items()})
+        self.log("train/loss", losses["loss"], prog_bar=True)
+
+
+def _scalar(value: Tensor | float) -> Tensor | float:
+    return value.detach().float().reshape(()) if isinstance(value, Tensor) else value

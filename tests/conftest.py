@@ -1,0 +1,15 @@
+"""What every test shares."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("contract", "contract_checks")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tests compute on one thread: workers of pytest-xdist share the cores, and sums come out the same without it."""
+    import torch
+
+    torch.set_num_threads(1)

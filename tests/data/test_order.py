@@ -1,0 +1,166 @@
+"""The sample order: every sample once per epoch, the same from wherever one starts, and the same for ever."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmformer.data.order import Order, OrderSpec, Place
+from mmformer.data.seeding import derive, generator, permutation
+from mmformer.errors import InputError
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Order:
+    counts = draw(st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(any))
+    lanes = draw(st.integers(1, sum(count > 0 for count in counts)))
+    spec = OrderSpec(lanes=lanes, block=draw(st.integers(1, 40)), shuffle=draw(st.booleans()))
+    return spec.build(counts, draw(st.integers(-(2**70), 2**70)))
+
+
+def lane_epoch(order: Order, lane: int, epoch: int) -> list[Place]:
+    length, lanes = order.lengths[lane], order.spec.lanes
+    return [order.locate((epoch * length + turn) * lanes + lane) for turn in range(length)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(orders())
+def test_each_lane_reads_each_of_its_samples_once_per_epoch(order: Order) -> None:
+    everything = []
+    for lane in range(order.spec.lanes):
+        own = sorted((int(shard), row) for shard in order.shards[lane] for row in range(order.counts[shard]))
+        for epoch in (0, 1, 7):
+            places = lane_epoch(order, lane, epoch)
+            assert sorted((place.shard, place.row) for place in places) == own
+            assert {place.epoch for place in places} == {epoch}
+        everything += own
+    assert sorted(everything) == [(shard, row) for shard, count in enumerate(order.counts) for row in range(count)]
+    assert len(order) == len(everything) == sum(order.counts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(orders(), st.lists(st.integers(0, 10**15) | st.integers(0, 200), max_size=20))
+def test_a_position_is_found_alike_by_any_path(order: Order, positions: list[int]) -> None:
+    walked = {position: order.locate(position) for position in range(201)}
+    for position in positions:
+        fresh = pickle.loads(pickle.dumps(order)).locate(position)  # as a worker gets it, without caches
+        assert order.locate(position) == fresh == walked.get(position, fresh)
+    assert all(order.locate(position) == place for position, place in reversed(walked.items()))
+
+
+def test_golden_order_never_changes() -> None:
+    order = OrderSpec(lanes=2, block=4).build([5, 0, 7, 3], seed=11)
+    assert [shards.tolist() for shards in order.shards] == [[2], [0, 3]]
+    assert [tuple(order.locate(position)[1:]) for position in range(24)] == [
+        *[(2, 1), (0, 0), (2, 0), (0, 1), (2, 2), (0, 4), (2, 5), (0, 3)],
+        *[(2, 3), (3, 0), (2, 4), (0, 2), (2, 6), (3, 1), (2, 0), (3, 2)],
+        *[(2, 4), (0, 0), (2, 2), (3, 0), (2, 3), (3, 2), (2, 1), (3, 1)],
+    ]
+    assert order.locate(10**6) == Place(71428, 2, 5)
+    assert order.locate(10**15) == Place(71428571428571, 2, 3)
+    large = OrderSpec().build([10**4], seed=0)
+    assert [large.locate(position).row for position in (0, 1, 4095, 4096, 10**4)] == [4003, 3243, 6372, 4981, 1790]
+
+
+def test_golden_streams_never_change() -> None:
+    raw = generator(3, "crop", 7).bit_generator.random_raw(3)
+    assert raw.tolist() == [4188585428804480406, 6365642652713727647, 17038563804933081040]
+    assert derive(3, "mask", 7) == 2449291944107641406
+    assert permutation(10, 3, "x").tolist() == [9, 3, 4, 7, 0, 5, 8, 1, 2, 6]
+
+
+def test_streams_of_different_names_differ() -> None:
+    names = [
+        *[(seed, purpose, position) for seed in (-1, 0, 1) for purpose in ("a", "b", "") for position in range(50)],
+        *[
+            (0, "a", 1, 2),
+            (0, "a", 12),
+            (0, "a:1", 2),
+            (0, "a,1", 2),
+            (1, "a", 0, 2),
+            (10, "a", 2),
+            (0, "a"),
+            (2**64, "a"),
+        ],
+    ]
+    firsts = {int(generator(*name).bit_generator.random_raw()) for name in names}
+    assert len(firsts) == len({derive(*name) for name in names}) == len(set(names))
+    assert generator(5, "flip", 9).random(4).tolist() == generator(np.int64(5), "flip", np.int32(9)).random(4).tolist()
+
+
+def test_neighbouring_streams_are_independent_and_uniform() -> None:
+    draws = np.array([generator(0, "flip", position).random(4) for position in range(4000)])
+    assert np.abs(draws.mean(axis=0) - 0.5).max() < 0.02
+    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.06
+    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.06
+
+
+def test_an_epoch_shorter_than_a_block_is_wholly_shuffled_and_reshuffled() -> None:
+    order = OrderSpec(block=1000).build([500, 500], seed=1)
+    flat = np.array([[shard * 500 + row for _, shard, row in lane_epoch(order, 0, epoch)] for epoch in range(3)])
+    correlation = np.corrcoef(np.vstack([flat, np.arange(1000)]))
+    assert np.abs(correlation - np.eye(4)).max() < 0.12
+    other = OrderSpec(block=1000).build([500, 500], seed=2)
+    assert lane_epoch(other, 0, 0) != lane_epoch(order, 0, 0)
+
+
+def test_reading_stays_within_a_block_of_consecutive_shards() -> None:
+    order = OrderSpec(lanes=2, block=10).build([10] * 40, seed=5)
+    for lane in range(2):
+        shards = [place.shard for place in lane_epoch(order, lane, 3)]
+        assert all(len(set(shards[start : start + 10])) <= 3 for start in range(len(shards) - 10))
+        assert list(dict.fromkeys(shards)) != sorted(set(shards)), "shards come in a new order"
+
+
+def test_blocks_do_not_keep_the_same_samples_together() -> None:
+    order = OrderSpec(block=50).build([1000], seed=5)
+    first = [{place.row for place in lane_epoch(order, 0, epoch)[100:150]} for epoch in range(4)]
+    assert len({frozenset(rows) for rows in first}) == 4
+    starts = {min(place.row for place in lane_epoch(order, 0, epoch)[:5]) // 50 for epoch in range(4)}
+    assert starts <= {0, 1}
+
+
+def test_without_shuffling_the_manifest_is_read_in_order() -> None:
+    order = OrderSpec(shuffle=False, block=3).build([2, 0, 3], seed=5)
+    once = [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
+    assert [tuple(order.locate(position)[1:]) for position in range(10)] == once * 2
+
+
+def test_lanes_share_the_samples_evenly() -> None:
+    counts = np.random.default_rng(0).integers(1, 2000, 200).tolist()
+    order = OrderSpec(lanes=16).build(counts, seed=0)
+    assert max(order.lengths) - min(order.lengths) < 0.02 * np.mean(order.lengths)
+
+
+def test_the_work_does_not_grow_with_the_number_of_samples() -> None:
+    order = OrderSpec(lanes=4, block=64).build([10**13] * 9, seed=0)
+    places = [order.locate(position) for position in range(10**17, 10**17 + 400)]
+    assert len(set(places)) == 400
+    assert all(0 <= place.row < 10**13 for place in places)
+
+
+@pytest.mark.parametrize(
+    ("spec", "counts", "message"),
+    [
+        ({"lanes": 4}, [3, 0, 2], "order.lanes is 4, but only 2 of the 3 shards hold samples.*to 2 or less.*4 shards"),
+        ({}, [], "nothing to read: 0 shards"),
+        ({}, [0, 0], "nothing to read: 2 shards"),
+        ({}, [3, -1], "numbers from 0 up"),
+    ],
+)
+def test_what_cannot_be_ordered_is_refused(spec: dict[str, int], counts: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OrderSpec(**spec).build(counts, seed=0)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(InputError, match=r"OrderSpec\.lanes must be at least 1, but is 0"):
+        OrderSpec(lanes=0)
+    with pytest.raises(InputError, match=r"OrderSpec\.block must be at least 1, but is -1"):
+        OrderSpec(block=-1)
+    with pytest.raises(InputError, match="positions start at 0"):
+        OrderSpec().build([3], seed=0).locate(-1)

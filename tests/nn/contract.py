@@ -1,0 +1,284 @@
+"""The space that the nn contract is checked over: every part that exists, and how parts and masks are combined.
+
+A new mixer, position, feed-forward, norm or pool needs an entry in the table of its kind below (and, for mixers,
+positions, feed-forwards and norms, its meaning written as loops in ``nn_reference.py``). ``test_space.py`` fails
+until it has one. A combination that a part rightly refuses goes into ``REFUSED``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.position import (
+    LearnedPositionSpec,
+    Position,
+    PositionSpec,
+    RotaryPositionSpec,
+    SinusoidalPositionSpec,
+)
+from mmformer.nn.stack import Stack, StackOutput, StackSpec
+from mmformer.types import Tokens
+
+BATCH, LENGTH, WIDTH, DEPTH = 3, 9, 32, 2
+MEMORY_LENGTH, MEMORY_WIDTH = 5, 24
+
+
+@dataclass(frozen=True)
+class ToyBiasSpec(PositionSpec):
+    """For these tests only: a learned slope per head on the distance in time, as the additive hook wants it."""
+
+    def build(self, width: int, head_width: int | None) -> ToyBias:
+        assert head_width is not None
+        return ToyBias(width // head_width)
+
+
+class ToyBias(Position):
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.slope)
+
+    def bias(self, query_pos: Tensor, key_pos: Tensor) -> Tensor:
+        distance = (query_pos[:, None, :, None, 0] - key_pos[:, None, None, :, 0]).abs()  # B 1 Q K
+        return self.slope[:, None, None] * distance
+
+
+MIXERS: dict[str, MixerSpec] = {
+    "attention": AttentionSpec(heads=4),
+    "attention_grouped": AttentionSpec(heads=4, key_value_heads=2),
+    "attention_one_key_qk_norm": AttentionSpec(heads=4, key_value_heads=1, qk_norm=True, bias=False),
+}
+POSITIONS: dict[str, PositionSpec] = {
+    "nowhere": PositionSpec(),
+    "learned": LearnedPositionSpec(axes=(0,), sizes=(16,)),
+    "learned_grid": LearnedPositionSpec(axes=(1, 2), sizes=(2, 3)),
+    "sinusoidal": SinusoidalPositionSpec(axes=(0,)),
+    "sinusoidal_grid": SinusoidalPositionSpec(axes=(1, 2), base=100.0),
+    "rotary": RotaryPositionSpec(axes=(0,)),
+    "rotary_grid": RotaryPositionSpec(axes=(1, 2), base=100.0),
+    "rotary_three_axes_part": RotaryPositionSpec(axes=(2, 0, 1), base=50.0, fraction=0.75),
+    "toy_bias": ToyBiasSpec(),
+}
+FEEDFORWARDS: dict[str, FeedForwardSpec | None] = {
+    "gelu": GELUFeedForwardSpec(ratio=2.0),
+    "swiglu": SwiGLUFeedForwardSpec(ratio=1.5),
+    "none": None,
+}
+NORMS: dict[str, NormSpec] = {"layer_norm": LayerNormSpec(), "rms_norm": RMSNormSpec()}
+POOLS: dict[str, PoolSpec] = {
+    "class_token": ClassTokenPoolSpec(),
+    "mean": MeanPoolSpec(),
+    "last": LastPoolSpec(),
+    "attention": AttentionPoolSpec(attention=AttentionSpec(heads=4)),
+    "attention_feedforward": AttentionPoolSpec(
+        attention=AttentionSpec(heads=4, key_value_heads=2, qk_norm=True), feedforward=GELUFeedForwardSpec(ratio=2.0)
+    ),
+}
+CROSSES: dict[str, tuple[MixerSpec | None, int | None]] = {  # the reader of memory, the memory's width
+    "none": (None, None),
+    "same_width": (AttentionSpec(heads=4), None),
+    "other_width": (AttentionSpec(heads=2, key_value_heads=1, qk_norm=True), MEMORY_WIDTH),
+}
+FACTORS: dict[str, tuple[object, ...]] = {
+    "mixer": tuple(MIXERS),
+    "position": tuple(POSITIONS),
+    "order": ("full", "causal", "prefix"),
+    "padded": (False, True),
+    "packed": (False, True),
+    "norm": tuple(NORMS),
+    "placement": ("pre", "post"),
+    "feedforward": tuple(FEEDFORWARDS),
+    "cross": tuple(CROSSES),
+}
+REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset()
+"""Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built."""
+
+TABLES: dict[type, tuple[str, dict]] = {
+    MixerSpec: ("MIXERS", MIXERS),
+    PositionSpec: ("POSITIONS", POSITIONS),
+    FeedForwardSpec: ("FEEDFORWARDS", FEEDFORWARDS),
+    NormSpec: ("NORMS", NORMS),
+    PoolSpec: ("POOLS", POOLS),
+}
+
+
+def concrete_specs(base: type) -> set[type]:
+    """The classes of mmformer, the base among them, that can be instantiated."""
+    found, waiting = set(), [base]
+    while waiting:
+        spec = waiting.pop()
+        waiting.extend(spec.__subclasses__())
+        if not inspect.isabstract(spec) and spec.__module__.startswith("mmformer."):
+            found.add(spec)
+    return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One point of the space; every field is a level of the factor of its name."""
+
+    mixer: str
+    position: str
+    order: str
+    padded: bool
+    packed: bool
+    norm: str
+    placement: str
+    feedforward: str
+    cross: str
+
+    def __str__(self) -> str:
+        seen = "+".join(name for name in ("padded", "packed") if getattr(self, name))
+        parts = (self.mixer, self.position, self.order, seen, self.placement, self.norm, self.feedforward)
+        return "-".join(filter(None, (*parts, "" if self.cross == "none" else f"cross_{self.cross}")))
+
+    def with_(self, **changes: object) -> Case:
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def spec(self) -> StackSpec:
+        cross, memory_width = CROSSES[self.cross]
+        layer = LayerSpec(
+            mixer=MIXERS[self.mixer],
+            feedforward=FEEDFORWARDS[self.feedforward],
+            cross=cross,
+            norm=NORMS[self.norm],
+            placement=self.placement,
+        )
+        position = POSITIONS[self.position]
+        return StackSpec(WIDTH, DEPTH, layer, position, final_norm=self.placement == "pre", memory_width=memory_width)
+
+    @property
+    def float32_tables(self) -> bool:
+        """Waves and rotations are computed in float32 whatever the tokens are."""
+        return isinstance(POSITIONS[self.position], SinusoidalPositionSpec | RotaryPositionSpec)
+
+
+def covering_array() -> list[Case]:
+    """Cases such that any two levels of any two factors meet in one of them (greedy, the same at every run)."""
+    names, draw, cases = list(FACTORS), random.Random(0), []
+    missing = {
+        pair
+        for a, b in itertools.combinations(names, 2)
+        for pair in itertools.product(((a, level) for level in FACTORS[a]), ((b, level) for level in FACTORS[b]))
+        if frozenset(pair) not in REFUSED
+    }
+    while missing:
+        start = min(missing, key=repr)
+        best, covered = None, set()
+        for _ in range(30):
+            row = dict(start)
+            for name in draw.sample(names, len(names)):
+                if name not in row:
+                    allowed = [level for level in FACTORS[name] if not _refused({**row, name: level})]
+                    draw.shuffle(allowed)
+                    row[name] = max(allowed, key=lambda level, n=name: len(_pairs({**row, n: level}, names) & missing))
+            new = _pairs(row, names) & missing
+            if len(new) > len(covered):
+                best, covered = row, new
+        assert best is not None
+        cases.append(Case(**best))
+        missing -= covered
+    return cases
+
+
+def full_product(**fixed: object) -> Iterator[Case]:
+    levels = [(fixed[name],) if name in fixed else FACTORS[name] for name in FACTORS]
+    for row in itertools.product(*levels):
+        if not _refused(dict(zip(FACTORS, row, strict=True))):
+            yield Case(*row)
+
+
+def _pairs(row: dict, names: list[str]) -> set:
+    return set(itertools.combinations([(name, row[name]) for name in names if name in row], 2))
+
+
+def _refused(row: dict) -> bool:
+    return any(pair <= row.items() for pair in REFUSED)
+
+
+class Inputs(NamedTuple):
+    """What a stack's forward takes."""
+
+    tokens: Tokens
+    causal: bool = False
+    prefix: Tensor | None = None
+    memory: Tokens | None = None
+
+    def run(self, stack: Stack, **more: object) -> StackOutput:
+        return stack(self.tokens, causal=self.causal, prefix=self.prefix, memory=self.memory, **more)
+
+    def __call__(self, stack: Stack) -> Tensor:
+        return self.run(stack).tokens.x
+
+
+PLACES = torch.tensor(
+    [[-1] * 3, [0, 0, 0], [0, 0, 2], [0, 1, 1], [3, 0, 0], [4, 0, 0], [5, 0, 0], [6, 0, 0], [7, 0, 0]]
+)
+"""A class token, three patches of an image, five tokens of text."""
+VALID = torch.tensor(
+    [
+        [1, 1, 1, 1, 1, 1, 0, 0, 0],  # padded on the right
+        [1, 1, 1, 0, 0, 1, 1, 1, 1],  # a padded prompt, then what was generated
+        [0, 0, 1, 1, 1, 1, 1, 1, 1],  # padded on the left: the first rows see nothing in a causal pass
+    ]
+).bool()
+SEGMENT = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 2, 2, 2, 2], [5, 4, 5, 4, 5, 4, 5, 4, 5]])
+PREFIX = torch.tensor([2, 3, 0])
+MEMORY_VALID = torch.tensor([[1, 1, 1, 1, 0], [0, 1, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()  # the last sample has none
+MEMORY_SEGMENT = torch.tensor([[0, 0, 1, 1, 1], [2, 1, 0, 2, 1], [4, 4, 5, 5, 5]])
+
+
+def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> Inputs:
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+
+    pos = PLACES.repeat(BATCH, 1, 1)
+    valid = VALID if case.padded else None
+    tokens = Tokens(normal(BATCH, LENGTH, WIDTH), pos, valid, SEGMENT if case.packed else None)
+    memory = None
+    if case.cross != "none":
+        memory = Tokens(
+            normal(BATCH, MEMORY_LENGTH, CROSSES[case.cross][1] or WIDTH),
+            torch.zeros(BATCH, MEMORY_LENGTH, 3, dtype=torch.int64),
+            MEMORY_VALID if case.padded else None,
+            MEMORY_SEGMENT if case.packed else None,
+        )
+    return Inputs(tokens, case.order != "full", PREFIX if case.order == "prefix" else None, memory)
+
+
+@functools.lru_cache(maxsize=32)
+def make_stack(spec: StackSpec, dtype: torch.dtype = torch.float64) -> Stack:
+    """A stack in evaluation mode, no parameter of which is trivial. Shared between tests: do not change it."""
+    return randomise(spec.build()).to(dtype).eval()
+
+
+def randomise(module: nn.Module, scale: float = 0.15, seed: int = 1) -> nn.Module:
+    """Move every parameter, so that gains are not 1, biases not 0 and tables not small."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.uniform_(-0.2, 0.2, generator=draw) if parameter.dim() > 1 else parameter.fill_(0.6)
+            parameter += scale * torch.randn(parameter.shape, generator=draw)
+    return module

@@ -1,0 +1,249 @@
+"""What the parts mean, written as loops over samples, heads, queries and keys, in float64 and without torch.nn.
+
+Slow and plain on purpose; it shares nothing with mmformer.nn but the parameters and the specs. A new mixer, position,
+feed-forward or norm enters its meaning into the table at the end.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections.abc import Callable
+
+import numpy as np
+from contract import Inputs, ToyBias, ToyBiasSpec
+from torch import Tensor, nn
+
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.position import (
+    LearnedPositionSpec,
+    PositionSpec,
+    RotaryPositionSpec,
+    SinusoidalPositionSpec,
+)
+from mmformer.nn.stack import Stack
+
+Array = np.ndarray
+Angles = list[list[list[float]]]  # sample, token, rotated pair of features -> angle
+
+
+def array(x: Tensor) -> Array:
+    return x.detach().double().cpu().numpy()
+
+
+def linear(module: nn.Linear, x: Array, rows: slice = slice(None)) -> Array:
+    """x through some of the outputs of a projection."""
+    y = x @ array(module.weight)[rows].T
+    return y if module.bias is None else y + array(module.bias)[rows]
+
+
+def visible(inputs: Inputs, length: int, b: int, i: int, j: int) -> bool:
+    """Whether query i sees key j in sample b, from the words of the documentation."""
+    tokens = inputs.tokens
+    if inputs.causal:
+        in_prefix = inputs.prefix is not None and j < int(inputs.prefix[b])
+        if j > i and not in_prefix:
+            return False
+    if tokens.valid is not None and not bool(tokens.valid[b, j]):
+        return False
+    return tokens.segment is None or int(tokens.segment[b, i]) == int(tokens.segment[b, j])
+
+
+def visible_memory(inputs: Inputs, b: int, i: int, j: int) -> bool:
+    tokens, memory = inputs.tokens, inputs.memory
+    assert memory is not None
+    if memory.valid is not None and not bool(memory.valid[b, j]):
+        return False
+    if tokens.segment is None or memory.segment is None:
+        return True
+    return int(tokens.segment[b, i]) == int(memory.segment[b, j])
+
+
+def visibility(inputs: Inputs) -> Array:
+    batch, length, _ = inputs.tokens.x.shape
+    allowed = [[[visible(inputs, length, b, i, j) for j in range(length)] for i in range(length)] for b in range(batch)]
+    return np.array(allowed)
+
+
+def memory_visibility(inputs: Inputs) -> Array:
+    assert inputs.memory is not None
+    batch, length, _ = inputs.tokens.x.shape
+    keys = range(inputs.memory.x.shape[1])
+    return np.array([[[visible_memory(inputs, b, i, j) for j in keys] for i in range(length)] for b in range(batch)])
+
+
+# Norms: (spec, parameters, vector) -> vector
+
+
+def layer_norm(spec: LayerNormSpec, module: nn.Module, x: Array) -> Array:
+    centred = x - x.mean()
+    y = centred / math.sqrt((centred**2).mean() + spec.eps) * array(module.weight)
+    return y + array(module.bias) if spec.bias else y
+
+
+def rms_norm(spec: RMSNormSpec, module: nn.Module, x: Array) -> Array:
+    return x / math.sqrt((x**2).mean() + spec.eps) * array(module.weight)
+
+
+# Feed-forwards: (spec, module, vector) -> vector
+
+
+def gelu(spec: GELUFeedForwardSpec, module: nn.Module, x: Array) -> Array:
+    hidden = linear(module.up, x)
+    if spec.approximate == "none":
+        gate = [0.5 * (1 + math.erf(h / math.sqrt(2))) for h in hidden]
+    else:
+        gate = [0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))) for h in hidden]
+    return linear(module.down, hidden * gate)
+
+
+def swiglu(spec: SwiGLUFeedForwardSpec, module: nn.Module, x: Array) -> Array:
+    hidden = module.down.in_features
+    gate = linear(module.gate_up, x, slice(0, hidden))
+    return linear(module.down, gate / (1 + np.exp(-gate)) * linear(module.gate_up, x, slice(hidden, None)))
+
+
+# Positions: what is added to a token, the angles that its heads turn by, the bias between two tokens
+
+
+def learned(spec: LearnedPositionSpec, module: nn.Module, place: Array, width: int) -> Array:
+    table = array(module.weight)
+    if place[spec.axes[0]] == -1:
+        return table[0]
+    grid = table[1:].reshape(*spec.sizes, width)
+    return grid[tuple(place[list(spec.axes)])]
+
+
+def sinusoidal(spec: SinusoidalPositionSpec, module: nn.Module, place: Array, width: int) -> Array:
+    if place[spec.axes[0]] == -1:
+        return np.zeros(width)
+    share, wave = width // len(spec.axes), []
+    for axis in spec.axes:
+        rates = [spec.base ** (-2 * k / share) for k in range(share // 2)]
+        wave += [math.sin(place[axis] * rate) for rate in rates] + [math.cos(place[axis] * rate) for rate in rates]
+    return np.array(wave)
+
+
+def rotary_angles(spec: RotaryPositionSpec, place: Array, head_width: int) -> list[float]:
+    count = int(head_width * spec.fraction) // (2 * len(spec.axes))
+    turns = [0 if place[axis] == -1 else place[axis] for axis in spec.axes]
+    return [turn * spec.base ** (-k / count) for turn in turns for k in range(count)]
+
+
+def turn(x: Array, angles: list[float]) -> Array:
+    """Features i and i + len(angles) as one complex number, multiplied by a unit one."""
+    y, half = x.copy(), len(angles)
+    for i, angle in enumerate(angles):
+        z = complex(x[i], x[i + half]) * cmath.exp(1j * angle)
+        y[i], y[i + half] = z.real, z.imag
+    return y
+
+
+def toy_bias(module: ToyBias, head: int, query: Array, key: Array) -> float:
+    return array(module.slope)[head] * abs(int(query[0]) - int(key[0]))
+
+
+# Mixers: (spec, module, x, memory, allowed, angles, bias) -> (what the heads join to, y)
+
+
+def attention(
+    spec: AttentionSpec,
+    module: nn.Module,
+    x: Array,
+    memory: Array | None,
+    allowed: Array,
+    angles: Angles | None = None,
+    bias: Callable[[int, int, int, int], float] | None = None,
+) -> tuple[Array, Array]:
+    batch, _, width = x.shape
+    size, groups = width // spec.heads, spec.key_value_heads or spec.heads
+    joined = np.zeros_like(x)
+    for b in range(batch):
+        for head in range(spec.heads):
+            group = head // (spec.heads // groups)
+            q_rows = slice(head * size, (head + 1) * size)
+            k_rows = slice(group * size, (group + 1) * size)
+            if memory is None:
+                source, projection, at = x[b], module.qkv, width
+                queries = [linear(module.qkv, token, q_rows) for token in x[b]]
+            else:
+                source, projection, at = memory[b], module.kv, 0
+                queries = [linear(module.q, token, q_rows) for token in x[b]]
+            offset = slice(at + k_rows.start, at + k_rows.stop)
+            keys = [linear(projection, token, offset) for token in source]
+            offset = slice(offset.start + groups * size, offset.stop + groups * size)
+            values = [linear(projection, token, offset) for token in source]
+            if spec.qk_norm:
+                gain_of_q, gain_of_k = array(module.query_norm.weight), array(module.key_norm.weight)
+                queries = [q / math.sqrt((q @ q) / size + 1e-6) * gain_of_q for q in queries]
+                keys = [k / math.sqrt((k @ k) / size + 1e-6) * gain_of_k for k in keys]
+            if angles is not None:
+                queries = [turn(q, angles[b][i]) for i, q in enumerate(queries)]
+                keys = [turn(k, angles[b][j]) for j, k in enumerate(keys)]
+            for i, q in enumerate(queries):
+                scores = {}
+                for j, k in enumerate(keys):
+                    if allowed[b, i, j]:
+                        scores[j] = math.exp(q @ k / math.sqrt(size) + (bias(b, head, i, j) if bias else 0.0))
+                for j, score in scores.items():
+                    joined[b, i, q_rows] += score / sum(scores.values()) * values[j]
+    return joined, linear(module.out, joined)
+
+
+NORMS = {LayerNormSpec: layer_norm, RMSNormSpec: rms_norm}
+FEEDFORWARDS = {GELUFeedForwardSpec: gelu, SwiGLUFeedForwardSpec: swiglu}
+EMBEDDINGS = {LearnedPositionSpec: learned, SinusoidalPositionSpec: sinusoidal}
+ROTATIONS = {RotaryPositionSpec: rotary_angles}
+BIASES = {ToyBiasSpec: toy_bias}
+POSITIONS = {PositionSpec, *EMBEDDINGS, *ROTATIONS, *BIASES}
+MIXERS = {AttentionSpec: attention}
+
+
+def per_token(function: Callable, *arguments: object) -> Callable[[Array], Array]:
+    return lambda x: np.array([[function(*arguments, token) for token in row] for row in x])
+
+
+def mixed(spec: MixerSpec, module: nn.Module, *arguments: object) -> Callable[[Array], Array]:
+    return lambda x: MIXERS[type(spec)](spec, module, x, *arguments)[1]
+
+
+def stack_output(stack: Stack, inputs: Inputs) -> Array:
+    """The whole stack: positions, residual branches in either placement, final norm."""
+    spec, layer_spec = stack.spec, stack.spec.layer
+    x, pos = array(inputs.tokens.x), inputs.tokens.pos.numpy()
+    width = x.shape[-1]
+    where, at = type(spec.position), spec.position
+    if where in EMBEDDINGS:
+        x = x + np.array([[EMBEDDINGS[where](at, stack.position, place, width) for place in row] for row in pos])
+    angles = bias = None
+    if where in ROTATIONS:
+        head_width = layer_spec.mixer.head_width(width)
+        angles = [[ROTATIONS[where](at, place, head_width) for place in row] for row in pos]
+    if where in BIASES:
+
+        def bias(b: int, head: int, i: int, j: int) -> float:
+            return BIASES[where](stack.position, head, pos[b, i], pos[b, j])
+
+    allowed, memory_allowed, memory = visibility(inputs), None, None
+    if inputs.memory is not None:
+        memory, memory_allowed = array(inputs.memory.x), memory_visibility(inputs)
+
+    def branch(x: Array, norm_module: nn.Module, f: Callable[[Array], Array]) -> Array:
+        norm = per_token(NORMS[type(layer_spec.norm)], layer_spec.norm, norm_module)
+        return x + f(norm(x)) if layer_spec.placement == "pre" else norm(x + f(x))
+
+    for layer in stack.layers:
+        mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, angles, bias)
+        x = branch(x, layer.mixer_residual.norm, mixer)
+        if layer.cross is not None:
+            reader = mixed(layer_spec.cross, layer.cross, memory, memory_allowed)
+            x = branch(x, layer.cross_residual.norm, reader)
+        if layer.feedforward is not None:
+            f = per_token(FEEDFORWARDS[type(layer_spec.feedforward)], layer_spec.feedforward, layer.feedforward)
+            x = branch(x, layer.feedforward_residual.norm, f)
+    if spec.final_norm:
+        x = per_token(NORMS[type(layer_spec.norm)], layer_spec.norm, stack.norm)(x)
+    return x

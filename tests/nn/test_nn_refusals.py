@@ -1,0 +1,160 @@
+"""What nn refuses, and that the message names the field, what was found, and the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mmformer.errors import InputError
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mixer import Mixer, MixerSpec
+from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.pool import AttentionPoolSpec
+from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.stack import Stack, StackSpec
+from mmformer.types import Tokens
+
+NAN = float("nan")
+
+
+class HeadlessSpec(MixerSpec):
+    """A mixer that has no heads to rotate."""
+
+    def build(self, width: int, memory_width: int | None = None) -> Mixer:
+        raise AssertionError("refused before it is built")
+
+
+SPECS: list[tuple[Callable[[], object], str]] = [
+    (lambda: AttentionSpec(heads=0), "AttentionSpec.heads must be at least 1, but is 0."),
+    (lambda: AttentionSpec(8, key_value_heads=3), "AttentionSpec.key_value_heads must be a divisor of heads (8), but"),
+    (lambda: AttentionSpec(8, key_value_heads=16), "key_value_heads must be a divisor of heads (8), but is 16."),
+    (lambda: AttentionSpec(8, key_value_heads=0), "key_value_heads must be a divisor of heads (8), but is 0."),
+    (lambda: AttentionSpec(8, key_value_heads=-8), "key_value_heads must be a divisor of heads (8), but is -8."),
+    (lambda: AttentionSpec(dropout=1.0), "AttentionSpec.dropout must be at least 0 and below 1, but is 1.0."),
+    (lambda: AttentionSpec(dropout=-0.1), "AttentionSpec.dropout must be at least 0 and below 1, but is -0.1."),
+    (lambda: AttentionSpec(dropout=NAN), "AttentionSpec.dropout must be at least 0 and below 1, but is nan."),
+    (lambda: LayerSpec(dropout=1.0), "LayerSpec.dropout must be at least 0 and below 1, but is 1.0."),
+    (lambda: LayerSpec(placement="sandwich"), "LayerSpec.placement must be 'pre' or 'post', but is 'sandwich'."),
+    (lambda: GELUFeedForwardSpec(dropout=1.0), "GELUFeedForwardSpec.dropout must be at least 0 and below 1, but is 1"),
+    (lambda: GELUFeedForwardSpec(ratio=0.0), "GELUFeedForwardSpec.ratio must be positive, but is 0.0."),
+    (lambda: SwiGLUFeedForwardSpec(ratio=NAN), "SwiGLUFeedForwardSpec.ratio must be positive, but is nan."),
+    (lambda: SwiGLUFeedForwardSpec(multiple=0), "SwiGLUFeedForwardSpec.multiple must be at least 1, but is 0."),
+    (lambda: GELUFeedForwardSpec(approximate="erf"), "GELUFeedForwardSpec.approximate must be 'none' or 'tanh', but"),
+    (lambda: LayerNormSpec(eps=0.0), "LayerNormSpec.eps must be positive, but is 0.0."),
+    (lambda: RMSNormSpec(eps=-1.0), "RMSNormSpec.eps must be positive, but is -1.0."),
+    (lambda: LearnedPositionSpec(axes=(3,)), "LearnedPositionSpec.axes must be different axes out of 0 to 2, but is"),
+    (lambda: LearnedPositionSpec(axes=(-1,)), "LearnedPositionSpec.axes must be different axes out of 0 to 2, but is"),
+    (lambda: LearnedPositionSpec(axes=()), "LearnedPositionSpec.axes must be different axes out of 0 to 2, but is ()."),
+    (lambda: LearnedPositionSpec((1, 2)), "LearnedPositionSpec.sizes must be one size for each of the axes (1, 2)"),
+    (lambda: LearnedPositionSpec(sizes=(0,)), "LearnedPositionSpec.sizes must be at least 1 each, but is (0,)."),
+    (lambda: SinusoidalPositionSpec(axes=(1, 1)), "SinusoidalPositionSpec.axes must be different axes out of 0 to 2"),
+    (lambda: SinusoidalPositionSpec(base=1.0), "SinusoidalPositionSpec.base must be above 1, but is 1.0."),
+    (lambda: RotaryPositionSpec(axes=(0, 3)), "RotaryPositionSpec.axes must be different axes out of 0 to 2, but is"),
+    (lambda: RotaryPositionSpec(base=0.5), "RotaryPositionSpec.base must be above 1, but is 0.5."),
+    (lambda: RotaryPositionSpec(fraction=0.0), "RotaryPositionSpec.fraction must be above 0 and at most 1, but is 0."),
+    (lambda: RotaryPositionSpec(fraction=1.5), "RotaryPositionSpec.fraction must be above 0 and at most 1, but is 1."),
+    (lambda: StackSpec(0, 1), "StackSpec.width must be at least 1, but is 0."),
+    (lambda: StackSpec(8, 0), "StackSpec.depth must be at least 1, but is 0."),
+    (lambda: StackSpec(8, 1, memory_width=8), "StackSpec.memory_width must be None when the layer has no cross mixer"),
+    (
+        lambda: StackSpec(8, 1, LayerSpec(cross=AttentionSpec()), memory_width=0),
+        "StackSpec.memory_width must be at least 1, but is 0.",
+    ),
+    (
+        lambda: AttentionPoolSpec(norm=RMSNormSpec()),
+        "AttentionPoolSpec.norm must be left alone when there is no feedforward to normalise for, but is RMSNormSpec(",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), SPECS, ids=[words.split(",")[0][:60] for _, words in SPECS])
+def test_spec_is_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        make()
+
+
+BUILDS: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: StackSpec(20, 1, LayerSpec(AttentionSpec(heads=8))).build(),
+        "AttentionSpec.heads must divide the stack's width, but 8 heads do not divide 20: "
+        "take 10 heads, or a width that is a multiple of 8.",
+    ),
+    (
+        lambda: StackSpec(24, 1, LayerSpec(AttentionSpec(8), cross=AttentionSpec(heads=7))).build(),
+        "7 heads do not divide 24: take 6 heads, or a width that is a multiple of 7.",
+    ),
+    (
+        lambda: AttentionPoolSpec().build(20),
+        "8 heads do not divide 20",
+    ),
+    (
+        lambda: StackSpec(6, 1, LayerSpec(AttentionSpec(2)), SinusoidalPositionSpec(axes=(1, 2))).build(),
+        "SinusoidalPositionSpec over 2 axes needs a width that is a multiple of 4, but the stack's width is 6.",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(AttentionSpec(8)), RotaryPositionSpec(axes=(1, 2))).build(),
+        "RotaryPositionSpec over 2 axes needs at least 4 rotated features in a head, but heads are 2 wide",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(AttentionSpec(4)), RotaryPositionSpec(fraction=0.25)).build(),
+        "needs at least 2 rotated features in a head, but heads are 4 wide and the fraction is 0.25.",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(HeadlessSpec()), RotaryPositionSpec()).build(),
+        "RotaryPositionSpec needs a mixer that has heads to rotate; this stack's mixer has none.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("build", "words"), BUILDS, ids=[words[:60] for _, words in BUILDS])
+def test_build_is_refused(build: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        build()
+
+
+def tokens(length: int = 3, segment: bool = False) -> Tokens:
+    pos = torch.zeros(2, length, 3, dtype=torch.int64)
+    return Tokens(torch.zeros(2, length, 16), pos, None, pos[..., 0] if segment else None)
+
+
+def plain(**options: object) -> Stack:
+    return StackSpec(16, 2, LayerSpec(AttentionSpec(2), **options)).build()
+
+
+PASSES: list[tuple[Callable[[], object], str]] = [
+    (
+        lambda: plain(cross=AttentionSpec(2))(tokens()),
+        "This stack's layers have a cross mixer, but no memory was handed in.",
+    ),
+    (
+        lambda: plain()(tokens(), memory=tokens()),
+        "Memory was handed in, but this stack's layers have no cross mixer: set LayerSpec.cross.",
+    ),
+    (
+        lambda: plain()(tokens(), prefix=torch.tensor([1, 1])),
+        "A prefix means something only in a causal pass: hand in causal=True.",
+    ),
+    (
+        lambda: plain()(tokens(), intermediates=[0, 2, -1]),
+        "Intermediates [2, -1] were asked for, but the layers are 0 to 1.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("run", "words"), PASSES, ids=[words[:40] for _, words in PASSES])
+def test_pass_is_refused(run: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        run()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_segments_in_some_calls_only_are_refused(first: bool) -> None:
+    stack = plain()
+    state = stack(tokens(segment=first), causal=True, state=stack.empty_state()).state
+    with pytest.raises(InputError, match="Either all calls that go on from one another have segments, or none has"):
+        stack(tokens(1, segment=not first), causal=True, state=state)

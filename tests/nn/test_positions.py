@@ -1,0 +1,195 @@
+"""Positions against formulas written from the papers, and what they do with special and expanded coordinates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from contract import PLACES, POSITIONS, Inputs, make_stack
+from torch import Tensor
+from torch.testing import assert_close
+
+from mmformer.errors import InputError
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.position import (
+    LearnedPositionSpec,
+    PositionSpec,
+    RotaryPositionSpec,
+    SinusoidalPositionSpec,
+    rotate,
+)
+from mmformer.nn.stack import StackSpec
+from mmformer.types import Tokens
+
+
+def at(*places: tuple[int, int, int]) -> Tensor:
+    return torch.tensor([places])  # 1 L A
+
+
+def time(length: int) -> Tensor:
+    return at(*((t, 0, 0) for t in range(length)))
+
+
+def grid(rows: int, columns: int) -> Tensor:
+    return at(*((0, row, column) for row in range(rows) for column in range(columns)))
+
+
+def added(spec: PositionSpec, pos: Tensor, width: int) -> Tensor:
+    """What the position adds, B L D in float64."""
+    x = torch.zeros(*pos.shape[:2], width, dtype=torch.float64)
+    return spec.build(width, None).embed(x, pos).detach()
+
+
+def test_sinusoidal_is_vaswanis() -> None:
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d)), PE(pos, 2i+1) the cosine; the sines come first here, then the cosines."""
+    width, length = 32, 64
+    table = np.zeros((length, width))
+    for place in range(length):
+        for i in range(width // 2):
+            table[place, 2 * i] = math.sin(place / 10_000 ** (2 * i / width))
+            table[place, 2 * i + 1] = math.cos(place / 10_000 ** (2 * i / width))
+    expected = torch.from_numpy(np.concatenate([table[:, 0::2], table[:, 1::2]], axis=1))
+    assert_close(added(SinusoidalPositionSpec(), time(length), width)[0], expected, rtol=0, atol=5e-6)
+
+
+def mae_wave(width: int, places: np.ndarray) -> np.ndarray:
+    """``get_1d_sincos_pos_embed_from_grid`` of MAE's published code, from its description."""
+    omega = 1.0 / 10_000 ** (np.arange(width // 2) / (width / 2.0))
+    angle = np.einsum("m,d->md", places.reshape(-1), omega)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+
+@pytest.mark.parametrize("rows_first", [True, False])
+def test_sinusoidal_grid_is_maes(rows_first: bool) -> None:
+    """Half of the features by row, half by column. MAE's code has the columns first, which is axes (2, 1)."""
+    width, rows, columns = 32, 4, 6
+    column, row = np.meshgrid(np.arange(columns), np.arange(rows))
+    halves = [mae_wave(width // 2, row), mae_wave(width // 2, column)]
+    expected = torch.from_numpy(np.concatenate(halves if rows_first else halves[::-1], axis=1))
+    spec = SinusoidalPositionSpec(axes=(1, 2) if rows_first else (2, 1))
+    assert_close(added(spec, grid(rows, columns), width)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_learned_rows_are_a_grid_in_row_major_order_after_the_special_one() -> None:
+    spec = LearnedPositionSpec(axes=(1, 2), sizes=(3, 4))
+    module = spec.build(8, None)
+    assert module.weight.shape == (1 + 3 * 4, 8)
+    pos = torch.cat((at((-1, -1, -1)), grid(3, 4)), dim=1)
+    assert torch.equal(module.embed(torch.zeros(1, 13, 8), pos)[0], module.weight)
+
+
+def test_axes_that_are_not_asked_for_do_not_matter() -> None:
+    one, other = at((1, 2, 0), (3, 1, 1)), at((1, 0, 7), (3, 5, 0))
+    for spec in (LearnedPositionSpec(), SinusoidalPositionSpec()):
+        torch.manual_seed(0)
+        first = added(spec, one, 16)
+        torch.manual_seed(0)
+        assert torch.equal(first, added(spec, other, 16))
+    module = RotaryPositionSpec().build(16, 8)
+    assert torch.equal(module.rotary(one).cos, module.rotary(other).cos)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (2, 1), (0, 1, 2)], ids=str)
+def test_special_tokens_stand_nowhere(axes: tuple[int, ...]) -> None:
+    """No wave, no rotation, and in a learned table a row that no place has."""
+    pos = at((-1, -1, -1), (0, 0, 0), (2, 1, 2))
+    wave = added(SinusoidalPositionSpec(axes=axes), pos, 24)[0]
+    assert bool((wave[0] == 0).all())
+    assert bool((wave[1] != 0).any())  # place 0 has its cosines
+    table = RotaryPositionSpec(axes=axes).build(24, 12).rotary(pos)
+    assert bool((table.cos[..., 0, :] == 1).all())
+    assert bool((table.sin[..., 0, :] == 0).all())
+    assert bool((table.sin[..., 2, :] != 0).all())
+    rows = added(LearnedPositionSpec(axes=axes, sizes=(3,) * len(axes)), pos, 24)[0]
+    assert len(rows.unique(dim=0)) == 3
+
+
+ROTARIES = {name: spec for name, spec in POSITIONS.items() if isinstance(spec, RotaryPositionSpec)}
+
+
+def scores(spec: RotaryPositionSpec, pos: Tensor) -> Tensor:
+    """B H L L products of the same queries and keys, rotated to pos."""
+    draw = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, pos.shape[1], 16, generator=draw, dtype=torch.float64) for _ in range(2))
+    table = spec.build(32, 16).rotary(pos)
+    return rotate(query, table) @ rotate(key, table).mT
+
+
+@pytest.mark.parametrize("name", ROTARIES)
+def test_rotation_is_relative(name: str) -> None:
+    """Adding a constant to all coordinates leaves every score; moving one token does not."""
+    spec = ROTARIES[name]
+    pos = at((0, 0, 0), (1, 3, 2), (4, 1, 5), (2, 2, 2), (7, 0, 1))
+    shifted = pos + torch.tensor([11, 5, 8])
+    assert_close(scores(spec, shifted), scores(spec, pos), rtol=0, atol=2e-5)
+    moved = pos.clone()
+    moved[0, 2] += 1
+    changed = (scores(spec, moved) - scores(spec, pos)).abs().amax(dim=1)[0] > 1e-3
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[2], expected[:, 2], expected[2, 2] = True, True, False
+    assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize("name", ROTARIES)
+def test_a_stack_with_rotary_positions_is_shift_invariant(name: str) -> None:
+    stack = make_stack(StackSpec(32, 2, LayerSpec(AttentionSpec(4)), ROTARIES[name]))
+    x = torch.randn(1, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pos = at((0, 0, 0), (1, 3, 2), (4, 1, 5), (2, 2, 2), (7, 0, 1), (3, 3, 3))
+    expected = Inputs(Tokens(x, pos), causal=True)(stack)
+    shifted = Inputs(Tokens(x, pos + torch.tensor([4, 9, 2])), causal=True)(stack)
+    assert_close(shifted, expected, rtol=0, atol=2e-6)
+    elsewhere = Inputs(Tokens(x, pos * 2), causal=True)(stack)
+    assert not torch.allclose(elsewhere, expected, atol=1e-3)
+
+
+def test_rotation_keeps_norms_dtype_and_the_features_past_its_share() -> None:
+    pos = at((0, 0, 0), (9, 3, 2), (31, 1, 5))
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+        x = torch.randn(1, 2, 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+        y = rotate(x, RotaryPositionSpec(fraction=0.5).build(32, 16).rotary(pos))
+        assert y.dtype == dtype
+        assert torch.equal(y[..., 8:], x[..., 8:])
+        assert torch.equal(y[:, :, 0], x[:, :, 0])
+        pairs, before = y.float()[..., :8].unflatten(-1, (2, 4)), x.float()[..., :8].unflatten(-1, (2, 4))
+        assert_close(pairs.norm(dim=-2), before.norm(dim=-2), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_expanded_coordinates_equal_materialised_ones(name: str) -> None:
+    """Images of one size share one row of coordinates, expanded; it is computed once, and means the same."""
+    stack = make_stack(StackSpec(32, 2, LayerSpec(AttentionSpec(4)), POSITIONS[name]))
+    x = torch.randn(3, len(PLACES), 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expanded = PLACES.expand(3, -1, -1)
+    assert expanded.stride(0) == 0
+    materialised = expanded.contiguous()
+    assert torch.equal(Inputs(Tokens(x, expanded))(stack), Inputs(Tokens(x, materialised))(stack))
+    shared, own = stack.position.rotary(expanded), stack.position.rotary(materialised)
+    if shared is not None and own is not None:
+        assert (shared.cos.shape[0], own.cos.shape[0]) == (1, 3)
+    rows = materialised.clone()
+    rows[1] = rows[1].flip(0)
+    if name != "nowhere":  # rows that differ are not taken for one
+        assert not torch.allclose(Inputs(Tokens(x, rows))(stack)[1], Inputs(Tokens(x, materialised))(stack)[1])
+
+
+@pytest.mark.parametrize(("axis", "place"), [(1, (0, 3, 0)), (2, (0, 0, 4))])
+def test_learned_refuses_what_is_out_of_range(axis: int, place: tuple[int, int, int]) -> None:
+    module = LearnedPositionSpec(axes=(1, 2), sizes=(3, 4)).build(8, None)
+    size = (3, 4)[axis - 1]
+    words = rf"{size} places on axis {axis}, but a token stands at {size}: raise LearnedPositionSpec.sizes"
+    with pytest.raises(InputError, match=words):
+        module.embed(torch.zeros(1, 2, 8), at((0, 0, 0), place))
+    with pytest.raises(InputError, match=words):
+        module.embed(torch.zeros(5, 2, 8), at((0, 0, 0), place).expand(5, -1, -1))
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5), (1, 1)], ids=str)
+def test_no_samples_and_no_tokens_are_no_special_case(shape: tuple[int, int], name: str) -> None:
+    stack = make_stack(StackSpec(32, 2, LayerSpec(AttentionSpec(4)), POSITIONS[name]))
+    tokens = Tokens(torch.zeros(*shape, 32, dtype=torch.float64), torch.zeros(*shape, 3, dtype=torch.int64))
+    for causal in (False, True):
+        assert Inputs(tokens, causal)(stack).shape == (*shape, 32)

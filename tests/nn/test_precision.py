@@ -1,0 +1,91 @@
+"""Lower precision and compilation change the numbers as little as they must."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from contract import Case, covering_array, make_inputs, make_stack
+from contract_checks import decode
+from torch import Tensor
+from torch.testing import assert_close
+
+ARRAY = covering_array()
+
+
+def forward_and_backward(case: Case, autocast: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    stack, inputs = make_stack(case.spec, torch.float32), make_inputs(case, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        output = inputs(stack)
+        loss = output.float().square().mean()
+    parameters = dict(stack.named_parameters())
+    return output.detach().float(), dict(
+        zip(parameters, torch.autograd.grad(loss, [*parameters.values()]), strict=True)
+    )
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).detach().norm() / expected.norm().detach())
+
+
+@pytest.mark.parametrize("case", ARRAY, ids=str)
+def test_bfloat16_autocast_is_near_float32(case: Case) -> None:
+    (actual, gradients), (expected, exact) = forward_and_backward(case, True), forward_and_backward(case, False)
+    assert bool(actual.isfinite().all())
+    assert error(actual, expected) < 0.02
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        assert bool(gradient.isfinite().all()), name
+    together = torch.cat([gradient.flatten() for gradient in gradients.values()])
+    assert error(together, torch.cat([gradient.flatten() for gradient in exact.values()])) < 0.05
+
+
+@pytest.mark.parametrize("case", ARRAY, ids=str)
+def test_bfloat16_cached_is_near_a_full_pass(case: Case) -> None:
+    case = case.with_(order="causal")
+    stack, inputs = make_stack(case.spec, torch.float32), make_inputs(case, torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert error(decode(stack, inputs, (4, 1, 1, 3)).float(), inputs(stack).float()) < 0.02
+
+
+@pytest.mark.parametrize("case", ARRAY[:6], ids=str)
+def test_bfloat16_weights(case: Case) -> None:
+    """A stack that is bfloat16 throughout, as for inference."""
+    stack, inputs = make_stack(case.spec, torch.bfloat16), make_inputs(case, torch.bfloat16)
+    output = inputs(stack)
+    assert output.dtype == torch.bfloat16
+    assert error(output.double(), make_inputs(case)(make_stack(case.spec))) < 0.05
+
+
+def needs_compiler(test: Callable) -> Callable:
+    test = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")(test)
+    # Inductor itself calls what PyTorch has deprecated.
+    test = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")(test)
+    return pytest.mark.slow(test)
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", [ARRAY[0], ARRAY[-1]], ids=str)
+def test_compiled_equals_eager(case: Case) -> None:
+    """Forward and gradients, without a break of the graph."""
+    stack, inputs = case.spec.build().eval(), make_inputs(case, torch.float32)
+    compiled = torch.compile(stack, fullgraph=True)
+    results = []
+    for run in (stack, compiled):
+        output = inputs.run(run, intermediates=(0,))
+        x = output.tokens.x
+        gradients = torch.autograd.grad(x.square().mean(), list(stack.parameters()))
+        results.append((*output.tokens, output.intermediates[0], *gradients))
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+def test_compiled_calls_with_a_state_equal_eager() -> None:
+    case = ARRAY[0].with_(order="causal", position="rotary", cross="same_width")
+    stack, inputs = case.spec.build().eval(), make_inputs(case, torch.float32)
+    with torch.no_grad():
+        actual = decode(torch.compile(stack), inputs, (5, 1, 1, 2))
+        assert_close(actual, decode(stack, inputs, (5, 1, 1, 2)), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,218 @@
+"""Every field of every spec does something: it changes the parameters, the output, or the output in training.
+
+A new spec, or a new field of an old one, fails here until ``FIELDS`` says what another value of it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+from contract import MEMORY_LENGTH, PLACES, randomise
+from torch import Tensor, nn
+
+import mmformer.nn
+from mmformer.errors import InputError
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.position import (
+    LearnedPositionSpec,
+    PositionSpec,
+    RotaryPositionSpec,
+    SinusoidalPositionSpec,
+)
+from mmformer.nn.stack import StackSpec
+from mmformer.types import Tokens
+
+PARAMETERS, OUTPUT, TRAINING = "the parameters", "the output", "the output in training only"
+
+
+class Change(NamedTuple):
+    """Another value of a field, what it changes, and the other fields of both specs."""
+
+    value: Any
+    changes: str
+    beside: Mapping[str, Any] = MappingProxyType({})
+
+
+FEEDFORWARD = {
+    "ratio": Change(2.0, PARAMETERS),
+    "multiple": Change(48, PARAMETERS),
+    "bias": Change(False, PARAMETERS),
+    "dropout": Change(0.5, TRAINING),
+}
+FIELDS: dict[type, dict[str, Change]] = {
+    AttentionSpec: {
+        "heads": Change(4, OUTPUT),
+        "key_value_heads": Change(2, PARAMETERS),
+        "qk_norm": Change(True, PARAMETERS),
+        "bias": Change(False, PARAMETERS),
+        "dropout": Change(0.5, TRAINING),
+    },
+    GELUFeedForwardSpec: {**FEEDFORWARD, "approximate": Change("tanh", OUTPUT)},
+    SwiGLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS)},
+    LayerNormSpec: {"eps": Change(1.0, OUTPUT), "bias": Change(False, PARAMETERS)},
+    RMSNormSpec: {"eps": Change(1.0, OUTPUT)},
+    LayerSpec: {
+        "mixer": Change(AttentionSpec(heads=4), OUTPUT),
+        "feedforward": Change(None, PARAMETERS),
+        "cross": Change(AttentionSpec(heads=4), PARAMETERS),
+        "norm": Change(RMSNormSpec(), PARAMETERS),
+        "placement": Change("post", OUTPUT),
+        "dropout": Change(0.5, TRAINING),
+    },
+    PositionSpec: {},
+    LearnedPositionSpec: {
+        "axes": Change((1, 0), OUTPUT, {"axes": (0, 1), "sizes": (9, 9)}),
+        "sizes": Change((8,), PARAMETERS),
+    },
+    SinusoidalPositionSpec: {"axes": Change((1, 2), OUTPUT), "base": Change(100.0, OUTPUT)},
+    RotaryPositionSpec: {
+        "axes": Change((1, 0), OUTPUT),
+        "base": Change(100.0, OUTPUT),
+        "fraction": Change(0.5, OUTPUT),
+    },
+    StackSpec: {
+        "width": Change(32, PARAMETERS, {"width": 64, "depth": 1}),
+        "depth": Change(2, PARAMETERS, {"width": 64, "depth": 1}),
+        "layer": Change(LayerSpec(placement="post"), OUTPUT, {"width": 64, "depth": 1}),
+        "position": Change(RotaryPositionSpec(), OUTPUT, {"width": 64, "depth": 1}),
+        "final_norm": Change(False, PARAMETERS, {"width": 64, "depth": 1}),
+        "memory_width": Change(
+            24, PARAMETERS, {"width": 64, "depth": 1, "layer": LayerSpec(cross=AttentionSpec(heads=4))}
+        ),
+    },
+    ClassTokenPoolSpec: {},
+    MeanPoolSpec: {},
+    LastPoolSpec: {},
+    AttentionPoolSpec: {
+        "attention": Change(AttentionSpec(heads=4), OUTPUT),
+        "feedforward": Change(GELUFeedForwardSpec(), PARAMETERS),
+        "norm": Change(LayerNormSpec(eps=1.0), OUTPUT, {"feedforward": GELUFeedForwardSpec()}),
+    },
+}
+
+
+def all_specs() -> set[type]:
+    """Every concrete dataclass in mmformer.nn that builds something."""
+    found = set()
+    for info in pkgutil.iter_modules(mmformer.nn.__path__):
+        module = importlib.import_module(f"mmformer.nn.{info.name}")
+        for _, value in inspect.getmembers(module, inspect.isclass):
+            if dataclasses.is_dataclass(value) and hasattr(value, "build") and not inspect.isabstract(value):
+                found.add(value)
+    return found
+
+
+def settings(spec: object) -> StackSpec | PoolSpec:
+    """A stack that a spec stands in, or the pool that it is."""
+    width, depth = 64, 1
+    match spec:
+        case StackSpec() | PoolSpec():
+            return spec
+        case LayerSpec():
+            return StackSpec(width, depth, spec)
+        case MixerSpec():
+            return StackSpec(width, depth, LayerSpec(mixer=spec))
+        case FeedForwardSpec():
+            return StackSpec(width, depth, LayerSpec(feedforward=spec))
+        case NormSpec():
+            return StackSpec(width, depth, LayerSpec(norm=spec))
+        case PositionSpec():
+            return StackSpec(width, depth, position=spec)
+    raise AssertionError(f"Say in settings() of tests/nn/test_spec_fields.py where {type(spec).__name__} stands.")
+
+
+class Built:
+    """What a spec builds, with parameters that depend on their shapes and order only."""
+
+    def __init__(self, spec: object) -> None:
+        self.place = settings(spec)
+        module = self.place.build() if isinstance(self.place, StackSpec) else self.place.build(64)
+        assert isinstance(module, nn.Module)
+        self.module = randomise(module).double()
+        self.parameters = {name: parameter.shape for name, parameter in self.module.named_parameters()}
+
+    def run(self, training: bool) -> Tensor:
+        draw = torch.Generator().manual_seed(0)
+        width = self.place.width if isinstance(self.place, StackSpec) else 64
+        pos = PLACES.clamp(min=0)[None].expand(2, -1, -1).clone()
+        pos[..., 1] += torch.arange(len(PLACES)) % 2
+        tokens = Tokens(torch.randn(2, len(PLACES), width, generator=draw, dtype=torch.float64), pos)
+        self.module.train(training)
+        torch.manual_seed(0)
+        if isinstance(self.place, PoolSpec):
+            return self.module(tokens).detach()
+        memory = None
+        if self.place.layer.cross is not None:
+            shape = (2, MEMORY_LENGTH, self.place.memory_width or width)
+            x = torch.randn(shape, generator=draw, dtype=torch.float64)
+            memory = Tokens(x, torch.zeros(2, MEMORY_LENGTH, 3, dtype=torch.int64))
+        return self.module(tokens, memory=memory).tokens.x.detach()
+
+
+def what_changes(spec: object, other: object) -> str:
+    one, two = Built(spec), Built(other)
+    if one.parameters != two.parameters:
+        for built in (one, two):
+            assert bool(built.run(training=False).isfinite().all())
+        return PARAMETERS
+    for training, answer in ((False, OUTPUT), (True, TRAINING)):
+        if not torch.allclose(one.run(training), two.run(training), rtol=0, atol=1e-6):
+            return answer
+    return "nothing"
+
+
+def test_every_spec_and_field_is_in_the_table() -> None:
+    where = "Add it to FIELDS in tests/nn/test_spec_fields.py."
+    missing = {spec.__name__ for spec in all_specs() - set(FIELDS)}
+    assert not missing, f"{missing}: what do their fields change? {where}"
+    for spec, changes in FIELDS.items():
+        fields = {field.name for field in dataclasses.fields(spec)}
+        assert fields == set(changes), f"{spec.__name__} has {fields ^ set(changes)} without an entry. {where}"
+
+
+@pytest.mark.parametrize(("spec", "field"), [(spec, field) for spec in FIELDS for field in FIELDS[spec]])
+def test_field_changes_something(spec: type, field: str) -> None:
+    change = FIELDS[spec][field]
+    one = spec(**change.beside)
+    assert getattr(one, field) != change.value, "the table's other value is the default"
+    assert what_changes(one, dataclasses.replace(one, **{field: change.value})) == change.changes
+
+
+@pytest.mark.parametrize("field", FIELDS[AttentionSpec])
+def test_attention_field_changes_something_where_it_reads(field: str) -> None:
+    """The same fields, of the mixer that reads memory and of the one in a pool."""
+    change = FIELDS[AttentionSpec][field]
+    other = AttentionSpec(**{field: change.value})
+    assert what_changes(LayerSpec(cross=AttentionSpec()), LayerSpec(cross=other)) == change.changes
+    assert what_changes(AttentionPoolSpec(), AttentionPoolSpec(attention=other)) == change.changes
+
+
+@pytest.mark.parametrize("spec", FIELDS, ids=lambda spec: spec.__name__)
+def test_a_word_that_is_no_choice_is_refused(spec: type) -> None:
+    for name, hint in get_type_hints(spec).items():
+        if get_origin(hint) is Literal:
+            with pytest.raises(InputError, match=rf"{spec.__name__}\.{name} must be .*{get_args(hint)[0]}.*'other'"):
+                spec(**{name: "other"})
+
+
+def test_specs_are_frozen_and_hashable() -> None:
+    for spec, changes in FIELDS.items():
+        beside = next((change.beside for change in changes.values()), {})
+        value = spec(**beside)
+        assert hash(value) == hash(spec(**beside))
+        for field in dataclasses.fields(spec):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(value, field.name, None)
