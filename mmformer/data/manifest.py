@@ -21,13 +21,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mmformer.errors import InputError, nearest
+from mmformer.files import write_whole
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "mmformer-shards"
@@ -86,7 +86,7 @@ class ShardIndex:
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         header = {"format": INDEX_FORMAT, "version": VERSION}
-        write_atomically(path, json.dumps(header | asdict(self), separators=(",", ":")) + "\n")
+        write_whole(path, json.dumps(header | asdict(self), separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -206,23 +206,8 @@ class Manifest:
         path = self.root / MANIFEST_NAME
         rows = ",\n ".join(json.dumps(asdict(shard), ensure_ascii=False) for shard in self.shards)
         head = f'{{"format": "{MANIFEST_FORMAT}", "version": {VERSION}, "shards": ['
-        write_atomically(path, f"{head}\n {rows}\n]}}\n")
+        write_whole(path, f"{head}\n {rows}\n]}}\n")
         return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under another name, then rename it: a reader sees the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)  # mkstemp's files are for their owner alone
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _read_json(path: Path, expected: str, what: str, fix: str) -> Mapping[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from mmformer.bundle import load_bundle
@@ -45,6 +46,8 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     task = TrainingTask(run)
     task.configure_model()
     write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.weight_decay))
+    # Lightning's notes on the machine and on other products are not about this run; its warnings stay.
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = _trainer(run, output, 0 if last is None else _step(last))
     with warnings.catch_warnings():
         # A map-style loader without workers is what these cores are best used by, and no validation loop is wanted.
@@ -120,10 +123,22 @@ class _Progress(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self.first_step, self.steps = first_step, steps
 
-    def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        bar.initial = self.first_step
-        return bar
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        bar = self.train_progress_bar
+        bar.reset(total=self.steps)
+        bar.initial = bar.n = self.first_step
+        bar.set_description("Training")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        done = trainer.global_step
+        if self.is_enabled and (done % self.refresh_rate == 0 or done == self.steps):
+            self.train_progress_bar.n = done
+            self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.removeprefix("train/"): value for name, value in metrics.items() if name != "v_num"}
 
 
 def _finish(run: RunSpec, output: Path, task: TrainingTask) -> dict[str, Score]:

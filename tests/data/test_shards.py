@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import multiprocessing
 import os
@@ -85,8 +86,7 @@ def test_the_same_samples_give_the_same_bytes(folder: Path, tmp_path: Path) -> N
         assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files to the GC
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset does not close its files
 def test_plain_webdataset_reads_the_same_samples(reader: ShardReader) -> None:
     webdataset = pytest.importorskip("webdataset")
     urls = [str(reader.manifest.path(shard)) for shard in reader.shards]
@@ -94,6 +94,7 @@ def test_plain_webdataset_reads_the_same_samples(reader: ShardReader) -> None:
         RawSample(one["__key__"], {name: data for name, data in one.items() if not name.startswith("__")})
         for one in webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
     ]
+    gc.collect()  # so that what it left open is complained of here
     assert found == SAMPLES
 
 
@@ -176,6 +177,7 @@ def test_a_reader_pickles_without_what_is_open(reader: ShardReader) -> None:
     assert [copy[position] for position in range(11)] == SAMPLES
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 and later warn of every fork
 def test_forked_processes_share_a_reader(reader: ShardReader) -> None:
     def read_all(numbers: range) -> None:
         os._exit(0 if [reader[position] for position in numbers] == [SAMPLES[position] for position in numbers] else 1)
@@ -246,10 +248,6 @@ def test_verify_names_every_kind_of_damage(folder: Path, tmp_path: Path) -> None
     shutil.copy(manifest.root / manifest.shards[0].index, manifest.root / manifest.shards[1].index)
     (problem,) = verify(manifest)
     assert "index.json" in problem
-
-    manifest, path = damaged("recounted")
-    lost = Manifest(manifest.root, (*manifest.shards[:1], *manifest.shards[2:]))
-    assert verify(lost) == []
 
 
 def test_index_shard_refuses_what_tarfile_takes_for_the_end(folder: Path, tmp_path: Path) -> None:
