@@ -25,7 +25,11 @@ def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = 
     table.add_column("value", justify="right")
     table.add_column("chance", justify="right", style="dim")
     for name, score in scores.items():
-        table.add_row(name.replace("/", "  ").replace("_", " "), show(score.value, score), show(score.chance, score))
+        table.add_row(
+            name.replace("/", "  ").replace("_to_", " → ").replace("_", " "),
+            show(score.value, score),
+            show(score.chance, score),
+        )
     Console().print(table)
 
 

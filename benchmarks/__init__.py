@@ -1,0 +1,1 @@
+"""Numbers, and the commands that make them. Timings are never tests."""

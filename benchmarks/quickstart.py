@@ -1,0 +1,103 @@
+"""The quickstart's quality over seeds, on the unseen test emoji and, where it is at hand, on OpenMoji's drawings.
+
+    python -m benchmarks.quickstart [--seeds 0 1 2]
+
+Trains ``configs/runs/emoji_quickstart.yaml`` once a seed, one process each, and writes ``benchmarks/results/quickstart.md``.
+OpenMoji (CC BY-SA 4.0) is not part of this project: ``--openmoji DIR`` names a folder with its ``captions.jsonl`` and
+``images_72.zip``; without it that part is left out, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import torch
+
+import mmformer
+from benchmarks.machine import describe
+from mmformer.evaluation.retrieval import ranks
+
+CONFIG = "configs/runs/emoji_quickstart.yaml"
+RESULT = Path("benchmarks/results/quickstart.md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--openmoji", type=Path, default=Path("../shared/data/emoji_openmoji"))
+    parser.add_argument(
+        "options", nargs="*", help="dotted overrides for fit, after --, such as -- --trainer.max_steps 50"
+    )
+    arguments = parser.parse_args()
+    runs = [measure(seed, arguments.openmoji, arguments.options) for seed in arguments.seeds]
+    text = report(arguments.seeds, runs, arguments.openmoji, arguments.options)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def measure(seed: int, openmoji: Path, options: list[str]) -> dict[str, float]:
+    """Train with a seed; the scores by name, and the seconds that the whole command took."""
+    output = Path("runs") / f"benchmark_quickstart_{seed}"
+    command = [sys.executable, "-m", "mmformer", "fit", "--config", CONFIG, "--output", str(output)]
+    began = time.perf_counter()
+    subprocess.run([*command, "--overwrite", "--seed", str(seed), *options], check=True)
+    scores = {"seconds, all of it": time.perf_counter() - began}
+    command = [sys.executable, "-m", "mmformer", "test", "--output", str(output), "--json"]
+    measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    scores |= {name: score["value"] for name, score in measured.items()}
+    if openmoji.is_dir():
+        scores |= score_openmoji(output / "bundle", openmoji)
+    return scores
+
+
+def score_openmoji(bundle: Path, folder: Path) -> dict[str, float]:
+    """Image→text retrieval of the training concepts, drawn by other hands, among all their English names."""
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["kind"] == "base" and row["split"] == "train"]
+    with zipfile.ZipFile(folder / "images_72.zip") as archive:
+        members = {Path(name).name: name for name in archive.namelist()}
+        pictures = [archive.read(members[row["file"]]) for row in rows]
+    model = mmformer.load(bundle)
+    rank = ranks(model.embed(image=pictures), model.embed(text=[row["name"] for row in rows])).double()
+    return {
+        f"openmoji ({len(rows)} names)/image_to_text/R@1": (rank <= 1).double().mean().item() * 100,
+        f"openmoji ({len(rows)} names)/image_to_text/R@10": (rank <= 10).double().mean().item() * 100,
+        f"openmoji ({len(rows)} names)/image_to_text/median_rank": torch.quantile(rank, 0.5).item(),
+    }
+
+
+def report(seeds: list[int], runs: list[dict[str, float]], openmoji: Path, options: list[str]) -> str:
+    """The table as Markdown."""
+    lines = [
+        "# The quickstart over seeds",
+        "",
+        f"`python -m benchmarks.quickstart --seeds {' '.join(map(str, seeds))}`"
+        + (f" with `{' '.join(options)}`" if options else ""),
+        "",
+        f"{describe()}. Scores in percent, ranks from 1, on the test split, which training never saw.",
+        "",
+        "| score | mean | " + " | ".join(f"seed {seed}" for seed in seeds) + " |",
+        "|---" * (2 + len(seeds)) + "|",
+    ]
+    for name in runs[0]:
+        values = [run[name] for run in runs]
+        cells = " | ".join(f"{value:.1f}" for value in values)
+        lines.append(
+            f"| {name.replace('_to_', ' → ').replace('/', ' ')} | **{statistics.mean(values):.1f}** | {cells} |"
+        )
+    if not openmoji.is_dir():
+        lines += ["", f"OpenMoji was left out: there is no folder {openmoji} (see `--openmoji`)."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
