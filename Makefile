@@ -44,6 +44,7 @@ format: $(STAMP)  ## let ruff put the code in shape
 bench: $(STAMP)  ## repeat the recorded numbers (about half an hour)
 	$(BIN)/python -m benchmarks.quickstart
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.attention
 
 vocabulary: $(STAMP)  ## train the default vocabulary again
 	tokenizers/build.sh $(BIN)/mmformer

@@ -2,7 +2,8 @@
 
     python -m benchmarks.quickstart [--seeds 0 1 2]
 
-Trains ``configs/runs/emoji_quickstart.yaml`` once a seed, one process each, and writes ``benchmarks/results/quickstart.md``.
+Trains ``configs/runs/emoji_quickstart.yaml`` once a seed, one process each, and writes
+``benchmarks/results/quickstart.md``.
 OpenMoji (CC BY-SA 4.0) is not part of this project: ``--openmoji DIR`` names a folder with its ``captions.jsonl`` and
 ``images_72.zip``; without it that part is left out, and the table says so.
 """

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -25,6 +26,7 @@ from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.dataset import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
+from mmformer.models.head import ClassificationHeadSpec
 from mmformer.models.model import Model, ModelSpec
 
 VERSION = 1
@@ -47,7 +49,7 @@ def save_bundle(folder: Path, model: Model, transforms: Transforms, card: str) -
     """Write a bundle; one that is there already is replaced only when the new one is whole."""
     with whole_folder(folder) as partial:
         spec = _with_files(model.spec, partial)
-        state = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+        state = {name: _float32(value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
         save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
         _write_yaml(partial / "model.yaml", {"format": "mmformer", "version": VERSION, "model": to_data(spec)})
         _write_yaml(partial / "transforms.yaml", to_data(transforms))
@@ -61,6 +63,8 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
         InputError: no such folder, a file that is missing or damaged, a newer version, or parameters that do not fit.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"{folder}: a bundle is a folder, but this is a file.")
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such bundle; it is the folder bundle/ that a run's output ends with.")
     for name in ("model.yaml", "model.safetensors", "transforms.yaml"):
@@ -70,6 +74,7 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
             raise InputError(f"{folder}: this is no bundle, for it has no {name}.{hint}")
     spec = _read_spec(folder)
     transforms = parse(Transforms, read_yaml(folder / "transforms.yaml"), str(folder / "transforms.yaml"))
+    _check_classes(transforms, spec, folder)
     with torch.device("meta"):
         model = spec.build()
     try:
@@ -77,7 +82,7 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
     except (SafetensorError, OSError) as error:
         raise InputError(f"{folder / 'model.safetensors'}: damaged, it cannot be read: {error}.") from error
     check_state(state, model, str(folder / "model.safetensors"))
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
     return model.eval(), transforms
 
 
@@ -105,21 +110,42 @@ def _read_spec(folder: Path) -> ModelSpec:
     where = folder / "model.yaml"
     data = read_yaml(where)
     version = data.get("version")
-    if data.get("format") != "mmformer" or not isinstance(version, int) or "model" not in data:
+    if data.get("format") != "mmformer" or not isinstance(version, int):
         raise InputError(f"{where}: this is not the model.yaml of a bundle; format, version and model are expected.")
     if version > VERSION:
         raise InputError(
             f"{where}: the bundle has format version {version}, but this mmformer reads up to {VERSION}: upgrade it."
         )
-    for encoder in data["model"].get("encoders", {}).values():
-        arguments = encoder.get("tokenizer", {}).get("init_args", {})
-        name = arguments.get("vocabulary")
-        if name is not None:
+    if not isinstance(data.get("model"), dict):
+        raise InputError(f"{where}: model must be a mapping, but is {data.get('model')!r:.80}.")
+    spec = parse(ModelSpec, data["model"], str(where))
+    encoders = {}
+    for name, encoder in spec.encoders.items():
+        paths: dict[str, Any] = {}
+        for attribute in encoder.tokenizer.files:
+            file = getattr(encoder.tokenizer, attribute)
             # A bundle names files beside it; anything else could reach out of it.
-            if Path(name).name != name or not (folder / name).is_file():
-                raise InputError(f"{where}: the vocabulary '{name}' is not a file of the bundle {folder}.")
-            arguments["vocabulary"] = str(folder / name)
-    return parse(ModelSpec, data["model"], str(where))
+            if Path(file).name != file or not (folder / file).is_file():
+                raise InputError(f"{where}: the {attribute} '{file}' is not a file of the bundle {folder}.")
+            paths[attribute] = str(folder / file)
+        encoders[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(encoder.tokenizer, **paths))
+    return dataclasses.replace(spec, encoders=encoders)
+
+
+def _check_classes(transforms: Transforms, spec: ModelSpec, folder: Path) -> None:
+    """Refuse names that are not as many as the classes of the head that they are for."""
+    for name, names in transforms.classes.items():
+        head = spec.heads.get(name)
+        number = head.classes if isinstance(head, ClassificationHeadSpec) else 0
+        if len(names) != number:
+            raise InputError(
+                f"{folder / 'transforms.yaml'}: classes.{name} has {len(names)} names, but model.yaml has "
+                + (f"{number} classes for this head." if number else "no classification head of this name.")
+            )
+
+
+def _float32(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value
 
 
 def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:

@@ -6,6 +6,7 @@ No Lightning, no network, no code from the bundle.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from mmformer.bundle import Transforms, load_bundle
 from mmformer.data.picture import Picture, Pictures, listed, read_picture
-from mmformer.errors import InputError
+from mmformer.errors import InputError, nearest
 from mmformer.evaluation.classification import check_templates, embed_classes
 from mmformer.evaluation.metric import to_device
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
@@ -58,6 +59,7 @@ class Predictor:
         *,
         templates: Sequence[str] = ("{}",),
         head: str | None = None,
+        top: int | None = None,
         progress: Progress | None = None,
     ) -> Any:
         """How probable each label is.
@@ -67,28 +69,35 @@ class Predictor:
             labels: any names, zero-shot; None: the classes that a classification head was trained on.
             templates: prompts with {} for a label, whose embeddings are averaged.
             head: which classification head, where there are several; only without labels.
+            top: how many labels are returned at most; None: all.
             progress: called as pictures are done.
 
         Returns:
             {label: probability}, the most probable first; a list of them for a list.
 
         Raises:
-            InputError: no labels, a label twice, no head to do without them, or a picture that cannot be read.
+            InputError: no labels, a label twice, no head to do without them, an option that would have no effect, or
+                a picture that cannot be read.
         """
         single, pictures = listed(image)
+        if top is not None and top < 1:
+            raise InputError(f"top must be at least 1, but is {top}.")
         if labels is None:
+            if tuple(templates) != ("{}",):
+                raise InputError("Prompt templates are for labels, but none are given: a head needs no prompts.")
             logits, names = self._head_logits(pictures, head, progress)
         else:
+            if head is not None:
+                raise InputError(f"head='{head}' chooses among its own classes: give either a head or labels.")
             names = _checked_labels(labels)
             check_templates(templates)
+            encoder, text = self._text_encoder(), self._encoder_of("text")
             with torch.inference_mode():
-                prompts = embed_classes(
-                    self.model, self._text_encoder(), names, templates, self._encoder_of("text"), self.device
-                )
+                prompts = embed_classes(self.model, encoder, names, templates, text, self.device, self.batch_size)
             logits = self._scale() * self._embed_images(pictures, progress) @ prompts.cpu().T
         answers = []
         for row in logits.softmax(-1):
-            order = row.argsort(descending=True, stable=True).tolist()
+            order = row.argsort(descending=True, stable=True)[:top].tolist()
             answers.append({names[i]: float(row[i]) for i in order})
         return answers[0] if single else answers
 
@@ -147,17 +156,18 @@ class Predictor:
         """
         if (texts is None) == (images is None):
             raise InputError("retrieve searches either texts=[...] or images=[...], and exactly one of them.")
+        if (text is None) == (image is None):
+            raise InputError("retrieve asks with either text=... or image=..., and exactly one of them.")
         if top < 1:
             raise InputError(f"top must be at least 1, but is {top}.")
-        if not len(texts if texts is not None else images or ()):
-            raise InputError("There is nothing to search: the list of candidates is empty.")
         query = self.embed(text=text, image=image)
         found = self.embed(text=texts, image=images, progress=progress)
         found = found.view(-1, found.shape[-1])  # a candidate that was given alone, not in a list, is a list of one
-        best = (query.view(-1, query.shape[-1]) @ found.T).topk(min(top, len(found)))
+        similarity = query.view(-1, query.shape[-1]) @ found.T
+        best = similarity.argsort(dim=1, descending=True, stable=True)[:, :top]  # of equal ones the first is first
         matches = [
-            [Match(int(i), float(score)) for score, i in zip(scores, indices, strict=True)]
-            for scores, indices in zip(best.values, best.indices, strict=True)
+            [Match(i, float(scores[i])) for i in places]
+            for scores, places in zip(similarity, best.tolist(), strict=True)
         ]
         return matches[0] if query.ndim == 1 else matches
 
@@ -203,15 +213,21 @@ class Predictor:
 
     @torch.inference_mode()
     def _head_logits(self, pictures: Pictures, head: str | None, progress: Progress | None) -> tuple[Tensor, list[str]]:
-        known = [name for name, spec in self.model.spec.heads.items() if isinstance(spec, ClassificationHeadSpec)]
-        known = [name for name in known if name in self.transforms.classes]
+        known = [
+            name
+            for name, spec in self.model.spec.heads.items()
+            if isinstance(spec, ClassificationHeadSpec)
+            and self.model.spec.encoders[spec.encoder].tokenizer.modality == "image"
+            and name in self.transforms.classes
+        ]
         if head is None and len(known) == 1:
             head = known[0]
         if head not in known:
             raise InputError(
-                f"Without labels, a classification head is asked ({head or 'none was named'}), but the model has "
-                f"{', '.join(known) or 'none'}: "
-                + ("name one of them." if known else "say which labels to choose from.")
+                f"Without labels, a classification head is asked ({head or 'none was named'}), but the model's are "
+                f"{', '.join(known)}: name one of them.{nearest(head or '', known)}"
+                if known
+                else "The model has no classification head of its own: say which labels to choose from."
             )
         batches = self._image_batches(pictures, progress)
         logits = [self.model(to_device(batch, self.device)).logits[head].float().cpu() for batch in batches]
@@ -252,9 +268,11 @@ def load(bundle: str | os.PathLike[str], device: torch.device | str = "cpu", bat
         InputError: no such bundle, one that is damaged or newer than this mmformer, or no such device.
     """
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device '{device}' cannot be used here: {str(error).splitlines()[0]}") from error
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no values")
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise InputError(f"The device '{device}' cannot be used here: {reason}.") from error
     model, transforms = load_bundle(Path(bundle), device)
     return Predictor(model, transforms, device, batch_size)
 
@@ -263,9 +281,9 @@ def _checked_labels(labels: Sequence[str]) -> list[str]:
     names = [labels] if isinstance(labels, str) else list(labels)
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise InputError("The list of labels is empty, or a label in it is: name at least one to choose from.")
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"The label '{twice}' is there more than once.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(f"The label '{twice[0]}' is there more than once.")
     return names
 
 

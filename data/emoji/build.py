@@ -32,9 +32,10 @@ from speech import RATE, decode, speak, speakers
 from tqdm import tqdm
 from unicode_text import Emoji, read_emoji
 
-from mmformer.data.manifest import Manifest, write_atomically
+from mmformer.data.manifest import Manifest
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter
 from mmformer.errors import InputError
+from mmformer.files import write_whole
 
 HERE = Path(__file__).resolve().parent
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -141,7 +142,7 @@ def build(folder: Path) -> None:
     with ShardWriter(folder, "emoji", SAMPLES_PER_SHARD, overwrite=True) as writer:
         for split, sample in make_samples():
             writer.write(sample, split)
-    write_atomically(folder / "groups.txt", "".join(f"{group}\n" for group in groups))
+    write_whole(folder / "groups.txt", "".join(f"{group}\n" for group in groups))
 
 
 @dataclass

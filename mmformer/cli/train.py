@@ -23,6 +23,8 @@ def fit(words: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
     parser.add_argument("--overwrite", action="store_true", help="remove what a former run left in --output")
     words = _with_saved_config(words)
+    if not words:
+        raise InputError("fit needs --config FILE; configs/runs/ has some to begin with.")
     if "--print_config" in words:
         namespace = _parse(parser, [word for word in words if word != "--print_config"], RunSpec)
         print(to_yaml(build(parser, namespace, RunSpec)), end="")
@@ -77,8 +79,13 @@ def _parser(command: str, description: str) -> ArgumentParser:
 
 
 def _parse(parser: ArgumentParser, words: Sequence[str], spec: type) -> Namespace:
-    from mmformer.config import explain
+    from mmformer.config import check_layout, explain, read_yaml
 
+    for place, word in enumerate(words):
+        name, equals, file = word.partition("=")
+        if name == "--config" and (equals or place + 1 < len(words)):
+            file = file if equals else words[place + 1]
+            check_layout(spec, read_yaml(file), file, own=False)
     try:
         return parser.parse_args(list(words))
     except ArgumentError as error:

@@ -49,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     train.add_argument("--size", required=True, type=int, metavar="N", help="pieces in all")
     train.add_argument("--special", nargs="+", action="extend", default=[], metavar="NAME", help="more special tokens")
     train.add_argument("--coverage", type=float, metavar="SHARE", help="share of characters with a piece of their own")
+    train.add_argument("--no-prefix-space", action="store_true", help="learn from lines without a space before them")
     train.add_argument("--split", default="train", help="the split to read from shards (default: %(default)s)")
     train.add_argument("--extension", default="json", help="the member to read from shards (default: %(default)s)")
     train.add_argument(
@@ -69,8 +70,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _train(args: argparse.Namespace) -> int:
     from mmformer.tokenizers.vocabulary import VocabularySpec
 
-    options = {} if args.coverage is None else {"character_coverage": args.coverage}
-    spec = VocabularySpec(size=args.size, special=tuple(args.special), **options)
+    options: dict[str, Any] = {} if args.coverage is None else {"character_coverage": args.coverage}
+    options |= {"size": args.size, "special": tuple(args.special), "prefix_space": not args.no_prefix_space}
+    spec = VocabularySpec(**options)
     target = Path(args.output)
     if not target.parent.is_dir():
         raise InputError(f"--output {target}: there is no folder {target.parent}. Create it first.")

@@ -48,8 +48,9 @@ def augment(images: Tensor, specs: Sequence[AugmentationSpec], seed: int, positi
     """Apply augmentations in turn, uint8 B 3 H W, each image seeded by (seed, augmentation, its position)."""
     for index, spec in enumerate(specs):
         purpose = f"augment.{index}.{type(spec).__name__}"
-        uniform = np.stack([generator(seed, purpose, position).random(spec.draws) for position in positions])
-        images = spec.apply(images, torch.from_numpy(uniform).float())
+        # Drawn in float32: rounded to it, the largest of float64 would be 1.
+        uniform = [generator(seed, purpose, position).random(spec.draws, dtype=np.float32) for position in positions]
+        images = spec.apply(images, torch.from_numpy(np.stack(uniform)))
     return images
 
 
@@ -102,11 +103,13 @@ class RandomAffineSpec(AugmentationSpec):
         magnify = (low + uniform[:, 1] * (high - low)).exp()
         stretch = (signed[:, 2] * math.log(self.stretch) / 2).exp()
         cos, sin = angle.cos() / magnify, angle.sin() / magnify
-        # The inverse map, from a place in the result to a place in the source, in units of half a side.
+        # The inverse map, from a place in the result to a place in the source, in units of half a side: sides that
+        # differ would make a turn a shear.
+        aspect = images.shape[2] / images.shape[3]
         theta = torch.stack(
             (
-                torch.stack((cos / stretch, sin * stretch, signed[:, 3] * 2 * self.shift), dim=1),
-                torch.stack((-sin / stretch, cos * stretch, signed[:, 4] * 2 * self.shift), dim=1),
+                torch.stack((cos / stretch, sin * stretch * aspect, signed[:, 3] * 2 * self.shift), dim=1),
+                torch.stack((-sin / stretch / aspect, cos * stretch, signed[:, 4] * 2 * self.shift), dim=1),
             ),
             dim=1,
         )  # B 2 3

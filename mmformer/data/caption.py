@@ -60,7 +60,7 @@ class SampledCaptionSpec(CaptionSpec):
         least: items at least (all, where the list has fewer).
         most: items at most.
         separator: between them.
-        otherwise: dotted path to a text that stands in where the list is empty; "": an empty list is refused.
+        otherwise: dotted path to a text that stands in where the list is empty or absent; "": such a sample is refused.
     """
 
     field: str
@@ -74,7 +74,12 @@ class SampledCaptionSpec(CaptionSpec):
         require(self.most >= self.least, self, "most", f"at least the least ({self.least})")
 
     def choose(self, fields: Any, random: np.random.Generator, name: str) -> str:
-        items = lookup(fields, self.field, name)
+        try:
+            items = lookup(fields, self.field, name)
+        except InputError:
+            items = []
+            if not self.otherwise:
+                raise
         if items == [] and self.otherwise:
             return FieldCaptionSpec(self.otherwise).choose(fields, random, name)
         if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):

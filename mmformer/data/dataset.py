@@ -211,13 +211,13 @@ class SampleDataset(Dataset[Sample]):
         for name, spec in self.spec.labels.items():
             value = lookup(decoded.members[spec.member], spec.field, decoded.key)
             names = self.classes[name]
-            if isinstance(value, int) and 0 <= value < len(names):
+            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
                 labels[name] = value
             elif value in names:
                 labels[name] = names.index(value)
             else:
                 raise InputError(
-                    f"{decoded.key}: the label '{name}' is {value!r}, which is none of the {len(names)} classes in "
+                    f"{decoded.key}: the label '{name}' is {value!r:.60}, which is none of the {len(names)} classes in "
                     f"{spec.classes}.{nearest(str(value), names)}"
                 )
         return labels

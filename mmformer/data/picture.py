@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from mmformer.data.decode import decode_image
@@ -23,6 +23,18 @@ Pictures = Sequence[Picture]
 """Several; an array or tensor of four axes is several too."""
 
 _MUST = "a picture must be a path, bytes, a PIL image or an array"
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_AS_PNG = {
+    "I": "I;16",
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+    "RGBX": "RGB",
+    "CMYK": "RGB",
+    "YCbCr": "RGB",
+    "HSV": "RGB",
+}
+"""Modes that PNG does not have -> what a picture in them is first made into."""
 
 
 def listed(image: Picture | Pictures) -> tuple[bool, list[Picture]]:
@@ -32,7 +44,7 @@ def listed(image: Picture | Pictures) -> tuple[bool, list[Picture]]:
     if isinstance(image, str | os.PathLike | bytes | Image.Image):
         return True, [image]
     if not isinstance(image, Sequence):
-        raise InputError(f"{_MUST}, but is {type(image).__name__}.")
+        raise InputError(f"{_MUST}, or a list of them, but is {type(image).__name__}.")
     return False, list(cast(Pictures, image))
 
 
@@ -43,24 +55,39 @@ def read_picture(picture: Picture, name: str) -> np.ndarray:
         InputError: a file that is missing or cannot be decoded, or an array that is no picture.
     """
     if isinstance(picture, str | os.PathLike):
-        path = Path(picture)
         try:
-            return decode_image(path.read_bytes(), str(path))
-        except OSError as error:
-            raise InputError(f"{path}: the picture cannot be read: {error.strerror}.") from error
+            data = Path(picture).read_bytes()
+        except (OSError, ValueError) as error:  # a ValueError for a path that holds a null character
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{picture}: the picture cannot be read: {reason}.") from error
+        return decode_image(data, str(picture))
     if isinstance(picture, bytes):
         return decode_image(picture, name)
     if isinstance(picture, Image.Image):
-        held = io.BytesIO()
-        picture.save(held, "PNG")
-        return decode_image(held.getvalue(), name)
+        return _from_pil(picture, name)
     if isinstance(picture, Tensor):
-        picture = picture.detach().cpu().numpy()
+        picture = picture.detach().cpu()
+        # NumPy has no bfloat16
+        picture = (picture.float() if picture.is_floating_point() else picture).numpy()
     if isinstance(picture, np.ndarray):
         return _from_array(picture, name)
-    raise InputError(
-        f"{name}: a picture must be a path, bytes, a PIL image or an array, but is {type(picture).__name__}."
-    )
+    raise InputError(f"{name}: {_MUST}, but is {type(picture).__name__}.")
+
+
+def _from_pil(picture: Image.Image, name: str) -> np.ndarray:
+    """By way of a PNG, so that transparency, depth and orientation mean what they mean in a file."""
+    held, exif = io.BytesIO(), Image.Exif()
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+        if orientation is not None:
+            exif[ExifTags.Base.Orientation] = orientation
+        mode = picture.mode if picture.mode in _PNG_MODES else _AS_PNG[picture.mode]
+        picture.convert(mode).save(held, "PNG", compress_level=0, exif=exif)
+    except KeyError as error:
+        raise InputError(f"{name}: a PIL image of mode {picture.mode}: make it .convert('RGB') first.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:  # it is read only now: the file is damaged, or closed
+        raise InputError(f"{name}: the PIL image cannot be read: {error}.") from error
+    return decode_image(held.getvalue(), name)
 
 
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:

@@ -28,6 +28,11 @@ class Accuracy(Metric):
     def count(self, logits: Tensor, batch: Batch) -> None:
         target = batch.labels[self.label]
         known = target >= 0
+        if known.any() and int(target.max()) >= logits.shape[1]:
+            raise InputError(
+                f"The label '{self.label}' has class {int(target.max())}, but there are only {logits.shape[1]} classes "
+                f"(0 to {logits.shape[1] - 1}) to choose from: the list of classes does not belong to the label."
+            )
         self.right += int((logits.argmax(1)[known] == target[known]).sum())
         self.seen += int(known.sum())
         self.classes = logits.shape[1]
@@ -78,7 +83,8 @@ class ZeroShotSpec(MetricSpec):
 
     Attributes:
         label: which of the data's labels.
-        classes: a file of class names, one a line, in the label's order.
+        classes: a file of class names, one a line, in the label's order; "cat | kitten" are two names of one class,
+            whose embeddings are averaged.
         templates: prompts with {} for the name; the embeddings of all of them are averaged.
         image: the encoder of what is classified.
         text: the encoder of the prompts.
@@ -133,14 +139,22 @@ def embed_classes(
     device: torch.device,
     batch_size: int = 256,
 ) -> Tensor:
-    """One embedding a class, of unit length: the mean over its prompts, each of unit length. C E, float32."""
-    prompts = [template.format(name) for name in names for template in templates]
+    """One embedding a class, of unit length: the mean over its prompts, each of unit length. C E, float32.
+
+    The prompts of a class are all templates with all its names, where "cat | kitten" are two names.
+    """
+    prompts, owner = [], []
+    for place, name in enumerate(names):
+        for alternative in name.split("|"):
+            prompts += [template.format(alternative.strip()) for template in templates]
+            owner += [place] * len(templates)
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = Batch((), {}, text=encoder.encode(prompts[start : start + batch_size]))
         parts.append(F.normalize(model(to_device(batch, device)).embedding[text].float(), dim=-1))
-    embeddings = torch.cat(parts).view(len(names), len(templates), -1)
-    return F.normalize(embeddings.mean(1), dim=-1)
+    embeddings = torch.cat(parts)
+    sums = embeddings.new_zeros(len(names), embeddings.shape[1])
+    return F.normalize(sums.index_add_(0, torch.tensor(owner, device=device), embeddings), dim=-1)
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.nn.kernel import attend
 from mmformer.nn.mixer import Aux, KeyValue, Mixer, MixerSpec, State, View
 from mmformer.nn.position import rotate
 from mmformer.spec import require, require_probability
@@ -81,15 +82,8 @@ class Attention(Mixer):
             query, seen = self._attend_to_memory(x, view.memory, state)
         bias = None if view.bias is None else view.bias.to(query.dtype)
         mask, causal = view.mask.sdpa(query.shape[2], seen.key.shape[2], bias, query.device)
-        y = F.scaled_dot_product_attention(
-            query,
-            seen.key,
-            seen.value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=causal,
-            enable_gqa=self.key_value_heads != self.heads,
-        )  # B H L width of a head
+        dropout = self.dropout if self.training else 0.0
+        y = attend(query, seen.key, seen.value, mask, causal, dropout)  # B H L width of a head
         y = self.out(y.transpose(1, 2).flatten(2))  # B L D
         return y, (seen if keep else None), {}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
@@ -29,6 +30,8 @@ class LayerSpec:
         norm: of each branch.
         placement: of the norms, before a branch or after its residual sum.
         dropout: on what a branch adds.
+        layer_scale: where a learned gain on each channel of what a branch adds starts (CaiT, Touvron et al. 2021,
+            §2.1): small values let a deep or young stack begin near the identity; None: there is no such gain.
     """
 
     mixer: MixerSpec = AttentionSpec()
@@ -37,8 +40,10 @@ class LayerSpec:
     norm: NormSpec = LayerNormSpec()
     placement: Literal["pre", "post"] = "pre"
     dropout: float = 0.0
+    layer_scale: float | None = None
 
     def __post_init__(self) -> None:
+        require(self.layer_scale is None or self.layer_scale > 0, self, "layer_scale", "None or positive")
         require(self.placement in ("pre", "post"), self, "placement", "'pre' or 'post'")
         require_probability(self, "dropout")
 
@@ -54,19 +59,27 @@ class LayerState(NamedTuple):
 
 
 class Residual(nn.Module):
-    """The norm, the dropout and the sum of one branch; the branch itself is the layer's."""
+    """The norm, the gain, the dropout and the sum of one branch; the branch itself is the layer's."""
 
     def __init__(self, spec: LayerSpec, width: int) -> None:
         super().__init__()
+        self.start = spec.layer_scale
+        self.gain = None if spec.layer_scale is None else nn.Parameter(torch.empty(width))
         self.pre = spec.placement == "pre"
         self.norm = spec.norm.build(width)
         self.dropout = nn.Dropout(spec.dropout)
+
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.gain is not None and self.start is not None:
+            nn.init.constant_(self.gain, self.start)
 
     def enter(self, x: Tensor) -> Tensor:
         return self.norm(x) if self.pre else x
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        x = x + self.dropout(y)
+        x = x + self.dropout(y if self.gain is None else y * self.gain)
         return x if self.pre else self.norm(x)
 
 

@@ -27,6 +27,7 @@ class StackSpec:
         depth: number of layers.
         layer: what each of them is.
         position: where tokens stand, for all layers alike.
+        input_norm: normalise what enters the first layer, positions added (with the layer's norm; CLIP's and BERT's).
         final_norm: normalise what leaves the last layer (with the layer's norm); post-norm stacks want none.
         memory_width: width of the memory that the layers' cross mixers read; None: the stack's own.
     """
@@ -35,6 +36,7 @@ class StackSpec:
     depth: int
     layer: LayerSpec = field(default_factory=LayerSpec)
     position: PositionSpec = field(default_factory=PositionSpec)
+    input_norm: bool = False
     final_norm: bool = True
     memory_width: int | None = None
 
@@ -71,6 +73,7 @@ class Stack(nn.Module):
         self.spec = spec
         self.position = spec.position.build(spec.width, spec.layer.mixer.head_width(spec.width))
         self.layers = nn.ModuleList(spec.layer.build(spec.width, spec.memory_width) for _ in range(spec.depth))
+        self.input_norm = spec.layer.norm.build(spec.width) if spec.input_norm else nn.Identity()
         self.norm = spec.layer.norm.build(spec.width) if spec.final_norm else nn.Identity()
 
     def empty_state(self) -> StackState:
@@ -110,7 +113,7 @@ class Stack(nn.Module):
             seen = Mask(valid=memory.valid, query_segment=tokens.segment, key_segment=memory.segment)
             reading = View(seen, memory=memory.x)
 
-        x = self.position.embed(tokens.x, tokens.pos)  # B L D
+        x = self.input_norm(self.position.embed(tokens.x, tokens.pos))  # B L D
         states: list[LayerState] = []
         aux: Aux = {}
         kept: dict[int, Tensor] = {}

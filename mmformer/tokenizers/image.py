@@ -5,13 +5,16 @@ Images travel as uint8 and are normalised here, on the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.spec import require
 from mmformer.tokenizers.tokenizer import TokenizerSpec, grid_tokens
 from mmformer.types import Tokens
@@ -111,24 +114,27 @@ class ImagePatches(ImageTokenizer):
 
 @dataclass(frozen=True)
 class ConvolutionalStemSpec(ImageTokenizerSpec):
-    """3x3 convolutions of stride 2, each followed by a norm over its channels and a GELU; then a projection.
+    """3x3 convolutions of stride 2, each but the last followed by a norm and a GELU; the last one makes the tokens.
 
-    The norm is over all channels and pixels of one image (GroupNorm of one group): unlike BatchNorm, it makes an
-    image's tokens independent of the rest of its batch.
+    The norm is over the channels of each place: unlike BatchNorm, it leaves an image's tokens independent of the rest
+    of its batch.
 
     Attributes:
-        channels: of each convolution; their number sets the stride, 2 to the power of it.
+        channels: of each convolution but the last, whose channels are the stack's width. The stride is 2 to the power
+            of one more than their number.
+        norm: after each convolution but the last.
     """
 
-    channels: tuple[int, ...] = (32, 64, 128)
+    channels: tuple[int, ...] = (32, 64)
+    norm: NormSpec = field(default_factory=LayerNormSpec)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(len(self.channels) >= 1 and min(self.channels) >= 1, self, "channels", "at least one, each at least 1")
+        require(all(number >= 1 for number in self.channels), self, "channels", "at least 1 each")
 
     @property
     def stride(self) -> int:
-        return int(2 ** len(self.channels))
+        return int(2 ** (len(self.channels) + 1))
 
     def build(self, width: int) -> ConvolutionalStem:
         return ConvolutionalStem(self, width)
@@ -137,17 +143,20 @@ class ConvolutionalStemSpec(ImageTokenizerSpec):
 class ConvolutionalStem(ImageTokenizer):
     def __init__(self, spec: ConvolutionalStemSpec, width: int) -> None:
         super().__init__(spec)
-        layers: list[nn.Module] = []
-        for before, after in zip((3, *spec.channels), spec.channels, strict=False):
-            convolution = nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1, bias=False)
-            layers += [convolution, nn.GroupNorm(1, after), nn.GELU()]
-        self.layers = nn.Sequential(*layers)
-        self.projection = nn.Linear(spec.channels[-1], width)
+        channels = (3, *spec.channels, width)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(channels)
+        )
+        self.norms = nn.ModuleList(spec.norm.build(number) for number in spec.channels)
 
     def forward(self, image: Tensor) -> Tokens:  # B 3 H W
-        x = self.layers(self.normalise(image))  # B C rows columns
+        # Channels last in memory: what the norms and the tokens want, and the faster convolution on a CPU.
+        x = self.normalise(image).contiguous(memory_format=torch.channels_last)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=False):
+            x = F.gelu(norm(convolution(x).permute(0, 2, 3, 1)), approximate="tanh").permute(0, 3, 1, 2)  # B C H W
+        x = self.convolutions[-1](x)  # B D rows columns
         rows, columns = x.shape[2:]
-        return grid_tokens(self.projection(x.flatten(2).transpose(1, 2)), rows, columns)
+        return grid_tokens(x.permute(0, 2, 3, 1).flatten(1, 2), rows, columns)
 
 
 def _round(size: int, stride: int) -> int:

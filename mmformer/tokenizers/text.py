@@ -25,6 +25,7 @@ class TextTokensSpec(TokenizerSpec):
         context_length: tokens at most, with those that ``begin`` and ``end`` add; longer texts are cut.
         begin: put the vocabulary's bos before a text.
         end: put its eos after a text; a text that is cut keeps it.
+        prefix_space: put a space before a text, so that its first word has the pieces that it has elsewhere.
     """
 
     modality: ClassVar[str] = "text"
@@ -34,6 +35,7 @@ class TextTokensSpec(TokenizerSpec):
     context_length: int = 64
     begin: bool = False
     end: bool = True
+    prefix_space: bool = True
 
     def __post_init__(self) -> None:
         least = 1 + self.begin + self.end
@@ -62,8 +64,9 @@ class TextEncoder:
         """
         before = [self.vocabulary.bos] if self.spec.begin else []
         after = [self.vocabulary.eos] if self.spec.end else []
+        spaced = [" " + text for text in texts] if self.spec.prefix_space else list(texts)
         room = self.spec.context_length - len(before) - len(after)
-        rows = [before + ids[:room] + after for ids in self.vocabulary.encode_many(list(texts))]
+        rows = [before + ids[:room] + after for ids in self.vocabulary.encode_many(spaced)]
         rows = [row or [self.vocabulary.eos] for row in rows]
         lengths = [len(row) for row in rows]
         length = min(-(-max(lengths, default=1) // 8) * 8, self.spec.context_length)

@@ -196,6 +196,8 @@ class VocabularySpec:
             spelt in bytes, three or so each, which costs length but loses nothing.
         longest_piece: characters in a piece, at most.
         split_digits: True gives every digit its own token, so that numbers are always cut in the same way.
+        prefix_space: learn from lines with a space before them, for users that encode texts so: a word then has the
+            same pieces at the beginning of a text as inside it.
     """
 
     size: int = 8192
@@ -203,6 +205,7 @@ class VocabularySpec:
     character_coverage: float = 0.9995
     longest_piece: int = 16
     split_digits: bool = True
+    prefix_space: bool = True
 
     def __post_init__(self) -> None:
         names = (*RESERVED, *self.special)
@@ -223,7 +226,7 @@ class VocabularySpec:
         Raises:
             InputError: a text is no string; or there is too little text, or too many characters, for ``size``.
         """
-        corpus, model = _Corpus(texts), io.BytesIO()
+        corpus, model = _Corpus(texts, " " if self.prefix_space else ""), io.BytesIO()
         train = sentencepiece.SentencePieceTrainer.Train
         try:
             train(sentence_iterator=iter(corpus), model_writer=model, **self._options())
@@ -274,8 +277,8 @@ class VocabularySpec:
 class _Corpus:
     """Texts as the lines that SentencePiece takes, and what was seen of them."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = texts
+    def __init__(self, texts: Iterable[str], prefix: str) -> None:
+        self._texts, self._prefix = texts, prefix
         self.texts = self.characters = self.lines = 0
         self.failure: BaseException | None = None
         """What the texts raised: SentencePiece would report it as an internal error of its own."""
@@ -289,7 +292,7 @@ class _Corpus:
                 self.characters += len(text)
                 for line in _lines(text):
                     self.lines += 1
-                    yield line
+                    yield self._prefix + line
         except BaseException as error:
             self.failure = error
             raise

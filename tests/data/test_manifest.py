@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmformer.data.manifest import Manifest, Shard, ShardIndex, write_atomically
+from mmformer.data.manifest import Manifest, Shard, ShardIndex
 from mmformer.errors import InputError
 
 SHA = "0123456789abcdef" * 4
@@ -151,17 +150,3 @@ def test_a_missing_index_and_one_of_another_shard_say_so(tmp_path: Path) -> None
         manifest.index(ROW)
     INDEX.save(tmp_path / ROW.index)
     assert manifest.index(ROW) == INDEX
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "manifest.json"
-    write_atomically(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]

@@ -40,39 +40,39 @@ def linear(module: nn.Linear, x: Array, rows: slice = slice(None)) -> Array:
     return y if module.bias is None else y + array(module.bias)[rows]
 
 
-def visible(inputs: Inputs, length: int, b: int, i: int, j: int) -> bool:
-    """Whether query i sees key j in sample b, from the words of the documentation."""
-    tokens = inputs.tokens
-    if inputs.causal:
-        in_prefix = inputs.prefix is not None and j < int(inputs.prefix[b])
-        if j > i and not in_prefix:
-            return False
-    if tokens.valid is not None and not bool(tokens.valid[b, j]):
-        return False
-    return tokens.segment is None or int(tokens.segment[b, i]) == int(tokens.segment[b, j])
-
-
-def visible_memory(inputs: Inputs, b: int, i: int, j: int) -> bool:
-    tokens, memory = inputs.tokens, inputs.memory
-    assert memory is not None
-    if memory.valid is not None and not bool(memory.valid[b, j]):
-        return False
-    if tokens.segment is None or memory.segment is None:
-        return True
-    return int(tokens.segment[b, i]) == int(memory.segment[b, j])
-
-
 def visibility(inputs: Inputs) -> Array:
+    """B queries keys: whether a query sees a key, from the words of the documentation."""
     batch, length, _ = inputs.tokens.x.shape
-    allowed = [[[visible(inputs, length, b, i, j) for j in range(length)] for i in range(length)] for b in range(batch)]
-    return np.array(allowed)
+    valid, segment = _listed(inputs.tokens.valid), _listed(inputs.tokens.segment)
+    prefix = [0] * batch if inputs.prefix is None else inputs.prefix.tolist()
+
+    def visible(b: int, i: int, j: int) -> bool:
+        if inputs.causal and j > i and j >= prefix[b]:
+            return False
+        if valid is not None and not valid[b][j]:
+            return False
+        return segment is None or segment[b][i] == segment[b][j]
+
+    return np.array([[[visible(b, i, j) for j in range(length)] for i in range(length)] for b in range(batch)])
 
 
 def memory_visibility(inputs: Inputs) -> Array:
+    """B queries memory: the same for what is read."""
     assert inputs.memory is not None
     batch, length, _ = inputs.tokens.x.shape
-    keys = range(inputs.memory.x.shape[1])
-    return np.array([[[visible_memory(inputs, b, i, j) for j in keys] for i in range(length)] for b in range(batch)])
+    valid, segment = _listed(inputs.memory.valid), _listed(inputs.tokens.segment)
+    keys, memory_segment = range(inputs.memory.x.shape[1]), _listed(inputs.memory.segment)
+
+    def visible(b: int, i: int, j: int) -> bool:
+        if valid is not None and not valid[b][j]:
+            return False
+        return segment is None or memory_segment is None or segment[b][i] == memory_segment[b][j]
+
+    return np.array([[[visible(b, i, j) for j in keys] for i in range(length)] for b in range(batch)])
+
+
+def _listed(x: Tensor | None) -> list | None:
+    return None if x is None else x.tolist()
 
 
 # Norms: (spec, parameters, vector) -> vector
@@ -168,14 +168,14 @@ def attention(
             k_rows = slice(group * size, (group + 1) * size)
             if memory is None:
                 source, projection, at = x[b], module.qkv, width
-                queries = [linear(module.qkv, token, q_rows) for token in x[b]]
+                queries = linear(module.qkv, x[b], q_rows)
             else:
                 source, projection, at = memory[b], module.kv, 0
-                queries = [linear(module.q, token, q_rows) for token in x[b]]
+                queries = linear(module.q, x[b], q_rows)
             offset = slice(at + k_rows.start, at + k_rows.stop)
-            keys = [linear(projection, token, offset) for token in source]
+            keys = linear(projection, source, offset)
             offset = slice(offset.start + groups * size, offset.stop + groups * size)
-            values = [linear(projection, token, offset) for token in source]
+            values = linear(projection, source, offset)
             if spec.qk_norm:
                 gain_of_q, gain_of_k = array(module.query_norm.weight), array(module.key_norm.weight)
                 queries = [q / math.sqrt((q @ q) / size + 1e-6) * gain_of_q for q in queries]

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 from contract import MIXERS, POSITIONS, Case, covering_array, full_product
-from contract_checks import CHECKS
+from contract_checks import CHECKS, Check
 
 ARRAY = covering_array()
 
 
-@pytest.mark.parametrize("case", ARRAY, ids=str)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract(check: Callable[[Case], None], case: Case) -> None:
+@pytest.mark.parametrize(("check", "case"), [(check, case) for check in CHECKS for case in check.cases(ARRAY)], ids=str)
+def test_contract(check: Check, case: Case) -> None:
     check(case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_contract_over_the_full_product(check: Callable[[Case], None], mixer: str, position: str) -> None:
-    for case in full_product(mixer=mixer, position=position):
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+def test_contract_over_the_full_product(check: Check, mixer: str, position: str) -> None:
+    for case in check.cases(full_product(mixer=mixer, position=position)):
         try:
             check(case)
         except Exception as error:

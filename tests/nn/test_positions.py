@@ -52,7 +52,7 @@ def test_sinusoidal_is_vaswanis() -> None:
             table[place, 2 * i] = math.sin(place / 10_000 ** (2 * i / width))
             table[place, 2 * i + 1] = math.cos(place / 10_000 ** (2 * i / width))
     expected = torch.from_numpy(np.concatenate([table[:, 0::2], table[:, 1::2]], axis=1))
-    assert_close(added(SinusoidalPositionSpec(), time(length), width)[0], expected, rtol=0, atol=5e-6)
+    assert_close(added(SinusoidalPositionSpec(), time(length), width)[0], expected, rtol=0, atol=4e-6)
 
 
 def mae_wave(width: int, places: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_sinusoidal_grid_is_maes(rows_first: bool) -> None:
     halves = [mae_wave(width // 2, row), mae_wave(width // 2, column)]
     expected = torch.from_numpy(np.concatenate(halves if rows_first else halves[::-1], axis=1))
     spec = SinusoidalPositionSpec(axes=(1, 2) if rows_first else (2, 1))
-    assert_close(added(spec, grid(rows, columns), width)[0], expected, rtol=0, atol=1e-6)
+    assert_close(added(spec, grid(rows, columns), width)[0], expected, rtol=0, atol=2e-7)
 
 
 def test_learned_rows_are_a_grid_in_row_major_order_after_the_special_one() -> None:
@@ -124,7 +124,7 @@ def test_rotation_is_relative(name: str) -> None:
     spec = ROTARIES[name]
     pos = at((0, 0, 0), (1, 3, 2), (4, 1, 5), (2, 2, 2), (7, 0, 1))
     shifted = pos + torch.tensor([11, 5, 8])
-    assert_close(scores(spec, shifted), scores(spec, pos), rtol=0, atol=2e-5)
+    assert_close(scores(spec, shifted), scores(spec, pos), rtol=0, atol=4e-6)
     moved = pos.clone()
     moved[0, 2] += 1
     changed = (scores(spec, moved) - scores(spec, pos)).abs().amax(dim=1)[0] > 1e-3
@@ -140,14 +140,14 @@ def test_a_stack_with_rotary_positions_is_shift_invariant(name: str) -> None:
     pos = at((0, 0, 0), (1, 3, 2), (4, 1, 5), (2, 2, 2), (7, 0, 1), (3, 3, 3))
     expected = Inputs(Tokens(x, pos), causal=True)(stack)
     shifted = Inputs(Tokens(x, pos + torch.tensor([4, 9, 2])), causal=True)(stack)
-    assert_close(shifted, expected, rtol=0, atol=2e-6)
+    assert_close(shifted, expected, rtol=0, atol=1e-7)
     elsewhere = Inputs(Tokens(x, pos * 2), causal=True)(stack)
     assert not torch.allclose(elsewhere, expected, atol=1e-3)
 
 
 def test_rotation_keeps_norms_dtype_and_the_features_past_its_share() -> None:
     pos = at((0, 0, 0), (9, 3, 2), (31, 1, 5))
-    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
         x = torch.randn(1, 2, 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
         y = rotate(x, RotaryPositionSpec(fraction=0.5).build(32, 16).rotary(pos))
         assert y.dtype == dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import nn_reference
 import pytest
 import torch
 from contract import Case, Inputs, ToyBias, make_inputs, make_stack, randomise
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import Aux, KeyValue, Mixer, MixerSpec, State, View
 from mmformer.nn.position import RotaryPositionSpec
@@ -33,7 +34,7 @@ CASE = Case(
 
 
 def equal(actual: Tensor, expected: Tensor) -> None:
-    assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 def piece(inputs: Inputs, start: int, stop: int) -> Inputs:
@@ -201,6 +202,23 @@ def test_dropout_acts_in_training_only_and_follows_the_seed() -> None:
     assert torch.equal(run(False, 0), run(False, 1))
     assert torch.equal(run(True, 0), run(True, 0))
     assert not torch.equal(run(True, 0), run(True, 1))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GELUFeedForwardSpec(),
+        GELUFeedForwardSpec(approximate="tanh"),
+        GELUFeedForwardSpec(bias=False),
+        SwiGLUFeedForwardSpec(),
+        SwiGLUFeedForwardSpec(bias=True),
+    ],
+    ids=str,
+)
+def test_feedforward_is_its_loops(spec: FeedForwardSpec) -> None:
+    module, x = randomise(spec.build(32)).double(), make_inputs(CASE).tokens.x
+    meaning = nn_reference.FEEDFORWARDS[type(spec)]
+    equal(module(x), torch.from_numpy(nn_reference.per_token(meaning, spec, module)(x.numpy())))
 
 
 def test_hidden_widths() -> None:

@@ -65,7 +65,9 @@ def test_the_layout_of_ids() -> None:
 
 
 def test_what_was_learned_is_shorter_and_digits_stand_alone() -> None:
-    assert len(VOCABULARY.encode("the cat sat on the mat")) <= 6
+    assert len(VOCABULARY.encode(" the cat sat on the mat")) <= 6
+    plain = VocabularySpec(size=500, prefix_space=False).train(CORPUS)
+    assert len(plain.encode("the cat sat on the mat")) <= 6 < len(VOCABULARY.encode("the cat sat on the mat"))
     assert VOCABULARY.pieces(VOCABULARY.encode("2024")) == ["2", "0", "2", "4"]
     joined = VocabularySpec(size=500, split_digits=False).train(CORPUS)
     assert len(joined.encode(" 1999")) < 5
@@ -132,8 +134,11 @@ def test_training_is_deterministic_and_the_fingerprint_is_of_what_it_encodes() -
 
 
 def test_golden_ids_never_change() -> None:
-    assert VOCABULARY.fingerprint.startswith("9ae484e832e85003")
-    assert VOCABULARY.encode("the cat <mask>\n猫") == [265, 279, 424, 67, 394, 432, 467, 69, 17, 499]
+    plain = VocabularySpec(size=500, special=("image", "en"), character_coverage=1.0, prefix_space=False).train(CORPUS)
+    assert plain.fingerprint.startswith("9ae484e832e85003")
+    assert plain.encode("the cat <mask>\n猫") == [265, 279, 424, 67, 394, 432, 467, 69, 17, 499]
+    assert VOCABULARY.fingerprint.startswith("09fa33c54131fa6d")
+    assert VOCABULARY.pieces(VOCABULARY.encode(" the cat")) == ["▁the", "▁cat"]
 
 
 def test_long_lines_and_odd_characters_are_learned_from_not_dropped() -> None:

@@ -1,0 +1,117 @@
+"""Pictures and lists of texts as people name them on a command line."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from mmformer.data.decode import DECODERS, decode_image
+from mmformer.errors import InputError, nearest
+
+PICTURES = "A picture is a file, a folder (all in it and below), or a pattern in quotes such as 'shots/*.png'."
+"""For a command's help."""
+
+_SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_image)
+
+
+def find_pictures(given: Sequence[str]) -> list[Path]:
+    """The pictures that files, folders and patterns name, each once, in this order; those of a folder are sorted.
+
+    A file that is named itself is taken whatever its name; a folder or a pattern gives what is called like a picture.
+    Hidden files are left out of folders.
+
+    Raises:
+        InputError: no such file, or a folder or pattern that gives none.
+    """
+    found: dict[Path, None] = {}
+    for name in given:
+        path = Path(name)
+        if is_file(name):
+            found[path] = None
+        elif _exists(path):
+            found |= dict.fromkeys(_in_folder(path))
+        elif glob.has_magic(name):
+            found |= dict.fromkeys(_matches(name))
+        else:
+            raise InputError(f"{name}: there is no such file or folder.{_near(path)}")
+    return list(found)
+
+
+def is_file(name: str) -> bool:
+    """Whether a word is a file's name; a long text is none."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
+
+
+def split_list(lists: Sequence[str], option: str) -> list[str]:
+    """The texts between the commas of some arguments, without the white space around them.
+
+    Raises:
+        InputError: there are none.
+    """
+    texts = [text.strip() for part in lists for text in part.split(",")]
+    if not any(texts):
+        raise InputError(f"{option} is empty: write it as {option} 'cat,dog,pizza'.")
+    return [text for text in texts if text]
+
+
+def read_lines(path: str) -> list[str]:
+    """The texts in a file, one a line, without empty lines and white space around them.
+
+    Raises:
+        InputError: no such file, one that is not UTF-8, or nothing in it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason}). Convert it to UTF-8.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.{_near(Path(path))}") from error
+    texts = [line.strip() for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"{path}: there is nothing in it; write one a line.")
+    return texts
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    pictures = [path for path in sorted(folder.rglob("*")) if _is_picture(path) and not _hidden(path, folder)]
+    if not pictures:
+        raise InputError(f"{folder}: there is no picture ({', '.join(_SUFFIXES)}) in this folder or below it.")
+    return pictures
+
+
+def _matches(pattern: str) -> list[Path]:
+    # pathlib's own patterns must be relative
+    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+    pictures = [path for path in matches if _is_picture(path)]
+    if not pictures:
+        found = f"{len(matches)} files or folders, but none is a picture ({', '.join(_SUFFIXES)})"
+        raise InputError(f"The pattern '{pattern}' matches {found if matches else 'nothing'}.")
+    return pictures
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, for one
+        return False
+
+
+def _near(path: Path) -> str:
+    """A hint at the name in the same folder that was meant."""
+    try:
+        return nearest(path.name, (other.name for other in islice(path.parent.iterdir(), 1000)))
+    except OSError:
+        return ""

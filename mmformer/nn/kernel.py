@@ -1,0 +1,48 @@
+"""Softmax attention as arithmetic: the choice of a kernel, with one meaning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PLAIN_KEYS = 1024
+"""Longest key sequence that is weighed by plain matrix products, whose weights are held in memory."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """softmax(q kᵀ / √width) v. A query that may see nothing gets zero.
+
+    Args:
+        query: B H Q width of a head.
+        key: B Hk K width; Hk divides H, and each key head serves H / Hk query heads.
+        value: B Hk K width.
+        mask: (B or 1) (H or 1) (Q or 1) K: booleans, True where a query sees a key, or a bias to add; or None.
+        causal: query i sees keys 0 to i; then Q = K, and the mask is None.
+        dropout: on the weights.
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= PLAIN_KEYS:
+        # PyTorch's fused CPU kernel has a bfloat16 backward that takes 2 to 30 times what plain products take
+        # (benchmarks/attention.py).
+        return _plain(query, key, value, mask, causal, dropout)
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+    )
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # B H Q K
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is None:
+        weights = scores.softmax(-1)
+    else:
+        allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
+        scores = scores if mask.dtype == torch.bool else scores + mask
+        # A finite floor and a second masking: the softmax of nothing but minus infinity would be NaN.
+        weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~allowed, 0.0)
+    return F.dropout(weights, dropout) @ value if dropout else weights @ value

@@ -1,0 +1,37 @@
+"""What the tests of the command line share."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+from bundles import save_classifier, save_dual, write_pictures
+
+from mmformer import predictor
+from mmformer.bundle import load_bundle
+
+_loaded = functools.cache(load_bundle)
+
+
+@pytest.fixture(scope="session")
+def dual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dual(tmp_path_factory.mktemp("dual") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_classifier(tmp_path_factory.mktemp("classifier") / "bundle")
+
+
+@pytest.fixture
+def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle is read from its files once only: these bundles do not change, and tests are many."""
+    monkeypatch.setattr(predictor, "load_bundle", _loaded)
+
+
+@pytest.fixture
+def shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pictures in shots/, in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    return [str(path) for path in write_pictures(Path("shots"))]

@@ -1,0 +1,360 @@
+"""``mmformer.load`` and what a loaded model answers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import pixels, save_classifier, save_dual
+from PIL import Image
+from tiny import COLOURS, tiny_batch
+from torch import Tensor
+
+import mmformer
+from mmformer import predictor as module
+from mmformer.errors import InputError
+from mmformer.predictor import Match, Predictor
+
+LABELS = ["cat", "a large dog on a skateboard", "pizza"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dual(tmp_path_factory.mktemp("dual") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Predictor:
+    return mmformer.load(bundle)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return mmformer.load(str(save_classifier(tmp_path_factory.mktemp("classifier") / "bundle")))
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.fromarray(pixels(0)).save(path)
+    return path
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "path": str,
+    "Path": Path,
+    "bytes": Path.read_bytes,
+    "PIL": Image.open,
+    "PIL, in memory": lambda path: Image.fromarray(pixels(0)),
+    "uint8 H W 3": lambda path: pixels(0),
+    "uint8, mirrored twice": lambda path: np.ascontiguousarray(pixels(0)[::-1])[::-1],
+    "float32 H W 3": lambda path: pixels(0).astype(np.float32) / 255,
+    "float16 H W 3": lambda path: (pixels(0) / 255).astype(np.float16),
+    "uint8 3 H W": lambda path: as_tensor(pixels(0)),
+    "float 3 H W": lambda path: as_tensor(pixels(0)) / 255,
+    "float 3 H W, needing a gradient": lambda path: (as_tensor(pixels(0)) / 255).requires_grad_(),
+    "numpy 3 H W": lambda path: as_tensor(pixels(0)).numpy(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_picture_gives_the_same_answer(model: Predictor, file: Path, kind: str) -> None:
+    expected = model.embed(image=file)
+    picture = KINDS[kind](file)
+    torch.testing.assert_close(model.embed(image=picture), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.embed(image=[picture, file])[0], expected, rtol=0, atol=1e-6)
+
+
+def test_bfloat16_is_read_as_well_as_it_is_precise(model: Predictor) -> None:
+    picture = (as_tensor(pixels(0)) / 255).bfloat16()
+    assert torch.equal(model.embed(image=picture), model.embed(image=picture.float()))
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (1, 8, 9), (8, 9, 1)])
+def test_grey_arrays(model: Predictor, shape: tuple[int, ...]) -> None:
+    grey = pixels(1, 8, 9)[..., 0]
+    colour = np.stack([grey] * 3, axis=-1)
+    assert torch.equal(model.embed(image=grey.reshape(shape)), model.embed(image=colour))
+
+
+@pytest.mark.parametrize("as_array", [np.asarray, torch.from_numpy])
+def test_an_array_of_four_axes_is_several_pictures(model: Predictor, as_array: Callable[[Any], Any]) -> None:
+    several = np.stack([pixels(seed) for seed in range(3)])
+    assert torch.equal(model.embed(image=as_array(several)), model.embed(image=list(several)))
+
+
+def written(mode: str, suffix: str, folder: Path) -> Path:
+    """A picture file in a mode, with an orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(np.concatenate([pixels(2), pixels(3)[..., :1]], axis=-1), "RGBA")
+    if mode == "I;16":
+        picture = Image.fromarray(pixels(2)[..., 0].astype(np.uint16) * 257)
+    elif mode != "RGBA":
+        picture = picture.convert("RGB").convert(mode)
+    picture.save(folder / f"picture.{suffix}", exif=exif)
+    return folder / f"picture.{suffix}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGBA", "png"), ("P", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "jpg"), ("I;16", "png"), ("1", "png")],
+)
+def test_a_pil_image_means_what_its_file_means(model: Predictor, tmp_path: Path, mode: str, suffix: str) -> None:
+    """Orientation, transparency, depth and colour model: all of that is handled alike."""
+    path = written(mode, suffix, tmp_path)
+    with Image.open(path) as picture:
+        assert picture.mode == mode
+        assert torch.equal(model.embed(image=picture), model.embed(image=path))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "RGBX", "YCbCr", "HSV", "I"])
+def test_a_pil_image_in_a_mode_that_files_do_not_have(model: Predictor, mode: str) -> None:
+    by_way = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode, "RGB" if mode != "I" else "L")
+    before = Image.fromarray(pixels(4)).convert(by_way)
+    similarity = model.similarity(before.convert(mode), [""])  # it is read
+    assert similarity.shape == (1,)
+    if mode not in ("YCbCr", "HSV", "I"):
+        torch.testing.assert_close(similarity, model.similarity(before, [""]), rtol=0, atol=1e-6)
+
+
+def test_one_value_gives_one_answer_and_a_list_gives_a_list(model: Predictor, file: Path) -> None:
+    one, several = model.classify(file, LABELS), model.classify([file], LABELS)
+    assert isinstance(one, dict)
+    assert several == [one]
+    width = model.model.spec.embedding_widths["image"]
+    assert model.embed(image=file).shape == (width,)
+    assert model.embed(image=[file]).shape == (1, width)
+    assert model.embed(text="cat").shape == (width,)
+    assert model.embed(text=("cat", "dog")).shape == (2, width)
+    assert model.similarity(file, "cat").shape == ()
+    assert model.similarity(file, ["cat", "dog"]).shape == (2,)
+    assert model.similarity([file] * 3, "cat").shape == (3,)
+    assert model.similarity([file] * 3, ["cat", "dog"]).shape == (3, 2)
+    assert [type(match) for match in model.retrieve(text="cat", images=[file])] == [Match]
+    assert len(model.retrieve(text=["cat", "dog"], images=[file])) == 2
+
+
+def test_similarity_is_the_cosine(model: Predictor) -> None:
+    pictures = [pixels(seed) for seed in range(3)]
+    expected = model.embed(image=pictures) @ model.embed(text=LABELS).T
+    torch.testing.assert_close(model.similarity(pictures, LABELS), expected, rtol=0, atol=0)
+    torch.testing.assert_close(model.similarity(pictures[1], LABELS[2]), expected[1, 2], rtol=0, atol=1e-6)
+    assert expected.abs().max() <= 1 + 1e-6
+
+
+def test_the_batch_size_changes_nothing(bundle: Path, model: Predictor) -> None:
+    pictures = [pixels(seed, 10 + seed, 30 - seed) for seed in range(7)]
+    texts = ["", "a", "a very long text about cats, dogs and what they eat " * 9, "dog", "a large red square", "b", "c"]
+    for size in (1, 3):
+        other = mmformer.load(bundle, batch_size=size)
+        torch.testing.assert_close(other.embed(image=pictures), model.embed(image=pictures), rtol=0, atol=1e-6)
+        torch.testing.assert_close(other.embed(text=texts), model.embed(text=texts), rtol=0, atol=1e-6)
+        for labels in (LABELS, None):
+            pairs = zip(other.classify(pictures, labels), model.classify(pictures, labels), strict=True)
+            for found, expected in pairs:
+                assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_texts_come_back_in_their_order(model: Predictor) -> None:
+    texts = ["bb", "a much longer text than that", "", "c", "ninety-nine balloons"]
+    alone = torch.stack([model.embed(text=text) for text in texts])
+    torch.testing.assert_close(model.embed(text=texts), alone, rtol=0, atol=1e-6)
+
+
+def test_embeddings_have_unit_length_and_can_be_trained_on(model: Predictor, file: Path) -> None:
+    for embedded in (model.embed(image=[file, pixels(5)]), model.embed(text=LABELS), model.embed(text="x")[None]):
+        assert embedded.dtype == torch.float32
+        torch.testing.assert_close(embedded.norm(dim=-1), torch.ones(len(embedded)), rtol=0, atol=1e-6)
+        probe = torch.nn.Linear(embedded.shape[1], 1)
+        probe(embedded).sum().backward()  # inference-mode tensors would refuse
+
+
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_probabilities_are_sorted_and_sum_to_one(model: Predictor, labels: list[str] | None) -> None:
+    pictures = [pixels(seed) for seed in range(4)]
+    answers = model.classify(pictures, labels)
+    for answer in answers:
+        assert set(answer) == set(labels or COLOURS)
+        assert list(answer.values()) == sorted(answer.values(), reverse=True)
+        assert sum(answer.values()) == pytest.approx(1, abs=1e-6)
+    cut = model.classify(pictures, labels, top=2)
+    assert cut == [dict(list(answer.items())[:2]) for answer in answers]
+    if labels:
+        for found, expected in zip(model.classify(pictures, labels[::-1]), answers, strict=True):
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_zero_shot_probabilities_are_the_softmax_of_scaled_cosines(model: Predictor) -> None:
+    templates = ["{}", "a drawing of a {}, on white"]
+    prompts = torch.stack([model.embed(text=[t.format(label) for t in templates]).mean(0) for label in LABELS])
+    cosines = torch.nn.functional.normalize(prompts, dim=-1) @ model.embed(image=pixels(6))
+    expected = (cosines / 0.07).softmax(0)  # the untrained head's temperature
+    found = model.classify(pixels(6), LABELS, templates=templates)
+    torch.testing.assert_close(torch.tensor([found[label] for label in LABELS]), expected, rtol=0, atol=1e-5)
+    assert found != model.classify(pixels(6), LABELS)
+
+
+def test_retrieval_finds_the_same_picture_first(model: Predictor) -> None:
+    pictures = [pixels(seed) for seed in range(6)]
+    for wanted, picture in enumerate(pictures):
+        matches = model.retrieve(image=picture, images=pictures, top=3)
+        assert matches[0].candidate == wanted
+        assert matches[0].score == pytest.approx(1, abs=1e-5)
+        assert [match.score for match in matches] == sorted((match.score for match in matches), reverse=True)
+    assert [found[0].candidate for found in model.retrieve(image=pictures, images=np.stack(pictures))] == [*range(6)]
+    assert model.retrieve(text="dog", texts=["cat", "dog", "a dog"])[0].candidate == 1
+
+
+def test_retrieval_orders_by_similarity_and_equals_by_place(model: Predictor) -> None:
+    pictures = [pixels(seed) for seed in (3, 1, 2, 1)]
+    expected = model.similarity(pictures, "a cat").argsort(descending=True, stable=True).tolist()
+    matches = model.retrieve(text="a cat", images=pictures, top=99)
+    assert [match.candidate for match in matches] == expected
+    assert expected.index(1) + 1 == expected.index(3)
+
+
+@pytest.mark.parametrize("candidates", [{"images": pixels(0)}, {"images": Image.new("RGB", (9, 9))}, {"texts": "cat"}])
+def test_a_candidate_alone_is_a_list_of_one(model: Predictor, candidates: dict[str, Any]) -> None:
+    assert [match.candidate for match in model.retrieve(text="a cat", **candidates)] == [0]
+
+
+def test_the_head_answers_without_labels(classifier: Predictor, model: Predictor, file: Path) -> None:
+    assert set(classifier.classify(file)) == set(COLOURS)
+    assert classifier.classify(file, head="colour") == classifier.classify(file)
+    assert classifier.embed(image=file).shape == (12,)
+    assert set(model.classify(file, head="colour")) == set(COLOURS)
+
+
+def test_the_model_itself_is_at_hand(model: Predictor) -> None:
+    outputs = model.model(tiny_batch(["a cat", "a dog"]))
+    assert outputs.embedding["image"].shape == (2, 12)
+    assert outputs.logits["colour"].shape == (2, len(COLOURS))
+    assert not model.model.training
+
+
+def test_progress_counts_every_value_once(bundle: Path) -> None:
+    small = mmformer.load(bundle, batch_size=2)
+    pictures = [pixels(seed) for seed in range(5)]
+    done: list[int] = []
+    small.classify(pictures, LABELS, progress=done.append)
+    assert done == [2, 2, 1]
+    small.classify(pictures, progress=done.append)
+    small.embed(text=["a", "b", "c"], progress=done.append)
+    small.retrieve(text="x", images=pictures, progress=done.append)
+    assert done[3:] == [2, 2, 1, 2, 1, 2, 2, 1]
+
+
+def test_pictures_are_decoded_a_batch_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    read, embed = module.read_picture, Predictor._embed
+    monkeypatch.setattr(module, "read_picture", lambda *arguments: (events.append("read"), read(*arguments))[1])
+    monkeypatch.setattr(Predictor, "_embed", lambda *arguments: (events.append("embed"), embed(*arguments))[1])
+    mmformer.load(bundle, batch_size=2).embed(image=[pixels(seed) for seed in range(5)])
+    assert events == ["read", "read", "embed", "read", "read", "embed", "read", "embed"]
+
+
+NAN = np.full((4, 4, 3), np.nan, dtype=np.float32)
+WRONG_PICTURES: dict[str, tuple[Any, str]] = {
+    "missing": ("no/such.png", "no/such.png: the picture cannot be read: No such file"),
+    "folder": (Path(), r"\.: the picture cannot be read: Is a directory"),
+    "null": ("a\0.png", "the picture cannot be read: embedded null"),
+    "bytes": (b"no picture", "picture 0: not a whole PNG"),
+    "empty": (b"", "picture 0: not a whole PNG.*empty"),
+    "shape": (np.zeros((4, 5, 7), np.uint8), r"must be H W 3, H W or 3 H W, but its shape is \(4, 5, 7\)"),
+    "no pixels": (np.zeros((0, 5), np.uint8), r"its shape is \(0, 5, 3\)"),
+    "axes": (np.zeros((1, 1, 4, 4, 3), np.uint8), "its shape is"),
+    "type": (np.zeros((4, 4, 3), np.int64), "must be uint8, or floats from 0 to 1, but is int64"),
+    "range": (np.full((4, 4, 3), 255.0), "must lie within 0 and 1, but spans 255.0 to 255.0"),
+    "nan": (NAN, "must lie within 0 and 1"),
+    "number": (5, "a picture must be a path, bytes, a PIL image or an array, or a list of them, but is int"),
+    "in a list": ([5], "picture 0: a picture must be a path, bytes, a PIL image or an array, but is int"),
+    "none": ([], "There are no pictures: the list is empty"),
+    "mode": (Image.new("F", (4, 4)), r"a PIL image of mode F: make it \.convert\('RGB'\) first"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_PICTURES)
+def test_what_is_no_picture_is_refused(model: Predictor, kind: str) -> None:
+    picture, message = WRONG_PICTURES[kind]
+    with pytest.raises(InputError, match=message):
+        model.embed(image=picture)
+
+
+def test_a_damaged_file_among_several_is_named(model: Predictor, tmp_path: Path, file: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"{damaged}: not a whole PNG"):
+        model.classify([file, damaged], LABELS)
+    lazy = Image.open(io.BytesIO(file.read_bytes()[:200]))
+    with pytest.raises(InputError, match="picture 1: the PIL image cannot be read: image file is truncated"):
+        model.classify([file, lazy], LABELS)
+
+
+def call(method: str, *arguments: Any, **options: Any) -> Callable[[Predictor], Any]:
+    return lambda model: getattr(model, method)(*arguments, **options)
+
+
+PICTURE = pixels(0)
+WRONG_CALLS = [
+    (call("classify", PICTURE, []), "The list of labels is empty"),
+    (call("classify", PICTURE, ["cat", " "]), "a label in it is"),
+    (call("classify", PICTURE, ["cat", "dog", "cat"]), "The label 'cat' is there more than once"),
+    (call("classify", PICTURE, ["cat"], templates=[]), "There are no prompt templates"),
+    (call("classify", PICTURE, ["cat"], templates=["a photo"]), "must hold {} once.*'a photo'"),
+    (call("classify", PICTURE, ["cat"], head="colour"), "head='colour' chooses among its own classes"),
+    (call("classify", PICTURE, templates=["a {}"]), "Prompt templates are for labels"),
+    (call("classify", PICTURE, head="color"), "classification head is asked.*colour.*Did you mean 'colour'?"),
+    (call("classify", PICTURE, ["cat"], top=0), "top must be at least 1, but is 0"),
+    (call("embed"), "either text=... or image=..."),
+    (call("embed", text="cat", image=PICTURE), "either text=... or image=..."),
+    (call("embed", text=[]), "There are no texts to embed"),
+    (call("embed", text=["cat", 5]), "A text must be a string, but is int"),
+    (call("retrieve", text="cat"), "searches either texts"),
+    (call("retrieve", text="cat", texts=["a"], images=[PICTURE]), "searches either texts"),
+    (call("retrieve", images=[PICTURE]), "asks with either text=... or image=..."),
+    (call("retrieve", text="cat", image=PICTURE, images=[PICTURE]), "asks with either text=... or image=..."),
+    (call("retrieve", text="cat", images=[]), "There are no pictures: the list is empty"),
+    (call("retrieve", text="cat", texts=[]), "There are no texts to embed: the list is empty"),
+    (call("retrieve", text="cat", images=[PICTURE], top=0), "top must be at least 1, but is 0"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), WRONG_CALLS, ids=range(len(WRONG_CALLS)))
+def test_wrong_calls_say_what_is_wrong(model: Predictor, wrong: Callable[[Predictor], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        wrong(model)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (call("classify", PICTURE, ["cat"]), "This model reads no text, only image"),
+        (call("embed", text="cat"), "This model reads no text, only image"),
+        (call("similarity", PICTURE, "cat"), "This model reads no text, only image"),
+        (call("classify", PICTURE, head="kind"), r"is asked \(kind\), but the model's are colour"),
+    ],
+)
+def test_what_a_classifier_cannot_do(classifier: Predictor, wrong: Callable[[Predictor], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        wrong(classifier)
+
+
+@pytest.mark.parametrize("device", ["banana", "mps" if not torch.backends.mps.is_available() else "", "meta", "hpu"])
+def test_a_device_that_is_not_there(bundle: Path, device: str) -> None:
+    with pytest.raises(InputError, match=rf"^The device '{device}' cannot be used here: [^\n]+\.$"):
+        mmformer.load(bundle, device=device)
+
+
+def test_a_batch_holds_something(bundle: Path) -> None:
+    with pytest.raises(InputError, match="batch_size must be at least 1, but is 0"):
+        mmformer.load(bundle, batch_size=0)

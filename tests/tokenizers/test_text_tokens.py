@@ -1,0 +1,175 @@
+"""Text to tokens: cutting, padding and ends on the host, an embedding on the device; padding never changes anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import VOCABULARY, tiny_batch, tiny_model
+
+from mmformer.errors import InputError
+from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.tokenizers.text import TextTokens, TextTokensSpec, trim
+from mmformer.tokenizers.vocabulary import Vocabulary
+from mmformer.types import Batch, Text
+
+SPEC = TextTokensSpec(VOCABULARY, context_length=20)
+ENCODER = SPEC.encoder()
+WORDS = Vocabulary.load(VOCABULARY)
+LONG = "a very long text that goes on and on, past any context that there is, and has no end " * 3
+
+
+def encode(*texts: str, **changes: Any) -> Text:
+    return dataclasses.replace(SPEC, **changes).encoder().encode(texts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=60), min_size=1, max_size=5))
+def test_rows_are_the_vocabularys_ids_an_end_and_padding(texts: list[str]) -> None:
+    text = ENCODER.encode(texts)
+    assert text.ids.dtype == text.lengths.dtype == torch.int64
+    length = text.ids.shape[1]
+    assert length == min(20, -(-int(text.lengths.max()) // 8) * 8)
+    for given_text, ids, n in zip(texts, text.ids.tolist(), text.lengths.tolist(), strict=True):
+        assert ids[:n] == [*WORDS.encode(given_text)[:19], WORDS.eos]
+        assert ids[n:] == [WORDS.pad] * (length - n)
+
+
+def test_a_text_that_is_cut_keeps_its_ends() -> None:
+    whole = WORDS.encode(LONG)
+    assert encode(LONG).ids[0].tolist() == [*whole[:19], WORDS.eos]
+    assert encode(LONG, begin=True).ids[0].tolist() == [WORDS.bos, *whole[:18], WORDS.eos]
+    assert encode(LONG, begin=True, end=False).ids[0].tolist() == [WORDS.bos, *whole[:19]]
+    assert encode(LONG, end=False).ids[0].tolist() == whole[:20]
+
+
+def test_lengths_are_multiples_of_8_up_to_the_context() -> None:
+    for number in range(1, 40):
+        text = encode("a" + " a" * (number - 1))
+        assert int(text.lengths[0]) == min(number + 1, 20)
+        assert text.ids.shape[1] in (8, 16, 20)
+        assert text.ids.shape[1] - int(text.lengths[0]) < 8
+    assert encode("a", "a b", LONG).ids.shape == (3, 20)
+
+
+def test_an_empty_text_is_one_end() -> None:
+    for changes in ({}, {"end": False}, {"begin": False, "end": False}):
+        text = encode("", "some words", **changes)
+        assert text.lengths[0] == 1
+        assert text.ids[0, 0] == WORDS.eos
+    both = encode("", begin=True)
+    assert both.ids[0, :2].tolist() == [WORDS.bos, WORDS.eos]
+    assert encode("", begin=True, end=False).ids[0, 0] == WORDS.bos
+
+
+def test_no_texts_are_no_rows() -> None:
+    text = ENCODER.encode([])
+    assert text.ids.shape == (0, 8)
+    assert text.lengths.shape == (0,)
+
+
+def test_special_tokens_are_not_written_by_texts() -> None:
+    ids = encode("<eos><pad><mask>").ids[0].tolist()
+    assert ids.count(WORDS.eos) == 1
+    assert WORDS.mask not in ids
+
+
+def test_trim_cuts_to_the_longest_that_is_left() -> None:
+    text = encode("a", "a a a a a a a a a a", LONG)
+    assert text.ids.shape == (3, 20)
+    short = trim(text, slice(0, 1))
+    assert torch.equal(short.ids, encode("a").ids)
+    middle = trim(text, torch.tensor([1, 0]))
+    assert torch.equal(middle.ids, encode("a a a a a a a a a a", "a").ids)
+    assert torch.equal(middle.lengths, text.lengths[[1, 0]])
+    assert torch.equal(trim(text, slice(0, 3)).ids, text.ids)
+
+
+def build(width: int = 6) -> TextTokens:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SPEC.build(width)
+
+
+def test_tokens_are_rows_of_the_table() -> None:
+    module = build()
+    assert module.weight.shape == (-(-len(WORDS) // 64) * 64, 6)
+    text = encode("one", "one two three four five six seven eight")
+    tokens = module(text)
+    assert tokens.x.shape == (*text.ids.shape, 6)
+    assert torch.equal(tokens.x[1, 3], module.weight[text.ids[1, 3]])
+    assert tokens.pos.tolist() == [[[time, 0, 0] for time in range(text.ids.shape[1])]] * 2
+    assert tokens.valid is not None
+    assert tokens.valid.sum(1).tolist() == text.lengths.tolist()
+    assert tokens.valid[0].tolist() == sorted(tokens.valid[0].tolist(), reverse=True)
+
+
+POOLS: list[PoolSpec] = [MeanPoolSpec(), LastPoolSpec(), AttentionPoolSpec(), ClassTokenPoolSpec()]
+POSITIONS = [PositionSpec(), LearnedPositionSpec(), SinusoidalPositionSpec(), RotaryPositionSpec()]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=lambda spec: type(spec).__name__)
+@pytest.mark.parametrize("position", POSITIONS, ids=lambda spec: type(spec).__name__)
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_changes_nothing_in_a_whole_model(pool: PoolSpec, position: PositionSpec, causal: bool) -> None:
+    """Whatever stands beside a text in its batch, and whatever its padding holds."""
+    if causal and pool.needs_class_token:
+        pytest.skip("refused")
+    spec = tiny_model()
+    encoder = dataclasses.replace(
+        spec.encoders["text"], pool=pool, causal=causal, class_token=pool.needs_class_token, registers=2
+    )
+    stacks = {**spec.stacks, "text": dataclasses.replace(spec.stacks["text"], position=position)}
+    model = dataclasses.replace(spec, stacks=stacks, encoders={**spec.encoders, "text": encoder}).build().eval()
+    model.initialise(0)
+    texts = ["red", "a longer text of some more words than that", "", LONG]
+    batch = tiny_batch(texts)._replace(image=None)
+    assert batch.text is not None
+    together = model(batch).embedding["text"]
+    for index, text in enumerate(texts):
+        alone = model(tiny_batch([text])._replace(image=None)).embedding["text"][0]
+        assert torch.allclose(alone, together[index], atol=2e-6, rtol=0)
+    place = torch.arange(batch.text.ids.shape[1])
+    other = torch.where(place < batch.text.lengths[:, None], batch.text.ids, 77)
+    dirty = model(batch._replace(text=Text(other, batch.text.lengths))).embedding["text"]
+    assert torch.allclose(dirty, together, atol=1e-6, rtol=0)
+
+
+def test_gradients_do_not_reach_the_row_of_padding() -> None:
+    spec = tiny_model()
+    model = spec.build()
+    model.initialise(0)
+    batch = tiny_batch(["red", LONG])._replace(image=None)
+    model(batch).embedding["text"].sum().backward()
+    gradient = model.encoders["text"].tokenizer.weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient[WORDS.pad].abs().sum() == 0
+    assert gradient[WORDS.eos].abs().sum() > 0
+
+
+@pytest.mark.parametrize("change", [{"context_length": 8}, {"begin": True}, {"end": False}], ids=str)
+def test_every_field_changes_the_ids(change: dict[str, Any]) -> None:
+    one, other = encode("some words", LONG), encode("some words", LONG, **change)
+    assert one.ids.shape != other.ids.shape or not torch.equal(one.ids, other.ids)
+
+
+def test_what_cannot_be_is_refused(tmp_path: Any) -> None:
+    for begin, end, least in ((False, False, 1), (True, False, 2), (False, True, 2), (True, True, 3)):
+        with pytest.raises(InputError, match=f"TextTokensSpec.context_length must be at least {least}, but is"):
+            TextTokensSpec("x", least - 1, begin, end)
+    with pytest.raises(InputError, match=r"nowhere.model cannot be read: No such file"):
+        TextTokensSpec(str(tmp_path / "nowhere.model")).build(8)
+    with pytest.raises(InputError, match=r"nowhere.model cannot be read: No such file"):
+        TextTokensSpec(str(tmp_path / "nowhere.model")).encoder()
+
+
+def test_ids_past_the_vocabulary_are_no_rows_of_another() -> None:
+    batch = Batch(("a",), {}, text=Text(torch.tensor([[len(WORDS) + 100]]), torch.tensor([1])))
+    model = tiny_model().build()
+    with pytest.raises(IndexError):
+        model(batch)
