@@ -27,7 +27,7 @@ KNOWS: dict[str, set[str]] = {
     "spec": {"errors"},
     "config": {"errors", "spec"},
     "nn": BASE,
-    "tokenizers": BASE,
+    "tokenizers": BASE | {"nn"},
     "models": BASE | {"nn", "tokenizers"},
     "objectives": BASE,
     "data": BASE | {"tokenizers"},

@@ -74,57 +74,10 @@ def test_every_kind_of_picture_gives_the_same_answer(model: Predictor, file: Pat
     torch.testing.assert_close(model.embed(image=[picture, file])[0], expected, rtol=0, atol=1e-6)
 
 
-def test_bfloat16_is_read_as_well_as_it_is_precise(model: Predictor) -> None:
-    picture = (as_tensor(pixels(0)) / 255).bfloat16()
-    assert torch.equal(model.embed(image=picture), model.embed(image=picture.float()))
-
-
-@pytest.mark.parametrize("shape", [(8, 9), (1, 8, 9), (8, 9, 1)])
-def test_grey_arrays(model: Predictor, shape: tuple[int, ...]) -> None:
-    grey = pixels(1, 8, 9)[..., 0]
-    colour = np.stack([grey] * 3, axis=-1)
-    assert torch.equal(model.embed(image=grey.reshape(shape)), model.embed(image=colour))
-
-
 @pytest.mark.parametrize("as_array", [np.asarray, torch.from_numpy])
 def test_an_array_of_four_axes_is_several_pictures(model: Predictor, as_array: Callable[[Any], Any]) -> None:
     several = np.stack([pixels(seed) for seed in range(3)])
     assert torch.equal(model.embed(image=as_array(several)), model.embed(image=list(several)))
-
-
-def written(mode: str, suffix: str, folder: Path) -> Path:
-    """A picture file in a mode, with an orientation."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture = Image.fromarray(np.concatenate([pixels(2), pixels(3)[..., :1]], axis=-1), "RGBA")
-    if mode == "I;16":
-        picture = Image.fromarray(pixels(2)[..., 0].astype(np.uint16) * 257)
-    elif mode != "RGBA":
-        picture = picture.convert("RGB").convert(mode)
-    picture.save(folder / f"picture.{suffix}", exif=exif)
-    return folder / f"picture.{suffix}"
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [("RGBA", "png"), ("P", "png"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "jpg"), ("I;16", "png"), ("1", "png")],
-)
-def test_a_pil_image_means_what_its_file_means(model: Predictor, tmp_path: Path, mode: str, suffix: str) -> None:
-    """Orientation, transparency, depth and colour model: all of that is handled alike."""
-    path = written(mode, suffix, tmp_path)
-    with Image.open(path) as picture:
-        assert picture.mode == mode
-        assert torch.equal(model.embed(image=picture), model.embed(image=path))
-
-
-@pytest.mark.parametrize("mode", ["La", "RGBa", "PA", "RGBX", "YCbCr", "HSV", "I"])
-def test_a_pil_image_in_a_mode_that_files_do_not_have(model: Predictor, mode: str) -> None:
-    by_way = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode, "RGB" if mode != "I" else "L")
-    before = Image.fromarray(pixels(4)).convert(by_way)
-    similarity = model.similarity(before.convert(mode), [""])  # it is read
-    assert similarity.shape == (1,)
-    if mode not in ("YCbCr", "HSV", "I"):
-        torch.testing.assert_close(similarity, model.similarity(before, [""]), rtol=0, atol=1e-6)
 
 
 def test_one_value_gives_one_answer_and_a_list_gives_a_list(model: Predictor, file: Path) -> None:
@@ -261,33 +214,6 @@ def test_pictures_are_decoded_a_batch_at_a_time(bundle: Path, monkeypatch: pytes
     monkeypatch.setattr(Predictor, "_embed", lambda *arguments: (events.append("embed"), embed(*arguments))[1])
     mmformer.load(bundle, batch_size=2).embed(image=[pixels(seed) for seed in range(5)])
     assert events == ["read", "read", "embed", "read", "read", "embed", "read", "embed"]
-
-
-NAN = np.full((4, 4, 3), np.nan, dtype=np.float32)
-WRONG_PICTURES: dict[str, tuple[Any, str]] = {
-    "missing": ("no/such.png", "no/such.png: the picture cannot be read: No such file"),
-    "folder": (Path(), r"\.: the picture cannot be read: Is a directory"),
-    "null": ("a\0.png", "the picture cannot be read: embedded null"),
-    "bytes": (b"no picture", "picture 0: not a whole PNG"),
-    "empty": (b"", "picture 0: not a whole PNG.*empty"),
-    "shape": (np.zeros((4, 5, 7), np.uint8), r"must be H W 3, H W or 3 H W, but its shape is \(4, 5, 7\)"),
-    "no pixels": (np.zeros((0, 5), np.uint8), r"its shape is \(0, 5, 3\)"),
-    "axes": (np.zeros((1, 1, 4, 4, 3), np.uint8), "its shape is"),
-    "type": (np.zeros((4, 4, 3), np.int64), "must be uint8, or floats from 0 to 1, but is int64"),
-    "range": (np.full((4, 4, 3), 255.0), "must lie within 0 and 1, but spans 255.0 to 255.0"),
-    "nan": (NAN, "must lie within 0 and 1"),
-    "number": (5, "a picture must be a path, bytes, a PIL image or an array, or a list of them, but is int"),
-    "in a list": ([5], "picture 0: a picture must be a path, bytes, a PIL image or an array, but is int"),
-    "none": ([], "There are no pictures: the list is empty"),
-    "mode": (Image.new("F", (4, 4)), r"a PIL image of mode F: make it \.convert\('RGB'\) first"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_PICTURES)
-def test_what_is_no_picture_is_refused(model: Predictor, kind: str) -> None:
-    picture, message = WRONG_PICTURES[kind]
-    with pytest.raises(InputError, match=message):
-        model.embed(image=picture)
 
 
 def test_a_damaged_file_among_several_is_named(model: Predictor, tmp_path: Path, file: Path) -> None:

@@ -39,7 +39,11 @@ def fit(words: Sequence[str]) -> int:
 
     from mmformer.training.fit import fit as start
 
-    scores = start(spec, Path(output), resume=namespace.resume, overwrite=namespace.overwrite)
+    try:
+        scores = start(spec, Path(output), resume=namespace.resume, overwrite=namespace.overwrite)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. mmformer fit --output {output} --resume goes on from the last whole checkpoint, if any.")
+        raise
     from mmformer.cli.report import print_end
 
     print_end(spec, Path(output), scores)

@@ -168,7 +168,7 @@ def check_templates(templates: Sequence[str]) -> None:
     for template in templates:
         try:
             good = template.format("\0").count("\0") == 1
-        except (IndexError, KeyError, ValueError):
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             good = False
         if not good:
             raise InputError(f"A prompt template must hold {{}} once, for the class name, but is {template!r}.")

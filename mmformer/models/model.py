@@ -31,6 +31,8 @@ class ModelSpec:
     heads: dict[str, HeadSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.encoders:
+            raise InputError("model.encoders is empty: a model has one at least.")
         for name, encoder in self.encoders.items():
             _require_known(f"model.encoders.{name}.stack", encoder.stack, self.stacks, "stacks")
         for name, head in self.heads.items():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from mmformer.errors import InputError, nearest
@@ -142,6 +143,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         return (rows.sum() + columns.sum()) / 2 - agreement
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, y, scale, same, rows, columns = ctx.saved_tensors
         number = x.shape[0]

@@ -56,7 +56,7 @@ class ImageTokenizer(nn.Module):
             InputError: not uint8 B 3 H W, or a size that the stride does not divide.
         """
         name, stride = type(self.spec).__name__, self.spec.stride
-        if image.ndim != 4 or image.shape[1] != 3 or image.dtype.is_floating_point or image.dtype.itemsize != 1:
+        if image.ndim != 4 or image.shape[1] != 3 or image.dtype != torch.uint8:
             raise InputError(
                 f"{name} reads images as uint8 of shape (batch, 3, height, width), "
                 f"but was handed {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}."

@@ -64,7 +64,7 @@ class TextEncoder:
         """
         before = [self.vocabulary.bos] if self.spec.begin else []
         after = [self.vocabulary.eos] if self.spec.end else []
-        spaced = [" " + text for text in texts] if self.spec.prefix_space else list(texts)
+        spaced = [text and " " + text for text in texts] if self.spec.prefix_space else list(texts)
         room = self.spec.context_length - len(before) - len(after)
         rows = [before + ids[:room] + after for ids in self.vocabulary.encode_many(spaced)]
         rows = [row or [self.vocabulary.eos] for row in rows]

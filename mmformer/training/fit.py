@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from mmformer.bundle import load_bundle
 from mmformer.config import to_yaml
+from mmformer.data.dataset import training_loader
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
@@ -24,6 +25,15 @@ from mmformer.training.metrics import MetricsTable
 from mmformer.training.optimizer import parameter_table
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
+
+# What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps; and a warning of
+# PyTorch's about Lightning.
+_OWN_CHOICES = (
+    "does not have many workers",
+    "`training_step` returned `None`",
+    "smaller than the logging interval",
+    "LeafSpec",
+)
 
 
 def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> dict[str, Score]:
@@ -41,28 +51,34 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     Raises:
         InputError: the folder holds a run and neither is asked for, or there is nothing to resume.
     """
-    last = _prepare(output, resume, overwrite)
-    write_whole(output / "config.yaml", to_yaml(run))
+    last = _check_output(output, resume, overwrite)
     task = TrainingTask(run)
     task.configure_model()
+    training_loader(run.data, run.text_encoder(), run.seed, 0, 0)  # whatever is missing, before anything is written
+    if overwrite:
+        shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "config.yaml", to_yaml(run))
     write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.weight_decay))
     # Lightning's notes on the machine and on other products are not about this run; its warnings stay.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     trainer = _trainer(run, output, 0 if last is None else _step(last))
     with warnings.catch_warnings():
-        # A map-style loader without workers is what these cores are best used by, and no validation loop is wanted.
-        for message in ("does not have many workers", "`training_step` returned `None`", "smaller than the logging"):
+        for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
-        trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
+        except SystemExit:
+            if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
     return _finish(run, output, task)
 
 
-def _prepare(output: Path, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh folder."""
-    checkpoints = whole_checkpoints(output)
+def _check_output(output: Path, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from, or None for a run that starts anew; nothing is changed yet."""
     if resume:
+        checkpoints = whole_checkpoints(output)
         if not checkpoints:
             raise InputError(
                 f"{output}: there is no whole checkpoint to resume from: start the run without --resume, and set "
@@ -79,8 +95,6 @@ def _prepare(output: Path, resume: bool, overwrite: bool) -> Path | None:
             )
         if not (output / "config.yaml").exists():
             raise InputError(f"{output}: --overwrite replaces a run's output only, but this folder has no config.yaml.")
-        shutil.rmtree(output)
-    output.mkdir(parents=True, exist_ok=True)
     return None
 
 

@@ -76,9 +76,9 @@ class TrainingTask(pl.LightningModule):
         limit = trainer.gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit)
         optimizer.step()
-        self._log(losses, norm, lr)
+        self._log(losses, norm, lr, step + 1)
 
-    def _log(self, losses: dict[str, Tensor], norm: Tensor, lr: float) -> None:
+    def _log(self, losses: dict[str, Tensor], norm: Tensor, lr: float, updates: int) -> None:
         values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
         values |= {"train/gradient_norm": norm, "train/lr": lr}
         for name, parameter in self.built.named_parameters():
@@ -86,6 +86,7 @@ class TrainingTask(pl.LightningModule):
                 values[f"train/{name.removeprefix('heads.').removesuffix('.log_scale')}_scale"] = parameter.exp()
         self.log_dict({name: _scalar(value) for name, value in values.items()})
         self.log("train/loss", losses["loss"], prog_bar=True)
+        self.log("step", float(updates))  # what Lightning takes for the logged step; its own count is one behind
 
 
 def _scalar(value: Tensor | float) -> Tensor | float:

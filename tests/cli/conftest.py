@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from bundles import save_classifier, save_dual, write_pictures
+from typed import Typed
 
 from mmformer import predictor
 from mmformer.bundle import load_bundle
@@ -35,3 +36,8 @@ def shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Pictures in shots/, in the folder that the test runs in."""
     monkeypatch.chdir(tmp_path)
     return [str(path) for path in write_pictures(Path("shots"))]
+
+
+@pytest.fixture
+def typed(dual: Path, capsys: pytest.CaptureFixture[str], loaded_once: None) -> Typed:
+    return Typed(dual, capsys)

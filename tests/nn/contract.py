@@ -108,6 +108,7 @@ FACTORS: dict[str, tuple[object, ...]] = {
     "placement": ("pre", "post"),
     "feedforward": tuple(FEEDFORWARDS),
     "cross": tuple(CROSSES),
+    "extras": (False, True),
 }
 REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset()
 """Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built."""
@@ -145,11 +146,13 @@ class Case:
     placement: str
     feedforward: str
     cross: str
+    extras: bool  # what no mask concerns: a gain on what branches add, a norm of what enters
 
     def __str__(self) -> str:
         seen = "+".join(name for name in ("padded", "packed") if getattr(self, name))
         parts = (self.mixer, self.position, self.order, seen, self.placement, self.norm, self.feedforward)
-        return "-".join(filter(None, (*parts, "" if self.cross == "none" else f"cross_{self.cross}")))
+        cross, extras = "" if self.cross == "none" else f"cross_{self.cross}", "extras" if self.extras else ""
+        return "-".join(filter(None, (*parts, cross, extras)))
 
     def with_(self, **changes: object) -> Case:
         return dataclasses.replace(self, **changes)
@@ -163,9 +166,17 @@ class Case:
             cross=cross,
             norm=NORMS[self.norm],
             placement=self.placement,
+            layer_scale=0.5 if self.extras else None,
         )
-        position = POSITIONS[self.position]
-        return StackSpec(WIDTH, DEPTH, layer, position, final_norm=self.placement == "pre", memory_width=memory_width)
+        return StackSpec(
+            WIDTH,
+            DEPTH,
+            layer,
+            POSITIONS[self.position],
+            input_norm=self.extras,
+            final_norm=self.placement == "pre",
+            memory_width=memory_width,
+        )
 
     @property
     def float32_tables(self) -> bool:

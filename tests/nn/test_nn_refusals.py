@@ -40,6 +40,7 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: AttentionSpec(dropout=NAN), "AttentionSpec.dropout must be at least 0 and below 1, but is nan."),
     (lambda: LayerSpec(dropout=1.0), "LayerSpec.dropout must be at least 0 and below 1, but is 1.0."),
     (lambda: LayerSpec(placement="sandwich"), "LayerSpec.placement must be 'pre' or 'post', but is 'sandwich'."),
+    (lambda: LayerSpec(layer_scale=0.0), "LayerSpec.layer_scale must be None or positive, but is 0.0."),
     (lambda: GELUFeedForwardSpec(dropout=1.0), "GELUFeedForwardSpec.dropout must be at least 0 and below 1, but is 1"),
     (lambda: GELUFeedForwardSpec(ratio=0.0), "GELUFeedForwardSpec.ratio must be positive, but is 0.0."),
     (lambda: SwiGLUFeedForwardSpec(ratio=NAN), "SwiGLUFeedForwardSpec.ratio must be positive, but is nan."),

@@ -71,6 +71,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "norm": Change(RMSNormSpec(), PARAMETERS),
         "placement": Change("post", OUTPUT),
         "dropout": Change(0.5, TRAINING),
+        "layer_scale": Change(0.5, PARAMETERS),
     },
     PositionSpec: {},
     LearnedPositionSpec: {
@@ -88,6 +89,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "depth": Change(2, PARAMETERS, {"width": 64, "depth": 1}),
         "layer": Change(LayerSpec(placement="post"), OUTPUT, {"width": 64, "depth": 1}),
         "position": Change(RotaryPositionSpec(), OUTPUT, {"width": 64, "depth": 1}),
+        "input_norm": Change(True, PARAMETERS, {"width": 64, "depth": 1}),
         "final_norm": Change(False, PARAMETERS, {"width": 64, "depth": 1}),
         "memory_width": Change(
             24, PARAMETERS, {"width": 64, "depth": 1, "layer": LayerSpec(cross=AttentionSpec(heads=4))}

@@ -30,6 +30,7 @@ CASE = Case(
     placement="pre",
     feedforward="gelu",
     cross="other_width",
+    extras=False,
 )
 
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.nn.norm import RMSNormSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec, ImageTokenizer, ImageTokenizerSpec
 from mmformer.types import SPECIAL, Tokens
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
-SPECS: list[ImageTokenizerSpec] = [ImagePatchesSpec(MEAN, STD, patch=4), ConvolutionalStemSpec(MEAN, STD, (6, 8))]
+SPECS: list[ImageTokenizerSpec] = [ImagePatchesSpec(MEAN, STD, patch=4), ConvolutionalStemSpec(MEAN, STD, (6,))]
 
 
 def build(spec: Any, width: int = 10, seed: int = 0) -> ImageTokenizer:
@@ -72,29 +73,35 @@ def test_the_projection_is_the_usual_convolution() -> None:
     assert torch.allclose(module(image).x, convolved.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
 
 
+def convolved(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """3x3 of stride 2 with a border of zeros, place by place."""
+    padded = F.pad(x, (1, 1, 1, 1))
+    rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    y = torch.zeros(len(x), len(kernel), rows, columns, dtype=torch.float64)
+    for row in range(rows):
+        for column in range(columns):
+            window = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            y[:, :, row, column] = torch.einsum("bcij,ocij->bo", window, kernel) + bias
+    return y
+
+
 def test_the_stem_is_convolutions_norms_and_gelus() -> None:
     module = build(ConvolutionalStemSpec(MEAN, STD, (6, 8)))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()), std=0.3)
-    image = pictures(2, 8, 12)
+    image = pictures(2, 8, 16)
     x = normalised(image)
-    kernels = [m.weight.double() for m in module.modules() if isinstance(m, nn.Conv2d)]
-    norms = [(m.weight.double(), m.bias.double()) for m in module.modules() if isinstance(m, nn.GroupNorm)]
-    for kernel, (gain, bias) in zip(kernels, norms, strict=True):
-        padded = F.pad(x, (1, 1, 1, 1))
-        rows, columns = x.shape[2] // 2, x.shape[3] // 2
-        y = torch.zeros(2, len(kernel), rows, columns, dtype=torch.float64)
-        for row in range(rows):
-            for column in range(columns):
-                window = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
-                y[:, :, row, column] = torch.einsum("bcij,ocij->bo", window, kernel)
-        mean, variance = y.flatten(1).mean(1), y.flatten(1).var(1, unbiased=False)
-        y = (y - mean[:, None, None, None]) / (variance + 1e-5).sqrt()[:, None, None, None]
-        x = F.gelu(y * gain[:, None, None] + bias[:, None, None])
-    linear = module.projection
-    assert isinstance(linear, nn.Linear)
-    expected = x.flatten(2).transpose(1, 2) @ linear.weight.double().T + linear.bias.double()
+    kernels = [(m.weight.double(), m.bias.double()) for m in module.modules() if isinstance(m, nn.Conv2d)]
+    gains = [(m.weight.double(), m.bias.double()) for m in module.modules() if isinstance(m, nn.LayerNorm)]
+    for (kernel, shift), (gain, bias) in zip(kernels, gains, strict=False):
+        y = convolved(x, kernel, shift)
+        mean, variance = y.mean(1, keepdim=True), y.var(1, unbiased=False, keepdim=True)
+        y = (y - mean) / (variance + 1e-6).sqrt() * gain[:, None, None] + bias[:, None, None]
+        x = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
+    expected = convolved(x, *kernels[-1]).flatten(2).transpose(1, 2)
+    assert [len(kernel) for kernel, _ in kernels] == [6, 8, 10]
+    assert len(gains) == 2
     assert torch.allclose(module(image).x.double(), expected, atol=1e-4, rtol=0)
 
 
@@ -123,7 +130,7 @@ def test_non_square_is_not_transposed() -> None:
     [
         (
             torch.zeros(1, 3, 10, 8, dtype=torch.uint8),
-            "4x4 pixels, which do not divide an image of 10x8: resize to 8x8",
+            "of every 4x4 pixels, which do not divide an image of 10x8",
         ),
         (torch.zeros(1, 3, 8, 3, dtype=torch.uint8), "do not divide an image of 8x3: resize to 8x4"),
         (torch.zeros(1, 3, 8, 8), "uint8 of shape (batch, 3, height, width), but was handed float32 of shape (1, 3, 8"),
@@ -149,7 +156,9 @@ CHANGES: list[tuple[ImageTokenizerSpec, dict[str, Any]]] = [
     (SPECS[0], {"patch": 2}),
     (SPECS[1], {"mean": (0.1, 0.4, 0.6)}),
     (SPECS[1], {"std": (0.2, 0.3, 0.4)}),
-    (SPECS[1], {"channels": (6, 7)}),
+    (SPECS[1], {"channels": (7,)}),
+    (SPECS[1], {"channels": (6, 6)}),
+    (SPECS[1], {"norm": RMSNormSpec()}),
 ]
 
 
@@ -157,6 +166,7 @@ CHANGES: list[tuple[ImageTokenizerSpec, dict[str, Any]]] = [
 def test_every_field_changes_the_tokens(spec: ImageTokenizerSpec, change: dict[str, Any]) -> None:
     image = pictures(2, 8, 8)
     one, other = build(spec)(image).x, build(dataclasses.replace(spec, **change))(image).x
+    assert spec != dataclasses.replace(spec, **change)
     assert one.shape != other.shape or not torch.allclose(one, other)
 
 
@@ -165,8 +175,7 @@ def test_every_field_changes_the_tokens(spec: ImageTokenizerSpec, change: dict[s
     [
         (lambda: ImagePatchesSpec(patch=0), "ImagePatchesSpec.patch must be at least 1 pixel, but is 0."),
         (lambda: ImagePatchesSpec(std=(0.0, 1.0, 1.0)), "ImagePatchesSpec.std must be positive on each channel"),
-        (lambda: ConvolutionalStemSpec(channels=()), "ConvolutionalStemSpec.channels must be at least one"),
-        (lambda: ConvolutionalStemSpec(channels=(3, 0)), "ConvolutionalStemSpec.channels must be at least one"),
+        (lambda: ConvolutionalStemSpec(channels=(3, 0)), "ConvolutionalStemSpec.channels must be at least 1 each"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -178,7 +187,8 @@ def test_values_out_of_range_are_refused(make: Any, message: str) -> None:
 
 def test_the_stride_is_what_divides() -> None:
     assert ImagePatchesSpec(patch=7).stride == 7
-    assert ConvolutionalStemSpec(channels=(1, 1, 1, 1)).stride == 16
+    assert ConvolutionalStemSpec(channels=(1, 1, 1)).stride == 16
+    assert ConvolutionalStemSpec(channels=()).stride == 2
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)

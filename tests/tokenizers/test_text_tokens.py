@@ -24,6 +24,11 @@ WORDS = Vocabulary.load(VOCABULARY)
 LONG = "a very long text that goes on and on, past any context that there is, and has no end " * 3
 
 
+def pieces(text: str) -> list[int]:
+    """What the vocabulary makes of a text inside a sentence."""
+    return WORDS.encode(" " + text) if text else []
+
+
 def encode(*texts: str, **changes: Any) -> Text:
     return dataclasses.replace(SPEC, **changes).encoder().encode(texts)
 
@@ -36,12 +41,12 @@ def test_rows_are_the_vocabularys_ids_an_end_and_padding(texts: list[str]) -> No
     length = text.ids.shape[1]
     assert length == min(20, -(-int(text.lengths.max()) // 8) * 8)
     for given_text, ids, n in zip(texts, text.ids.tolist(), text.lengths.tolist(), strict=True):
-        assert ids[:n] == [*WORDS.encode(given_text)[:19], WORDS.eos]
+        assert ids[:n] == [*pieces(given_text)[:19], WORDS.eos]
         assert ids[n:] == [WORDS.pad] * (length - n)
 
 
 def test_a_text_that_is_cut_keeps_its_ends() -> None:
-    whole = WORDS.encode(LONG)
+    whole = pieces(LONG)
     assert encode(LONG).ids[0].tolist() == [*whole[:19], WORDS.eos]
     assert encode(LONG, begin=True).ids[0].tolist() == [WORDS.bos, *whole[:18], WORDS.eos]
     assert encode(LONG, begin=True, end=False).ids[0].tolist() == [WORDS.bos, *whole[:19]]
@@ -50,11 +55,17 @@ def test_a_text_that_is_cut_keeps_its_ends() -> None:
 
 def test_lengths_are_multiples_of_8_up_to_the_context() -> None:
     for number in range(1, 40):
-        text = encode("a" + " a" * (number - 1))
+        text = ENCODER.encode(["a" + " a" * (number - 1)])
         assert int(text.lengths[0]) == min(number + 1, 20)
         assert text.ids.shape[1] in (8, 16, 20)
         assert text.ids.shape[1] - int(text.lengths[0]) < 8
     assert encode("a", "a b", LONG).ids.shape == (3, 20)
+
+
+def test_the_first_word_is_as_elsewhere_unless_it_is_not_wanted() -> None:
+    assert encode("red").ids[0, 0] == encode("a red").ids[0, 1]
+    assert encode("red", prefix_space=False).ids[0].tolist()[:-7] == WORDS.encode("red")[:1]
+    assert encode("red", prefix_space=False).ids[0, 0] != encode("red").ids[0, 0]
 
 
 def test_an_empty_text_is_one_end() -> None:
@@ -152,7 +163,9 @@ def test_gradients_do_not_reach_the_row_of_padding() -> None:
     assert gradient[WORDS.eos].abs().sum() > 0
 
 
-@pytest.mark.parametrize("change", [{"context_length": 8}, {"begin": True}, {"end": False}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"context_length": 8}, {"begin": True}, {"end": False}, {"prefix_space": False}], ids=str
+)
 def test_every_field_changes_the_ids(change: dict[str, Any]) -> None:
     one, other = encode("some words", LONG), encode("some words", LONG, **change)
     assert one.ids.shape != other.ids.shape or not torch.equal(one.ids, other.ids)
