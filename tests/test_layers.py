@@ -30,7 +30,7 @@ KNOWS: dict[str, set[str]] = {
     "tokenizers": BASE | {"nn"},
     "models": BASE | {"nn", "tokenizers"},
     "objectives": BASE,
-    "data": BASE | {"tokenizers"},
+    "data": BASE | {"files", "tokenizers"},
     "evaluation": BASE | {"models", "data", "tokenizers"},
     "bundle": FILES_TOO | {"models", "data"},
     "predictor": BASE | {"bundle", "models", "data", "tokenizers", "evaluation"},

@@ -211,7 +211,7 @@ def mixed(spec: MixerSpec, module: nn.Module, *arguments: object) -> Callable[[A
 
 
 def stack_output(stack: Stack, inputs: Inputs) -> Array:
-    """The whole stack: positions, residual branches in either placement, final norm."""
+    """The whole stack: positions, residual branches in either placement, norms at both ends."""
     spec, layer_spec = stack.spec, stack.spec.layer
     x, pos = array(inputs.tokens.x), inputs.tokens.pos.numpy()
     width = x.shape[-1]
@@ -231,19 +231,24 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
     if inputs.memory is not None:
         memory, memory_allowed = array(inputs.memory.x), memory_visibility(inputs)
 
-    def branch(x: Array, norm_module: nn.Module, f: Callable[[Array], Array]) -> Array:
-        norm = per_token(NORMS[type(layer_spec.norm)], layer_spec.norm, norm_module)
-        return x + f(norm(x)) if layer_spec.placement == "pre" else norm(x + f(x))
+    def normed(module: nn.Module) -> Callable[[Array], Array]:
+        return per_token(NORMS[type(layer_spec.norm)], layer_spec.norm, module)
 
+    def branch(x: Array, residual: nn.Module, f: Callable[[Array], Array]) -> Array:
+        norm, gain = normed(residual.norm), 1.0 if layer_spec.layer_scale is None else array(residual.gain)
+        return x + gain * f(norm(x)) if layer_spec.placement == "pre" else norm(x + gain * f(x))
+
+    if spec.input_norm:
+        x = normed(stack.input_norm)(x)
     for layer in stack.layers:
         mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, angles, bias)
-        x = branch(x, layer.mixer_residual.norm, mixer)
+        x = branch(x, layer.mixer_residual, mixer)
         if layer.cross is not None:
             reader = mixed(layer_spec.cross, layer.cross, memory, memory_allowed)
-            x = branch(x, layer.cross_residual.norm, reader)
+            x = branch(x, layer.cross_residual, reader)
         if layer.feedforward is not None:
             f = per_token(FEEDFORWARDS[type(layer_spec.feedforward)], layer_spec.feedforward, layer.feedforward)
-            x = branch(x, layer.feedforward_residual.norm, f)
+            x = branch(x, layer.feedforward_residual, f)
     if spec.final_norm:
-        x = per_token(NORMS[type(layer_spec.norm)], layer_spec.norm, stack.norm)(x)
+        x = normed(stack.norm)(x)
     return x

@@ -205,6 +205,16 @@ def test_dropout_acts_in_training_only_and_follows_the_seed() -> None:
     assert not torch.equal(run(True, 0), run(True, 1))
 
 
+def test_a_layer_scale_is_where_the_gains_start() -> None:
+    stack = StackSpec(32, 2, LayerSpec(AttentionSpec(4), layer_scale=1e-3)).build()
+    gains = [parameter for name, parameter in stack.named_parameters() if name.endswith("gain")]
+    assert len(gains) == 4
+    assert all(torch.equal(gain, torch.full((32,), 1e-3)) for gain in gains)
+    inputs = make_inputs(CASE, torch.float32)._replace(memory=None)
+    before = inputs.run(stack, intermediates=[1]).intermediates[1]  # hardly moved from what came in
+    assert 0 < float((before - inputs.tokens.x).detach().abs().max()) < 0.02
+
+
 @pytest.mark.parametrize(
     "spec",
     [
