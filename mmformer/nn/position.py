@@ -120,7 +120,8 @@ class LearnedPosition(Position):
 
 @dataclass(frozen=True)
 class SinusoidalPositionSpec(PositionSpec):
-    """Fixed waves: axes (0,) is Vaswani et al. 2017 §3.5, axes (1, 2) the 2-D sin-cos of MAE (He et al. 2021).
+    """Fixed waves: axes (0,) is Vaswani et al. 2017 §3.5, axes (1, 2) the 2-D sin-cos of
+    MAE (He et al. 2021), whose published code has the columns' half first: that is axes (2, 1).
 
     The width is shared out evenly between the axes; each gets its sines first, then its cosines.
 

@@ -58,6 +58,7 @@ class StackState(NamedTuple):
     pos: Tensor | None = None  # B L A
     valid: Tensor | None = None  # B L
     segment: Tensor | None = None  # B L
+    prefix: Tensor | None = None  # B: of the first call, whose tokens must hold it
 
 
 class StackOutput(NamedTuple):
@@ -95,16 +96,24 @@ class Stack(nn.Module):
         Args:
             tokens: what to work on; with a state, only the new tokens.
             causal: a token sees itself and those before it.
-            prefix: B, int64; with causal, the first prefix[b] tokens are seen by all.
+            prefix: B, int64; with causal, the first prefix[b] tokens are seen by all. With a state, it is handed in at
+                the first call, whose tokens hold all of it, and remembered.
             memory: read by the layers' cross mixers; needed when they have them, refused when not.
             state: what the last call returned, or ``empty_state()`` to begin.
             intermediates: layers, 0 the first, whose outputs are to be returned.
 
         Raises:
-            InputError: memory is missing or is not read; a prefix without causal; an intermediate that is no layer.
+            InputError: memory is missing or is not read; a prefix or a state without causal; an intermediate that is
+                no layer.
         """
         self._check(causal, prefix, memory, intermediates)
         past = state or StackState(())
+        if state is not None and not causal:
+            raise InputError("A state goes on from earlier tokens, which saw no later ones: hand in causal=True.")
+        if past.pos is not None:
+            if prefix is not None and past.prefix is None:
+                raise InputError("A prefix belongs to the first of the calls that go on from one another.")
+            prefix = past.prefix
         pos, valid, segment = _described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
         view = View(mask, self.position.rotary(tokens.pos), self.position.bias(tokens.pos, pos))
@@ -126,7 +135,7 @@ class Stack(nn.Module):
             for name, term in more.items():
                 before = aux.get(name)
                 aux[name] = term if before is None else LossTerm(before.total + term.total, before.items + term.items)
-        after = None if state is None else StackState(tuple(states), pos, valid, segment)
+        after = None if state is None else StackState(tuple(states), pos, valid, segment, prefix)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
         return StackOutput(Tokens(self.norm(x), tokens.pos, tokens.valid, tokens.segment), after, aux, kept)
 

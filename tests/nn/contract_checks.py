@@ -140,7 +140,7 @@ def causality(case: Case) -> None:
 @check(padded={False: True})
 def garbage_in_padding(case: Case) -> None:
     """What invalid tokens hold, however large, and wherever they stand, changes nothing in valid ones."""
-    for dtype, size, tolerance in ((torch.float64, 1e30, EQUAL), (torch.float32, 1e4, 1e-6)):
+    for dtype, size, tolerance in ((torch.float64, 1e30, EQUAL), (torch.float32, 1e15, 1e-6)):
         stack, inputs = make_stack(case.spec, dtype), make_inputs(case, dtype)
         valid, noise = inputs.tokens.valid, make_inputs(case, dtype, seed=7)
         assert valid is not None

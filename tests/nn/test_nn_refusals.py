@@ -159,3 +159,24 @@ def test_segments_in_some_calls_only_are_refused(first: bool) -> None:
     state = stack(tokens(segment=first), causal=True, state=stack.empty_state()).state
     with pytest.raises(InputError, match="Either all calls that go on from one another have segments, or none has"):
         stack(tokens(1, segment=not first), causal=True, state=state)
+
+
+def test_a_state_belongs_to_a_causal_pass() -> None:
+    stack = StackSpec(width=8, depth=1, layer=LayerSpec(mixer=AttentionSpec(heads=2))).build()
+    tokens = Tokens(torch.zeros(1, 2, 8), torch.zeros(1, 2, 3, dtype=torch.long))
+    with pytest.raises(InputError, match=r"state goes on from earlier tokens.*causal=True"):
+        stack(tokens, state=stack.empty_state())
+
+
+def test_a_prefix_comes_with_the_first_call_and_is_remembered() -> None:
+    stack = StackSpec(width=8, depth=1, layer=LayerSpec(mixer=AttentionSpec(heads=2))).build().eval()
+    torch.manual_seed(0)
+    pos = torch.zeros(1, 4, 3, dtype=torch.long)
+    x, prefix = torch.randn(1, 4, 8), torch.tensor([2])
+    whole = stack(Tokens(x, pos), causal=True, prefix=prefix).tokens.x
+    first = stack(Tokens(x[:, :3], pos[:, :3]), causal=True, prefix=prefix, state=stack.empty_state())
+    second = stack(Tokens(x[:, 3:], pos[:, 3:]), causal=True, state=first.state)
+    torch.testing.assert_close(torch.cat((first.tokens.x, second.tokens.x), 1), whole)
+    plain = stack(Tokens(x[:, :3], pos[:, :3]), causal=True, state=stack.empty_state())
+    with pytest.raises(InputError, match="prefix belongs to the first"):
+        stack(Tokens(x[:, 3:], pos[:, 3:]), causal=True, prefix=prefix, state=plain.state)

@@ -1,0 +1,78 @@
+"""The routes that attention may take have one meaning: plain products equal PyTorch's fused kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from mmformer.nn import kernel
+
+QUERIES, KEYS = 5, 7
+
+
+def tensors(key_heads: int, queries: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, queries, 8), (2, key_heads, keys, 8), (2, key_heads, keys, 8))
+    return [torch.randn(shape, generator=draw).to(dtype).requires_grad_() for shape in shapes]
+
+
+def make_mask(kind: str, dtype: torch.dtype) -> Tensor | None:
+    """Masks in which the first sample sees all but what is hidden, and one query of the second sees nothing."""
+    if kind in ("none", "causal"):
+        return None
+    draw = torch.Generator().manual_seed(1)
+    allowed = torch.rand(2, 1, QUERIES, KEYS, generator=draw) > 0.4
+    allowed[:, :, :, 0] = True
+    allowed[1, :, 2] = False
+    if kind == "boolean":
+        return allowed
+    if kind == "keys":  # one row for all queries; the second sample sees nothing
+        return (torch.arange(KEYS) < torch.tensor([4, 0])[:, None])[:, None, None]
+    bias = torch.randn(1 if kind == "shared bias" else 2, 4, QUERIES, KEYS, generator=draw).to(dtype)
+    return bias if kind == "shared bias" else bias.masked_fill(~allowed, float("-inf"))
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "boolean", "keys", "shared bias", "bias"])
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+def test_plain_products_equal_the_fused_kernel(key_heads: int, kind: str) -> None:
+    """Values and gradients, in float64."""
+    keys = QUERIES if kind == "causal" else KEYS
+    mask, results = make_mask(kind, torch.float64), []
+    for route in (kernel._plain, kernel.attend):
+        inputs = tensors(key_heads, QUERIES, keys, torch.float64)
+        y = route(*inputs, mask, kind == "causal", 0.0)
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    assert all(bool(tensor.isfinite().all()) for tensor in results[0])
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "boolean", "keys", "shared bias", "bias"])
+def test_bfloat16_takes_a_route_by_its_length_and_means_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = QUERIES if kind == "causal" else KEYS
+    fused, calls, results = F.scaled_dot_product_attention, [], []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), fused(*a, **k))[1])
+    mask = make_mask(kind, torch.bfloat16)
+    for longest in (keys, keys - 1):
+        monkeypatch.setattr(kernel, "PLAIN_KEYS", longest)
+        results.append(kernel.attend(*tensors(2, QUERIES, keys, torch.bfloat16), mask, kind == "causal", 0.0))
+        assert len(calls) == (0 if longest == keys else 1)
+    exact = None if mask is None or mask.dtype == torch.bool else mask.double()
+    inputs = [tensor.double() for tensor in tensors(2, QUERIES, keys, torch.bfloat16)]
+    expected = kernel.attend(*inputs, mask if exact is None else exact, kind == "causal", 0.0)
+    for result in results:
+        assert result.dtype == torch.bfloat16
+        assert_close(result.double(), expected, rtol=0, atol=1.5e-2)
+
+
+def test_dropout_drops_weights_on_every_route() -> None:
+    """Weights are dropped and the rest scaled up: with values of 1, what comes out is 1 on average, and varies."""
+    for route in (kernel._plain, kernel.attend):
+        torch.manual_seed(0)
+        query, key = torch.zeros(1, 1, 2000, 4), torch.zeros(1, 1, 20, 4)
+        y = route(query, key, torch.ones(1, 1, 20, 4), None, False, 0.25)[0, 0, :, 0]
+        assert abs(float(y.mean()) - 1) < 0.02
+        # of 20 weights of 1/20, each kept with 3/4 and scaled by 4/3: the variance is (4/3 - 1) / 20
+        assert abs(float(y.var()) * 60 - 1) < 0.15
