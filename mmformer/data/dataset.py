@@ -249,13 +249,17 @@ class Collate:
 
 
 class PositionBatches(Sampler[list[int]]):
-    """The positions of some batches, one after the other."""
+    """The positions of some batches, one after the other.
+
+    Its length is that of the whole run, with the batches before ``start``: Lightning takes up its own count of batches
+    where a resumed run does, and would otherwise end its epoch too early and begin again at ``start``.
+    """
 
     def __init__(self, start: int, stop: int, batch_size: int) -> None:
         self.start, self.stop, self.batch_size = start, stop, batch_size
 
     def __len__(self) -> int:
-        return max(0, -(-(self.stop - self.start) // self.batch_size))
+        return -(-self.stop // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(self.start, self.stop, self.batch_size):

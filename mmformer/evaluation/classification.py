@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmformer.data.dataset import read_classes
 from mmformer.errors import InputError, nearest
-from mmformer.evaluation.metric import Metric, MetricSpec, Score, to_device
+from mmformer.evaluation.metric import Metric, MetricSpec, Score, check_pair, to_device
 from mmformer.models.model import Model
 from mmformer.spec import require
 from mmformer.tokenizers.text import TextEncoder
@@ -105,12 +105,7 @@ class ZeroShotSpec(MetricSpec):
 
     def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
         _require_label("ZeroShotSpec", self.label, labels)
-        for name in (self.image, self.text):
-            if name not in embedding_widths:
-                raise InputError(
-                    f"ZeroShotSpec reads the encoder '{name}', but the model's are {', '.join(embedding_widths)}."
-                    f"{nearest(name, embedding_widths)}"
-                )
+        check_pair("ZeroShotSpec.image and text", (self.image, self.text), embedding_widths)
 
 
 class ZeroShot(Accuracy):

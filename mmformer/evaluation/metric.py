@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from mmformer.errors import InputError, nearest
 from mmformer.models.model import Model
 from mmformer.spec import family
 from mmformer.tokenizers.text import TextEncoder
@@ -88,6 +89,26 @@ def evaluate(
     finally:
         model.train(training)
     return {f"{name}/{key}": score for name, metric in built.items() for key, score in metric.compute().items()}
+
+
+def check_pair(where: str, pair: tuple[str, str], embedding_widths: Mapping[str, int]) -> None:
+    """Refuse two encoders whose embeddings cannot be held against each other.
+
+    Raises:
+        InputError: the model has no such encoder, or the embeddings differ in width.
+    """
+    for name in pair:
+        if name not in embedding_widths:
+            raise InputError(
+                f"{where} is '{name}', but the model's encoders are {', '.join(embedding_widths)}."
+                f"{nearest(name, embedding_widths)}"
+            )
+    first, second = (embedding_widths[name] for name in pair)
+    if first != second:
+        raise InputError(
+            f"{where} holds '{pair[0]}' against '{pair[1]}', but their embeddings are {first} and {second} wide: give "
+            f"both encoders the same embedding."
+        )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

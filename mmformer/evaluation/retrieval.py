@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmformer.errors import InputError, nearest
-from mmformer.evaluation.metric import Metric, MetricSpec, Score
+from mmformer.errors import InputError
+from mmformer.evaluation.metric import Metric, MetricSpec, Score, check_pair
 from mmformer.spec import require
 from mmformer.types import Batch, Outputs
 
@@ -38,12 +38,7 @@ class RetrievalSpec(MetricSpec):
         return Retrieval(self)
 
     def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
-        for name in self.pair:
-            if name not in embedding_widths:
-                raise InputError(
-                    f"RetrievalSpec.pair has '{name}', but the model's encoders are {', '.join(embedding_widths)}."
-                    f"{nearest(name, embedding_widths)}"
-                )
+        check_pair("RetrievalSpec.pair", self.pair, embedding_widths)
 
 
 class Retrieval(Metric):
@@ -56,6 +51,8 @@ class Retrieval(Metric):
             kept.append(F.normalize(outputs.embedding[name].float(), dim=-1).cpu())
 
     def compute(self) -> dict[str, Score]:
+        if not self.embeddings[0]:
+            raise InputError("Retrieval was asked for, but there was no sample.")
         a, b = (torch.cat(kept) for kept in self.embeddings)
         scores: dict[str, Score] = {}
         for (first, second), (query, candidate) in {self.spec.pair: (a, b), self.spec.pair[::-1]: (b, a)}.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -36,12 +36,18 @@ class ClassificationSpec(ObjectiveSpec):
     def build(self) -> Classification:
         return Classification(self)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object]) -> None:
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
         if not hasattr(heads.get(self.head), "classes"):
             known = [name for name, head in heads.items() if hasattr(head, "classes")]
             raise InputError(
                 f"A classification objective reads the head '{self.head}', but the model's classification heads are "
                 f"{', '.join(known) or 'none'}.{nearest(self.head, known)}"
+            )
+        label, given = self.label or self.head, list(labels)
+        if label not in given:
+            raise InputError(
+                f"A classification objective reads the label '{label}', but data.labels has "
+                f"{', '.join(given) or 'none'}.{nearest(label, given)}"
             )
 
 
@@ -51,11 +57,6 @@ class Classification(Objective):
         self.label = spec.label or spec.head
 
     def items(self, batch: Batch) -> dict[str, Tensor]:
-        if self.label not in batch.labels:
-            raise InputError(
-                f"A classification objective reads the label '{self.label}', but the batch has "
-                f"{', '.join(batch.labels) or 'none'}: add it under data.labels."
-            )
         return {"cross_entropy": (batch.labels[self.label] >= 0).sum().float()}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:

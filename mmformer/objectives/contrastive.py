@@ -7,7 +7,7 @@ written out below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class ContrastiveSpec(ObjectiveSpec):
     def build(self) -> Contrastive:
         return Contrastive(self)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object]) -> None:
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
         if not hasattr(heads.get(self.head), "temperature"):
             raise InputError(
                 f"A contrastive objective reads the head '{self.head}', but the model's heads are "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,15 +31,16 @@ class ObjectiveSpec(ABC):
         """The objective; it has no parameters (those are the heads')."""
 
     @abstractmethod
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object]) -> None:
-        """Refuse a model that lacks what this objective reads.
+    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+        """Refuse a run that lacks what this objective reads.
 
         Args:
             embedding_widths: encoder -> width of its embedding.
             heads: head -> its spec.
+            labels: names of the data's labels.
 
         Raises:
-            InputError: an encoder or a head that the model does not have, or that does not fit.
+            InputError: an encoder, a head or a label that is not there, or that does not fit.
         """
 
 

@@ -90,10 +90,7 @@ def _uncoupled(
         total, _ = _total(shares, weights)
         backward(total)
         loss = total.detach() if loss is None else loss + total.detach()
-        for name, term in terms.items():
-            before = sums.get(name)
-            now = LossTerm(term.total.detach(), term.items)
-            sums[name] = now if before is None else LossTerm(before.total + now.total, before.items + now.items)
+        _add(sums, terms)
     assert loss is not None
     return {"loss": loss, **_total(sums, weights)[1]}
 
@@ -126,6 +123,7 @@ def _coupled(
     total, means = _total(_terms(gathered, objectives, batch), weights)
     backward(total)
     size = len(micro[0].keys)
+    asked: dict[str, LossTerm] = {}
     for index, (seed, part) in enumerate(zip(seeds, micro, strict=True)):
         with _dropout(seed):
             outputs = model(part)
@@ -136,8 +134,20 @@ def _coupled(
                 continue
             rows = gradient if key[0] == "scale" else gradient[index * size : (index + 1) * size]
             carried.append((value * rows.to(value.dtype)).sum())
+        _add(asked, {f"aux/{name}": term for name, term in outputs.losses.items()})
         backward(torch.stack([value.float() for value in carried]).sum())
+    if asked:
+        more, also = _total(asked, {})
+        total, means = total + more, means | also
     return {"loss": total.detach(), **means}
+
+
+def _add(sums: dict[str, LossTerm], terms: Mapping[str, LossTerm]) -> None:
+    """Add terms to sums, detached."""
+    for name, term in terms.items():
+        before = sums.get(name)
+        now = LossTerm(term.total.detach(), term.items)
+        sums[name] = now if before is None else LossTerm(before.total + now.total, before.items + now.items)
 
 
 def _read_by_objectives(outputs: Outputs) -> dict[tuple[str, str], Tensor]:

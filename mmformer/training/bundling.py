@@ -8,7 +8,9 @@ from pathlib import Path
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.config import to_yaml
 from mmformer.data.dataset import read_classes
+from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
+from mmformer.models.head import ClassificationHeadSpec
 from mmformer.models.model import Model
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.training.run import RunSpec
@@ -24,13 +26,29 @@ def write_bundle(
         scores: for the model card.
         measured_on: what they were measured on.
     """
+    transforms = Transforms(None if run.data.image is None else run.data.image.transform, class_names(run))
+    save_bundle(folder, model, transforms, _card(run, model, step, scores, measured_on))
+
+
+def class_names(run: RunSpec) -> dict[str, list[str]]:
+    """The names of the classes that each classification head learns.
+
+    Raises:
+        InputError: the head has another number of classes than the file has names.
+    """
     classes = {}
     for objective in run.objectives.values():
         if isinstance(objective, ClassificationSpec):
-            label = run.data.labels[objective.label or objective.head]
-            classes[objective.head] = read_classes(label.classes)
-    transforms = Transforms(None if run.data.image is None else run.data.image.transform, classes)
-    save_bundle(folder, model, transforms, _card(run, model, step, scores, measured_on))
+            file = run.data.labels[objective.label or objective.head].classes
+            names, head = read_classes(file), run.model.heads[objective.head]
+            assert isinstance(head, ClassificationHeadSpec), "the objective refuses others"
+            if len(names) != head.classes:
+                raise InputError(
+                    f"model.heads.{objective.head} has {head.classes} classes, but {file} names {len(names)}: set its "
+                    f"classes to {len(names)}."
+                )
+            classes[objective.head] = names
+    return classes
 
 
 def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], measured_on: str) -> str:

@@ -45,6 +45,7 @@ class Evaluation(pl.Callback):
         for logger in trainer.loggers:
             values = {f"validation/{name}": score.value for name, score in scores.items()}
             logger.log_metrics(values, trainer.global_step)
+            logger.save()
         self._keep_best(pl_module.built, scores, trainer.global_step)
 
     def _keep_best(self, model: Model, scores: Mapping[str, Score], step: int) -> None:

@@ -14,11 +14,12 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from mmformer.bundle import load_bundle
 from mmformer.config import to_yaml
-from mmformer.data.dataset import training_loader
+from mmformer.data.dataset import evaluation_loader, read_classes, training_loader
 from mmformer.errors import InputError
+from mmformer.evaluation.classification import ZeroShotSpec
 from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
-from mmformer.training.bundling import write_bundle
+from mmformer.training.bundling import class_names, write_bundle
 from mmformer.training.checkpoint import Checkpoint, whole_checkpoints
 from mmformer.training.evaluate import Evaluation, score_split
 from mmformer.training.metrics import MetricsTable
@@ -26,12 +27,14 @@ from mmformer.training.optimizer import parameter_table
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
 
-# What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps; and a warning of
-# PyTorch's about Lightning.
+# What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps, a loader that is
+# made to begin where a resumed run does (at the end: an empty one); and a warning of PyTorch's about Lightning.
 _OWN_CHOICES = (
     "does not have many workers",
     "`training_step` returned `None`",
     "smaller than the logging interval",
+    "your dataloader is not resumable",
+    "across ranks is zero",
     "LeafSpec",
 )
 
@@ -54,7 +57,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     last = _check_output(output, resume, overwrite)
     task = TrainingTask(run)
     task.configure_model()
-    training_loader(run.data, run.text_encoder(), run.seed, 0, 0)  # whatever is missing, before anything is written
+    _check_data(run)
     if overwrite:
         shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -98,6 +101,26 @@ def _check_output(output: Path, resume: bool, overwrite: bool) -> Path | None:
     return None
 
 
+def _check_data(run: RunSpec) -> None:
+    """Whatever is missing is told before anything is written, and before hours of training."""
+    training_loader(run.data, run.text_encoder(), run.seed, 0, 0)
+    class_names(run)
+    read = [run.data.validation] if run.evaluation.every_steps is not None else []
+    read += [run.data.test] if run.evaluation.metrics else []
+    for split in read:
+        if split is not None:
+            evaluation_loader(run.data, split, None)
+    for name, metric in run.evaluation.metrics.items():
+        if isinstance(metric, ZeroShotSpec):
+            file = run.data.labels[metric.label].classes
+            prompted, labelled = len(read_classes(metric.classes)), len(read_classes(file))
+            if prompted != labelled:
+                raise InputError(
+                    f"evaluation.metrics.{name}: {metric.classes} names {prompted} classes, but the label "
+                    f"'{metric.label}' has {labelled} ({file}): there must be as many, in the same order."
+                )
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.parent.name.removeprefix("step-"))
 
@@ -137,12 +160,15 @@ class _Progress(TQDMProgressBar):
         super().__init__(refresh_rate=5)
         self.first_step, self.steps = first_step, steps
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        super().on_train_epoch_start(trainer)
-        bar = self.train_progress_bar
+    def init_train_tqdm(self) -> Any:
+        bar = super().init_train_tqdm()
         bar.reset(total=self.steps)
         bar.initial = bar.n = self.first_step
         bar.set_description("Training")
+        return bar
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """Nothing: a resumed run goes on within an epoch, of whose start Lightning does not tell."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         done = trainer.global_step

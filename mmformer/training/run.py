@@ -10,7 +10,7 @@ import mmformer.evaluation
 import mmformer.models
 import mmformer.objectives  # noqa: F401  # their specs' names have to be known to YAML
 from mmformer.data.dataset import DataSpec
-from mmformer.errors import InputError
+from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
 from mmformer.objectives.objective import ObjectiveSpec
@@ -134,7 +134,7 @@ class RunSpec:
             raise InputError("objectives is empty: name one, such as contrastive: {class_path: ContrastiveSpec}.")
         widths, heads = self.model.embedding_widths, self.model.heads
         for objective in self.objectives.values():
-            objective.check(widths, heads)
+            objective.check(widths, heads, self.data.labels)
         for metric in self.evaluation.metrics.values():
             metric.check(widths, heads, self.data.labels)
         self._check_batches()
@@ -167,8 +167,14 @@ class RunSpec:
                 raise InputError("evaluation.every_steps is set, but data.validation names no split to evaluate on.")
             if not self.evaluation.metrics:
                 raise InputError("evaluation.every_steps is set, but evaluation.metrics names nothing to measure.")
-        elif self.checkpoint.best is not None:
+        best, metrics = self.checkpoint.best, self.evaluation.metrics
+        if best is not None and self.evaluation.every_steps is None:
             raise InputError("checkpoint.best needs scores while training: set evaluation.every_steps.")
+        if best is not None and best.partition("/")[0] not in metrics:
+            raise InputError(
+                f"checkpoint.best is '{best}', but evaluation.metrics names {', '.join(metrics)}."
+                f"{nearest(best.partition('/')[0], metrics)}"
+            )
 
     def text_encoder(self) -> TextEncoder | None:
         """The host's half of the model's text tokenizer, or None when it reads no text."""

@@ -79,15 +79,16 @@ class TrainingTask(pl.LightningModule):
         self._log(losses, norm, lr, step + 1)
 
     def _log(self, losses: dict[str, Tensor], norm: Tensor, lr: float, updates: int) -> None:
-        values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items() if name != "loss"}
+        self.log("train/loss", losses["loss"], prog_bar=True, logger=False)
+        if updates % self.run.trainer.log_every_n_steps:
+            return
+        values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items()}
         values |= {"train/gradient_norm": norm, "train/lr": lr}
         for name, parameter in self.built.named_parameters():
             if name.endswith("log_scale"):
-                values[f"train/{name.removeprefix('heads.').removesuffix('.log_scale')}_scale"] = parameter.exp()
-        self.log_dict({name: _scalar(value) for name, value in values.items()})
-        self.log("train/loss", losses["loss"], prog_bar=True)
-        self.log("step", float(updates))  # what Lightning takes for the logged step; its own count is one behind
-
-
-def _scalar(value: Tensor | float) -> Tensor | float:
-    return value.detach().float().reshape(()) if isinstance(value, Tensor) else value
+                short = name.removeprefix("heads.").removesuffix(".log_scale")
+                values[f"train/{short}_scale"] = parameter.detach().exp()
+        # Not through Lightning, which logs after the callbacks: a checkpoint would be there before its step's row.
+        for logger in self.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, updates)
+            logger.save()

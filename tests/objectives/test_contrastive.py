@@ -208,8 +208,8 @@ CHECKS: list[tuple[dict[str, Any], dict[str, int], str]] = [
 @pytest.mark.parametrize(("fields", "widths", "message"), CHECKS)
 def test_a_model_that_does_not_fit_is_refused(fields: dict[str, Any], widths: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ContrastiveSpec(**fields).check(widths, HEADS)
-    ContrastiveSpec().check({"image": 4, "text": 4}, HEADS)
+        ContrastiveSpec(**fields).check(widths, HEADS, ())
+    ContrastiveSpec().check({"image": 4, "text": 4}, HEADS, ())
 
 
 @pytest.mark.parametrize(
