@@ -1,16 +1,17 @@
 """The gradient of one batch, cut into micro-batches when it does not fit at once.
 
 The gradient is the whole batch's in either case. Where every sample's loss is its own, micro-batches are weighed by
-their share of the items and added. A contrastive loss couples all samples: its micro-batches run once without a graph
-to gather what the objectives read, the objectives give the gradient with respect to that, and each micro-batch runs
-once more, with the same dropout, to carry it on to the parameters (GradCache, Gao et al. 2021).
+their share of the items and added. A contrastive loss couples all samples: the micro-batches run once without a graph
+to gather the embeddings, the objective gives the gradient with respect to those, and each micro-batch runs once more,
+with the same dropout, to carry it on to the parameters (GradCache, Gao et al. 2021). Objectives that do not couple
+samples are weighed in that second run: what they read is never gathered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,11 @@ from mmformer.tokenizers.text import trim
 from mmformer.types import Batch, LossTerm, Outputs
 
 Backward = Callable[..., Any]
+Key = tuple[str, str]
+"""A field of Outputs, and a name in it."""
+
+AUX = "aux"
+"""The name, in place of an objective's, of what layers ask for."""
 
 
 def accumulate(
@@ -41,15 +47,37 @@ def accumulate(
     Returns:
         "loss", the weighted sum, and "objective/name", each mean loss; detached.
     """
+    assert AUX not in objectives, f"the name {AUX} is that of what layers ask for"
     if parts == 1:
-        terms = _terms(model(batch), objectives, batch)
+        outputs = model(batch)
+        terms = _asked(outputs) | _terms(outputs, objectives, batch)
         total, means = _total(terms, weights)
         backward(total)
         return {"loss": total.detach(), **means}
     micro = split(batch, parts)
-    if any(objective.couples_samples for objective in objectives.values()):
-        return _coupled(model, objectives, weights, batch, micro, backward)
-    return _uncoupled(model, objectives, weights, batch, micro, backward)
+    coupled = {name: objective for name, objective in objectives.items() if objective.couples_samples}
+    single = {name: objective for name, objective in objectives.items() if not objective.couples_samples}
+    gathered = _gather(model, coupled, weights, batch, micro, backward) if coupled else None
+    items = {f"{o}/{name}": n for o, objective in single.items() for name, n in objective.items(batch).items()}
+    sums: dict[str, LossTerm] = {}
+    loss = None if gathered is None else gathered.loss
+    for index, part in enumerate(micro):
+        with nullcontext() if gathered is None else _dropout(gathered.seeds[index]):
+            outputs = model(part)
+        asked, terms = _asked(outputs), _terms(outputs, single, part)
+        # Weighed by the whole batch's items; what layers ask for knows no items beforehand, and counts by parts.
+        shares = {name: LossTerm(term.total, term.items * parts) for name, term in asked.items()}
+        shares |= {name: LossTerm(term.total, items[name]) for name, term in terms.items()}
+        pieces = [] if gathered is None else gathered.carry(outputs, index)
+        if shares:
+            weighed = _total(shares, weights)[0]
+            loss = weighed.detach() if loss is None else loss + weighed.detach()
+            pieces.append(weighed)
+        backward(torch.stack([piece.float() for piece in pieces]).sum())
+        _add(sums, asked | terms)
+    assert loss is not None, "a run has at least one objective"
+    means = _total(sums, weights)[1] if sums else {}
+    return {"loss": loss, **({} if gathered is None else gathered.means), **means}
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -69,77 +97,60 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     return cut
 
 
-def _uncoupled(
+class _Gathered(NamedTuple):
+    """What the objectives that couple samples said of the whole batch."""
+
+    leaves: dict[Key, Tensor]  # their gradients are what the second runs carry on
+    seeds: list[int]  # micro-batch -> of its dropout
+    loss: Tensor  # weighted, detached
+    means: dict[str, Tensor]
+
+    def carry(self, outputs: Outputs, index: int) -> list[Tensor]:
+        """Scalars whose gradients are those of the leaves, for one micro-batch's outputs."""
+        carried = []
+        for key, value in _coupled_fields(outputs).items():
+            gradient = self.leaves[key].grad
+            # A scale is the same in every micro-batch: its gradient goes back through the first of them.
+            if gradient is None or (key[0] == "scale" and index):
+                continue
+            size = len(value)
+            rows = gradient if key[0] == "scale" else gradient[index * size : (index + 1) * size]
+            carried.append((value * rows.to(value.dtype)).sum())
+        return carried
+
+
+def _gather(
     model: Model,
     objectives: Mapping[str, Objective],
     weights: Mapping[str, float],
     batch: Batch,
     micro: list[Batch],
     backward: Backward,
-) -> dict[str, Tensor]:
-    items = {f"{o}/{name}": n for o, objective in objectives.items() for name, n in objective.items(batch).items()}
-    sums: dict[str, LossTerm] = {}
-    loss: Tensor | None = None
-    for part in micro:
-        terms = _terms(model(part), objectives, part)
-        # Weighed by the whole batch's items; what layers ask for knows no items beforehand, and counts by parts.
-        shares = {
-            name: LossTerm(term.total, items[name] if name in items else term.items * len(micro))
-            for name, term in terms.items()
-        }
-        total, _ = _total(shares, weights)
-        backward(total)
-        loss = total.detach() if loss is None else loss + total.detach()
-        _add(sums, terms)
-    assert loss is not None
-    return {"loss": loss, **_total(sums, weights)[1]}
-
-
-def _coupled(
-    model: Model,
-    objectives: Mapping[str, Objective],
-    weights: Mapping[str, float],
-    batch: Batch,
-    micro: list[Batch],
-    backward: Backward,
-) -> dict[str, Tensor]:
+) -> _Gathered:
+    """Run the micro-batches without a graph, and the objectives on the whole of them."""
     seeds = torch.randint(2**62, (len(micro),)).tolist()
+    parts = []
     with torch.no_grad():
-        parts = []
         for seed, part in zip(seeds, micro, strict=True):
             with _dropout(seed):
-                parts.append(_read_by_objectives(model(part)))
-    leaves = {
-        key: torch.cat([part[key] for part in parts]).requires_grad_()
-        for key in parts[0]
-        if key[0] in ("embedding", "logits")
-    }
-    # A scale is the same in every micro-batch: one leaf, and its gradient goes back through the first of them.
-    leaves |= {key: parts[0][key].clone().requires_grad_() for key in parts[0] if key[0] == "scale"}
+                parts.append(_coupled_fields(model(part)))
     torch.clear_autocast_cache()  # casts made without a graph would cut the second pass's gradient off
+    leaves = {
+        key: (value.clone() if key[0] == "scale" else torch.cat([part[key] for part in parts])).requires_grad_()
+        for key, value in parts[0].items()
+    }
     gathered = Outputs({}, {}, {}, {}, {}, {})
     for (field, name), leaf in leaves.items():
         getattr(gathered, field)[name] = leaf
     total, means = _total(_terms(gathered, objectives, batch), weights)
     backward(total)
-    size = len(micro[0].keys)
-    asked: dict[str, LossTerm] = {}
-    for index, (seed, part) in enumerate(zip(seeds, micro, strict=True)):
-        with _dropout(seed):
-            outputs = model(part)
-        carried = [term.total / term.items / len(micro) for term in outputs.losses.values()]
-        for key, value in _read_by_objectives(outputs).items():
-            gradient = leaves[key].grad
-            if gradient is None or (key[0] == "scale" and index):
-                continue
-            rows = gradient if key[0] == "scale" else gradient[index * size : (index + 1) * size]
-            carried.append((value * rows.to(value.dtype)).sum())
-        _add(asked, {f"aux/{name}": term for name, term in outputs.losses.items()})
-        backward(torch.stack([value.float() for value in carried]).sum())
-    if asked:
-        more, also = _total(asked, {})
-        total, means = total + more, means | also
-    return {"loss": total.detach(), **means}
+    return _Gathered(leaves, seeds, total.detach(), means)
+
+
+def _coupled_fields(outputs: Outputs) -> dict[Key, Tensor]:
+    """What an objective that couples samples may read, and all that is gathered for it: logits may be large."""
+    fields = {"embedding": outputs.embedding, "scale": outputs.scale}
+    return {(field, name): value for field, values in fields.items() for name, value in values.items()}
 
 
 def _add(sums: dict[str, LossTerm], terms: Mapping[str, LossTerm]) -> None:
@@ -150,16 +161,18 @@ def _add(sums: dict[str, LossTerm], terms: Mapping[str, LossTerm]) -> None:
         sums[name] = now if before is None else LossTerm(before.total + now.total, before.items + now.items)
 
 
-def _read_by_objectives(outputs: Outputs) -> dict[tuple[str, str], Tensor]:
-    fields = {"embedding": outputs.embedding, "logits": outputs.logits, "scale": outputs.scale}
-    return {(field, name): value for field, values in fields.items() for name, value in values.items()}
+def _asked(outputs: Outputs) -> dict[str, LossTerm]:
+    """What layers ask for, by "aux/encoder/name"."""
+    return {f"{AUX}/{name}": term for name, term in outputs.losses.items()}
 
 
 def _terms(outputs: Outputs, objectives: Mapping[str, Objective], batch: Batch) -> dict[str, LossTerm]:
-    """Every loss by "objective/name"; those that layers ask for by "aux/encoder/name"."""
-    terms = {f"aux/{name}": term for name, term in outputs.losses.items()}
+    """Every loss by "objective/name"."""
+    terms: dict[str, LossTerm] = {}
     for objective_name, objective in objectives.items():
-        terms |= {f"{objective_name}/{name}": term for name, term in objective.losses(outputs, batch).items()}
+        # The same with one part as with several, where nothing else is gathered.
+        seen = Outputs(outputs.embedding, {}, {}, outputs.scale, {}, {}) if objective.couples_samples else outputs
+        terms |= {f"{objective_name}/{name}": term for name, term in objective.losses(seen, batch).items()}
     return terms
 
 
@@ -170,7 +183,8 @@ def _total(terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> tuple
     for name, term in terms.items():
         mean = term.total / term.items.to(term.total.device).clamp(min=1)
         means[name] = mean.detach()
-        weighted = weights.get(name.partition("/")[0], 1.0) * mean
+        owner = name.partition("/")[0]
+        weighted = mean if owner == AUX else weights[owner] * mean
         total = weighted if total is None else total + weighted
     assert total is not None, "a run has at least one objective"
     return total, means

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from mmformer.files import whole_folder
 from mmformer.training.run import CheckpointSpec
+from mmformer.training.task import TrainingTask
 
 
 def whole_checkpoints(output: Path) -> list[Path]:
@@ -30,6 +31,8 @@ class Checkpoint(pl.Callback):
         due = self.spec.every_steps is not None and trainer.global_step % self.spec.every_steps == 0
         if not (due or last):
             return
+        assert isinstance(pl_module, TrainingTask)
+        pl_module.check_finite()
         with whole_folder(self.output / "checkpoints" / f"step-{trainer.global_step:09d}") as partial:
             trainer.save_checkpoint(partial / "state.ckpt")
         for old in whole_checkpoints(self.output)[: -self.spec.keep]:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from mmformer.data.dataset import DataSpec, Sample, evaluation_loader
-from mmformer.errors import InputError, nearest
+from mmformer.data.dataset import Sample, evaluation_loader
 from mmformer.evaluation.metric import Score, evaluate
 from mmformer.models.model import Model
 from mmformer.tokenizers.text import TextEncoder
@@ -36,6 +35,7 @@ class Evaluation(pl.Callback):
         if every is None or not (trainer.global_step % every == 0 or last):
             return
         assert isinstance(pl_module, TrainingTask)
+        pl_module.check_finite()
         if self._loader is None:
             assert self.run.data.validation is not None, "RunSpec refuses this"
             self._encoder = self.run.text_encoder()
@@ -45,20 +45,14 @@ class Evaluation(pl.Callback):
         for logger in trainer.loggers:
             values = {f"validation/{name}": score.value for name, score in scores.items()}
             logger.log_metrics(values, trainer.global_step)
-            logger.save()
         self._keep_best(pl_module.built, scores, trainer.global_step)
 
     def _keep_best(self, model: Model, scores: Mapping[str, Score], step: int) -> None:
         name = self.run.checkpoint.best
         if name is None:
             return
-        if name not in scores:
-            raise InputError(
-                f"checkpoint.best is '{name}', but the evaluation's scores are {', '.join(scores)}."
-                f"{nearest(name, scores)}"
-            )
         value = scores[name].value * (1 if self.run.checkpoint.mode == "max" else -1)
-        if value > self.best:
+        if value > self.best:  # never where it is not a number
             self.best = value
             write_bundle(self.output / "best", self.run, model, step, scores, f"split {self.run.data.validation}")
 
@@ -69,8 +63,8 @@ class Evaluation(pl.Callback):
         self.best = state_dict["best"]
 
 
-def score_split(run: RunSpec, data: DataSpec, split: str, model: Model, device: str) -> dict[str, Score]:
-    """A model's scores on a split."""
+def score_split(run: RunSpec, split: str, model: Model, device: str) -> dict[str, Score]:
+    """A model's scores on a split of the run's data."""
     encoder = run.text_encoder()
-    loader = evaluation_loader(data, split, encoder)
+    loader = evaluation_loader(run.data, split, encoder)
     return evaluate(model, loader, run.evaluation.metrics, encoder, device)

@@ -7,6 +7,8 @@ resumes from, so that the file of an interrupted run is that of an uninterrupted
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,19 +21,19 @@ from mmformer.files import write_whole
 
 
 class MetricsTable(Logger):
-    """A Lightning logger over one CSV file."""
+    """A Lightning logger over one CSV file, which grows by a line: it is written anew only for a new column."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        """Args: path of the file; first_step: rows up to it are kept (0: none are)."""
+        """Args: path of the file; first_step: rows up to it are kept (0: none are). Nothing is written yet."""
         super().__init__()
         self.path = path
-        self.rows: dict[int, dict[str, str]] = {}
+        self.columns: list[str] = []
+        self.rows: list[dict[str, str]] = []  # until the first row is written
+        self.last: dict[str, str] = {}
+        self.offset = 0  # of the last row in the file
         if first_step and path.exists():
             with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    step = int(row.pop("step"))
-                    if step <= first_step:
-                        self.rows[step] = {name: value for name, value in row.items() if value}
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
 
     @property
     def name(self) -> str:
@@ -52,17 +54,31 @@ class MetricsTable(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = self.rows.setdefault(step or 0, {})
-        row.update({name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"})
+        values = {"step": str(step or 0)}
+        values |= {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
+        again = self.last.get("step") == values["step"]
+        self.last = {**self.last, **values} if again else values
+        if self.rows or not set(self.last) <= set(self.columns):
+            self._rewrite(again)
+            return
+        with self.path.open("r+", encoding="utf-8", newline="") as file:
+            self.offset = self.offset if again else file.seek(0, os.SEEK_END)
+            file.seek(self.offset)
+            file.truncate()
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(self.last)
 
-    @rank_zero_only
-    def save(self) -> None:
-        names = sorted({name for row in self.rows.values() for name in row})
-        lines = [",".join(["step", *names])]
-        for step, row in sorted(self.rows.items()):
-            lines.append(",".join([str(step), *(row.get(name, "") for name in names)]))
-        write_whole(self.path, "\n".join(lines) + "\n")
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.save()
+    def _rewrite(self, again: bool) -> None:
+        """The whole file, with the columns of all its rows; the last is written again or added."""
+        if not self.rows and self.columns:
+            with self.path.open(encoding="utf-8", newline="") as file:
+                self.rows = list(csv.DictReader(file))
+        rows = [*(self.rows[:-1] if again and self.rows else self.rows), self.last]
+        names = {name for row in rows for name, value in row.items() if value}
+        self.columns, self.rows = ["step", *sorted(names - {"step"})], []
+        text = io.StringIO()
+        table = csv.DictWriter(text, self.columns, lineterminator="\n", extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows[:-1])
+        self.offset = len(text.getvalue().encode())
+        table.writerow(rows[-1])
+        write_whole(self.path, text.getvalue())

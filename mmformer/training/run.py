@@ -36,7 +36,7 @@ class TrainerSpec:
     """
 
     max_steps: int = 1000
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     gradient_clip_val: float | None = 1.0
     accumulate_grad_batches: int = 1
@@ -132,6 +132,18 @@ class RunSpec:
     def __post_init__(self) -> None:
         if not self.objectives:
             raise InputError("objectives is empty: name one, such as contrastive: {class_path: ContrastiveSpec}.")
+        for group, names in (
+            ("objectives", self.objectives),
+            ("evaluation.metrics", self.evaluation.metrics),
+            ("data.labels", self.data.labels),
+        ):
+            for name in names:
+                if not name.isidentifier() or name == "aux":
+                    raise InputError(
+                        f"{group} has the name {name!r}; letters, digits and _ alone make a name, and aux is taken."
+                    )
+        if self.checkpoint.best is None and self.checkpoint.mode != "max":
+            raise InputError("checkpoint.mode says how checkpoint.best is judged, but checkpoint.best names no score.")
         widths, heads = self.model.embedding_widths, self.model.heads
         for objective in self.objectives.values():
             objective.check(widths, heads, self.data.labels)

@@ -6,6 +6,7 @@ position, what a resumed run goes on from, is the number of updates times the ba
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mmformer.data.dataset import Sample, training_loader
 from mmformer.data.seeding import derive
+from mmformer.errors import InputError
 from mmformer.evaluation.metric import to_device
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
@@ -31,6 +33,7 @@ class TrainingTask(pl.LightningModule):
         self.automatic_optimization = False
         self.run = run
         self.model: Model | None = None
+        self.latest: tuple[int, Tensor, Tensor]  # updates done, the last one's loss and gradient norm
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 
     @property
@@ -76,12 +79,32 @@ class TrainingTask(pl.LightningModule):
         limit = trainer.gradient_clip_val
         norm = torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit)
         optimizer.step()
+        self.latest = (step + 1, losses["loss"], norm)
         self._log(losses, norm, lr, step + 1)
+
+    def check_finite(self) -> None:
+        """Refuse to go on from, or to keep, weights that are not numbers any more.
+
+        Once they are, every later loss is: it is enough to look where something is logged, measured or kept, and an
+        accelerator need not be waited for in between.
+
+        Raises:
+            InputError: the last loss or gradient norm is not finite.
+        """
+        updates, loss, norm = self.latest
+        if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+            raise InputError(
+                f"Training diverged: at update {updates} the loss is {float(loss):g} and the norm of its gradient "
+                f"{float(norm):g}. Lower optimizer.lr (now {self.run.optimizer.lr:g}), raise schedule.warmup_steps "
+                f"(now {self.run.schedule.warmup_steps}), or lower trainer.gradient_clip_val; earlier checkpoints are "
+                f"kept."
+            )
 
     def _log(self, losses: dict[str, Tensor], norm: Tensor, lr: float, updates: int) -> None:
         self.log("train/loss", losses["loss"], prog_bar=True, logger=False)
-        if updates % self.run.trainer.log_every_n_steps:
+        if updates % self.run.trainer.log_every_n_steps and updates != self.run.trainer.max_steps:
             return
+        self.check_finite()
         values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items()}
         values |= {"train/gradient_norm": norm, "train/lr": lr}
         for name, parameter in self.built.named_parameters():
@@ -91,4 +114,3 @@ class TrainingTask(pl.LightningModule):
         # Not through Lightning, which logs after the callbacks: a checkpoint would be there before its step's row.
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, updates)
-            logger.save()

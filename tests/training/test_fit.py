@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,10 @@ def test_the_folder_has_what_the_design_says(done: tuple[Path, Any]) -> None:
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents.")}
     assert len(events) == 1
     bundle = {"model.safetensors", "model.yaml", "transforms.yaml", "README.md", "text.model"}
-    assert found - events == {
+    pictures = {name for name in found if name.startswith("pictures/")}
+    assert len(pictures) == 6
+    assert all(re.fullmatch(r"pictures/(small|large)_\w+_square_\w+\.png", name) for name in pictures)
+    assert found - events - pictures == {
         "config.yaml",
         "parameters.tsv",
         "metrics.csv",
@@ -143,7 +147,7 @@ def test_scores_at_the_end_are_the_bundles(full: RunSpec, done: tuple[Path, Any]
     assert scores["retrieval/image_to_text/R@1"].chance == pytest.approx(100 / 8)
     assert scores == score_bundle(full, output / "bundle", "test")
     model, transforms = load_bundle(output / "bundle")
-    assert score_split(full, full.data, "test", model, "cpu") == scores
+    assert score_split(full, "test", model, "cpu") == scores
     assert transforms.classes == {"colour": list(COLOURS)}
     assert full.data.image is not None
     assert transforms.image == full.data.image.transform

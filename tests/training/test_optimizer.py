@@ -43,7 +43,9 @@ def everything() -> Model:
         stacks={"trunk": StackSpec(16, 1, layer, LearnedPositionSpec((0, 1, 2), (16, 4, 4)), input_norm=True)},
         encoders={
             "image": EncoderSpec(ConvolutionalStemSpec(channels=(4,)), "trunk", AttentionPoolSpec(AttentionSpec(2))),
-            "text": EncoderSpec(TextTokensSpec(VOCABULARY), "trunk", embedding=8, class_token=True, registers=2),
+            "text": EncoderSpec(
+                TextTokensSpec(VOCABULARY, context_length=16), "trunk", embedding=8, class_token=True, registers=2
+            ),
         },
         heads={"contrastive": ContrastiveHeadSpec(), "colour": ClassificationHeadSpec("image", 3)},
     ).build()

@@ -1,0 +1,117 @@
+"""A run's folder: what is there already, what may go on from it, what may take its place."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mmformer.config import parse, read_yaml, to_data
+from mmformer.errors import InputError
+from mmformer.training.checkpoint import whole_checkpoints
+from mmformer.training.run import RunSpec
+
+MAY_CHANGE = (
+    "trainer.max_steps",
+    "trainer.accelerator",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "checkpoint",
+    "evaluation",
+    "logging",
+    "data.validation",
+    "data.test",
+    "data.evaluation_batch_size",
+    "data.workers",
+    "data.cache_mib",
+)
+"""What a resumed run may say differently: anything else would make it another run from there on."""
+
+
+def check_new(output: Path, overwrite: bool) -> None:
+    """Refuse a folder that a new run may not use; nothing is changed yet.
+
+    Raises:
+        InputError: it is a file, holds a run (and ``overwrite`` is false), or holds something else.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, but must be a folder for the run's output: name another with --output.")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not (output / "config.yaml").exists():
+        raise InputError(f"{output}: holds something that is not a run's output: name another folder (--output DIR).")
+    if holds_work(output) and not overwrite:
+        raise InputError(
+            f"{output}: a run's output is there already: go on with it (--resume), replace it (--overwrite), "
+            f"or name another folder (--output DIR)."
+        )
+
+
+def check_resumed(run: RunSpec, output: Path) -> Path:
+    """The checkpoint that a run goes on from.
+
+    Raises:
+        InputError: there is none, or this run is not the one that wrote it.
+    """
+    checkpoints = whole_checkpoints(output)
+    if not checkpoints:
+        raise InputError(
+            f"{output}: there is no whole checkpoint to resume from: start the run without --resume, and set "
+            f"--checkpoint.every_steps so that there will be one."
+        )
+    saved = output / "config.yaml"
+    before, now = _leaves(to_data(parse(RunSpec, read_yaml(saved), str(saved)))), _leaves(to_data(run))
+    changed = [
+        f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key) and not any(key == may or key.startswith(f"{may}.") for may in MAY_CHANGE)
+    ]
+    if changed:
+        raise InputError(
+            f"{output}: this is another run than the one to resume ({saved}): {'; '.join(changed[:4])}. Resume it as "
+            f"it was (--output {output} --resume, and nothing else), or start the new one in another folder."
+        )
+    done = step_of(checkpoints[-1])
+    if run.trainer.max_steps < done:
+        raise InputError(
+            f"{output}: trainer.max_steps is {run.trainer.max_steps}, but {done} updates are done already "
+            f"({checkpoints[-1].parent}): set it to {done} or more."
+        )
+    return checkpoints[-1]
+
+
+def begin(output: Path, overwrite: bool) -> None:
+    """Make the folder of a new run; what a former one left is removed only now.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    try:
+        if overwrite or (output / "config.yaml").exists():
+            shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{output}: the folder cannot be made: {error.strerror}: name another with --output."
+        ) from error
+
+
+def holds_work(output: Path) -> bool:
+    """Whether a folder has anything that training made: what a start that failed leaves is not worth keeping."""
+    return bool(whole_checkpoints(output)) or (output / "bundle").exists() or (output / "best").exists()
+
+
+def step_of(checkpoint: Path) -> int:
+    """The updates that a checkpoint has behind it."""
+    return int(checkpoint.parent.name.removeprefix("step-"))
+
+
+def _leaves(data: Any, key: str = "") -> dict[str, Any]:
+    """Nested plain data by dotted keys."""
+    if isinstance(data, dict) and data:
+        parts = [_leaves(value, f"{key}.{name}" if key else str(name)) for name, value in data.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    if isinstance(data, list) and data:
+        parts = [_leaves(value, f"{key}.{place}") for place, value in enumerate(data)]
+        return {name: value for part in parts for name, value in part.items()}
+    return {key: data}
