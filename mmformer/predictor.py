@@ -9,10 +9,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +22,7 @@ from mmformer.data.picture import Picture, Pictures, listed, read_picture
 from mmformer.errors import InputError, nearest
 from mmformer.evaluation.classification import check_templates, embed_classes
 from mmformer.evaluation.metric import to_device
-from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
+from mmformer.models.head import ClassificationHeadSpec, ContrastiveHead
 from mmformer.models.model import Model
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.types import Batch
@@ -29,12 +30,32 @@ from mmformer.types import Batch
 Progress = Callable[[int], object]
 """Called with the number of items that were just done."""
 
+One = str | os.PathLike[str] | bytes | Image.Image
+"""One picture for certain; an array may be several."""
+
+Probabilities = dict[str, float]
+"""Label -> its probability, the most probable first."""
+
 
 class Match(NamedTuple):
     """A candidate that retrieval found."""
 
     candidate: int  # its place in the list of candidates
     score: float  # cosine similarity
+
+
+class _ClassifyOptions(TypedDict, total=False):
+    templates: Sequence[str]
+    head: str | None
+    top: int | None
+    progress: Progress | None
+
+
+class _RetrieveOptions(TypedDict, total=False):
+    texts: Sequence[str] | None
+    images: Pictures | None
+    top: int
+    progress: Progress | None
 
 
 class Predictor:
@@ -52,6 +73,19 @@ class Predictor:
         self.device = torch.device(device)
         self._encoder: TextEncoder | None = None
 
+    # A string is a sequence of strings too, so the overloads below overlap; the first that fits is meant.
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self, image: One, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
+    ) -> Probabilities: ...
+    @overload
+    def classify(
+        self, image: Sequence[Picture], labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
+    ) -> list[Probabilities]: ...
+    @overload
+    def classify(
+        self, image: Picture | Pictures, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
+    ) -> Probabilities | list[Probabilities]: ...
     def classify(
         self,
         image: Picture | Pictures,
@@ -61,23 +95,24 @@ class Predictor:
         head: str | None = None,
         top: int | None = None,
         progress: Progress | None = None,
-    ) -> Any:
+    ) -> Probabilities | list[Probabilities]:
         """How probable each label is.
 
         Args:
             image: one picture, or a list of them.
-            labels: any names, zero-shot; None: the classes that a classification head was trained on.
+            labels: any names, zero-shot, each taken as it is written; None: the classes that a classification head
+                was trained on.
             templates: prompts with {} for a label, whose embeddings are averaged.
             head: which classification head, where there are several; only without labels.
             top: how many labels are returned at most; None: all.
             progress: called as pictures are done.
 
         Returns:
-            {label: probability}, the most probable first; a list of them for a list.
+            {label: probability}, the most probable first; a list of them for a list of pictures.
 
         Raises:
-            InputError: no labels, a label twice, no head to do without them, an option that would have no effect, or
-                a picture that cannot be read.
+            InputError: no labels, a string in place of their list, a label twice, no head to do without them, an
+                option that would have no effect, or a picture that cannot be read.
         """
         single, pictures = listed(image)
         if top is not None and top < 1:
@@ -93,7 +128,8 @@ class Predictor:
             check_templates(templates)
             encoder, text = self._text_encoder(), self._encoder_of("text")
             with torch.inference_mode():
-                prompts = embed_classes(self.model, encoder, names, templates, text, self.device, self.batch_size)
+                classes = [[name] for name in names]
+                prompts = embed_classes(self.model, encoder, classes, templates, text, self.device, self.batch_size)
             logits = self._scale() * self._embed_images(pictures, progress) @ prompts.cpu().T
         answers = []
         for row in logits.softmax(-1):
@@ -127,10 +163,29 @@ class Predictor:
         return embedded[0] if single else embedded
 
     def similarity(self, image: Picture | Pictures, text: str | Sequence[str]) -> Tensor:
-        """Cosine similarities, float32: images × texts; an axis is left out where one value was given, not a list."""
+        """Cosine similarities, float32: images × texts; an axis is left out where one value was given, not a list.
+
+        Name both, ``similarity(image=..., text=...)``: that is how further modalities will be handed in.
+        """
         words = self.embed(text=text)
         return self.embed(image=image) @ (words if words.ndim == 1 else words.T)
 
+    @overload
+    def retrieve(self, *, text: str, **options: Unpack[_RetrieveOptions]) -> list[Match]: ...  # type: ignore[overload-overlap]
+    @overload
+    def retrieve(self, *, image: One, **options: Unpack[_RetrieveOptions]) -> list[Match]: ...  # type: ignore[overload-overlap]
+    @overload
+    def retrieve(self, *, text: Sequence[str], **options: Unpack[_RetrieveOptions]) -> list[list[Match]]: ...
+    @overload
+    def retrieve(self, *, image: Sequence[Picture], **options: Unpack[_RetrieveOptions]) -> list[list[Match]]: ...
+    @overload
+    def retrieve(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Picture | Pictures | None = None,
+        **options: Unpack[_RetrieveOptions],
+    ) -> list[Match] | list[list[Match]]: ...
     def retrieve(
         self,
         *,
@@ -140,7 +195,7 @@ class Predictor:
         images: Pictures | None = None,
         top: int = 5,
         progress: Progress | None = None,
-    ) -> Any:
+    ) -> list[Match] | list[list[Match]]:
         """The candidates that are most like a query.
 
         Args:
@@ -179,7 +234,8 @@ class Predictor:
         # The longest first, so that a batch holds texts of about one length: less work on padding.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
         parts = []
-        for chosen in _batches(order, self.batch_size):
+        for first in range(0, len(order), self.batch_size):
+            chosen = order[first : first + self.batch_size]
             batch = Batch((), {}, text=encoder.encode([texts[i] for i in chosen]))
             parts.append(self._embed(batch, name))
             if progress is not None:
@@ -234,10 +290,9 @@ class Predictor:
         return torch.cat(logits), self.transforms.classes[head]
 
     def _scale(self) -> float:
-        for name, spec in self.model.spec.heads.items():
-            if isinstance(spec, ContrastiveHeadSpec):
-                with torch.inference_mode():
-                    return float(self.model.heads[name]({}).scale)
+        for head in self.model.heads.values():
+            if isinstance(head, ContrastiveHead):
+                return float(head.scale.detach())
         raise InputError("Zero-shot classification needs a contrastive head, but the model has none.")
 
     def _text_encoder(self) -> TextEncoder:
@@ -278,15 +333,15 @@ def load(bundle: str | os.PathLike[str], device: torch.device | str = "cpu", bat
 
 
 def _checked_labels(labels: Sequence[str]) -> list[str]:
-    names = [labels] if isinstance(labels, str) else list(labels)
+    if isinstance(labels, str):
+        split = [part.strip() for part in labels.split(",") if part.strip()]
+        raise InputError(
+            f"Labels are a list of strings, but are the string {labels!r}: write {split or ['cat', 'dog']}."
+        )
+    names = list(labels)
     if not names or not all(isinstance(name, str) and name.strip() for name in names):
         raise InputError("The list of labels is empty, or a label in it is: name at least one to choose from.")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise InputError(f"The label '{twice[0]}' is there more than once.")
     return names
-
-
-def _batches(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for first in range(0, len(order), size):
-        yield order[first : first + size]

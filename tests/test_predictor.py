@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_overloads, get_type_hints
 
 import numpy as np
 import pytest
@@ -157,6 +157,37 @@ def test_zero_shot_probabilities_are_the_softmax_of_scaled_cosines(model: Predic
     assert found != model.classify(pixels(6), LABELS)
 
 
+def test_labels_are_taken_as_they_are_written(model: Predictor) -> None:
+    labels = ["cat | kitten", "dog"]
+    cosines = model.similarity(text=labels, image=pixels(6))
+    found = model.classify(pixels(6), labels)
+    torch.testing.assert_close(
+        torch.tensor([found[label] for label in labels]), (cosines / 0.07).softmax(0), rtol=0, atol=1e-5
+    )
+    assert list(model.classify(pixels(6), ["{", "a|", "{}"])), "braces and bars are letters"
+
+
+def test_the_scale_is_the_heads_and_bounded(bundle: Path) -> None:
+    other = mmformer.load(bundle)
+    head = other.model.heads["contrastive"]
+    assert other._scale() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        head.log_scale.fill_(50.0)  # type: ignore[operator, union-attr]
+    assert other._scale() == pytest.approx(100) == other.model(tiny_batch(["a"])).scale["contrastive"].item()
+
+
+def test_answers_have_types() -> None:
+    """A type checker knows one answer from several; arrays may be either."""
+    for method, one, several in (
+        (Predictor.classify, dict[str, float], list[dict[str, float]]),
+        (Predictor.retrieve, list[Match], list[list[Match]]),
+    ):
+        returns = [get_type_hints(overload)["return"] for overload in get_overloads(method)]
+        assert one in returns
+        assert several in returns
+        assert returns[-1] == one | several == get_type_hints(method)["return"]
+
+
 def test_retrieval_finds_the_same_picture_first(model: Predictor) -> None:
     pictures = [pixels(seed) for seed in range(6)]
     for wanted, picture in enumerate(pictures):
@@ -232,6 +263,10 @@ def call(method: str, *arguments: Any, **options: Any) -> Callable[[Predictor], 
 
 PICTURE = pixels(0)
 WRONG_CALLS = [
+    (call("classify", PICTURE, "cat, dog"), r"but are the string 'cat, dog': write \['cat', 'dog'\]"),
+    (call("classify", PICTURE, "cat"), r"Labels are a list of strings, but are the string 'cat': write \['cat'\]"),
+    (call("classify", PICTURE, ""), r"write \['cat', 'dog'\]"),
+    (call("classify", PICTURE, ["cat"], templates="a {}"), "Prompt templates are a list .* the string 'a {}'"),
     (call("classify", PICTURE, []), "The list of labels is empty"),
     (call("classify", PICTURE, ["cat", " "]), "a label in it is"),
     (call("classify", PICTURE, ["cat", "dog", "cat"]), "The label 'cat' is there more than once"),

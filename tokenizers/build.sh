@@ -1,7 +1,11 @@
 #!/bin/sh
-# Trains the default vocabulary, tokenizers/emoji-12.model, on the embedded captions: a few seconds, the same bytes
-# every time. Usage: tokenizers/build.sh [the mmformer command]
+# Trains the vocabularies here on the embedded captions: a few seconds, the same bytes every time.
+# Usage: tokenizers/build.sh [the mmformer command]
 set -eu
 cd "$(dirname "$0")/.."
-"${1:-.venv/bin/mmformer}" vocabulary train data/emoji --split train --fields 'names.*' 'keywords.*' \
+mmformer="${1:-.venv/bin/mmformer}"
+rm -f tokenizers/emoji-12.model tokenizers/emoji-en.model
+"$mmformer" vocabulary train data/emoji --split train --fields 'names.*' 'keywords.*' \
   --size 8192 --output tokenizers/emoji-12.model
+"$mmformer" vocabulary train data/emoji --split train --fields names.en keywords.en \
+  --size 1536 --output tokenizers/emoji-en.model

@@ -157,14 +157,22 @@ class WordDropoutCaptionSpec(CaptionSpec):
         return " ".join(kept or [words[int(draws.argmax())]])
 
 
-def lookup(fields: Any, path: str, name: str) -> Any:
+def lookup(fields: Any, path: str, name: str, optional: bool = False) -> Any:
     """The value at a dotted path of keys.
+
+    Args:
+        fields: a decoded member.
+        path: "" for the whole of it.
+        name: of the sample, for messages.
+        optional: None where a key on the way is absent, or leads to null.
 
     Raises:
         InputError: a key on the way is absent; the message has those that are there.
     """
     value = fields
     for depth, key in enumerate(path.split(".") if path else ()):
+        if optional and (value is None or (isinstance(value, dict) and key not in value)):
+            return None
         if not isinstance(value, dict) or key not in value:
             known = list(value) if isinstance(value, dict) else []
             above = ".".join(path.split(".")[:depth])

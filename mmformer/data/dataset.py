@@ -35,7 +35,7 @@ class ImageTransformSpec:
     Attributes:
         size: (height, width) in pixels.
         fit: ``pad`` keeps all of the picture and its proportions, ``crop`` its proportions, ``squash`` all of it.
-        fill: the colour, 0 to 255, that ``pad`` fills with.
+        fill: the colour, 0 to 255, that ``pad`` fills with; only for ``pad``.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -45,6 +45,8 @@ class ImageTransformSpec:
     def __post_init__(self) -> None:
         require(min(self.size) >= 1, self, "size", "at least 1 pixel in height and width")
         require(all(0 <= value <= 255 for value in self.fill), self, "fill", "0 to 255 in each channel")
+        filled = self.fit == "pad" or self.fill == ImageTransformSpec.fill
+        require(filled, self, "fill", f"left alone where fit is '{self.fit}', which fills nothing")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """uint8 H W 3 of any size -> uint8 of this size."""
@@ -89,11 +91,14 @@ class LabelInputSpec:
         field: dotted path of keys in the json member, to a class name or number.
         classes: a file of class names, one a line, whose order numbers them.
         member: extension of the member that holds the field; ``cls`` holds a number and needs no field.
+        optional: a sample without the member or the field, or with null there, has no label (-1): losses and scores
+            leave it out. False: such a sample is refused.
     """
 
     classes: str
     field: str = ""
     member: str = "json"
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,9 +182,13 @@ class SampleDataset(Dataset[Sample]):
 
     def _decode(self, shard: int, row: int) -> Decoded:
         image_spec, text_spec = self.spec.image, self.spec.text
-        texts = {label.member for label in self.spec.labels.values()} | ({text_spec.member} if text_spec else set())
-        wanted = sorted(texts | ({image_spec.member} if image_spec else set()))
-        raw = self.reader.read(shard, row, wanted)
+        labels = self.spec.labels.values()
+        needed = {label.member for label in labels if not label.optional} | ({text_spec.member} if text_spec else set())
+        wanted = sorted(needed | ({image_spec.member} if image_spec else set()))
+        perhaps = {label.member for label in labels} - set(wanted)
+        # A member that a whole shard lacks may not be asked for by name.
+        raw = self.reader.read(shard, row, None if perhaps else wanted)
+        texts = needed | (perhaps & raw.members.keys())
         missing = [member for member in wanted if member not in raw.members]
         if missing:
             raise InputError(
@@ -209,9 +218,11 @@ class SampleDataset(Dataset[Sample]):
     def _labels(self, decoded: Decoded) -> dict[str, int]:
         labels: dict[str, int] = {}
         for name, spec in self.spec.labels.items():
-            value = lookup(decoded.members[spec.member], spec.field, decoded.key)
+            value = lookup(decoded.members.get(spec.member), spec.field, decoded.key, spec.optional)
             names = self.classes[name]
-            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
+            if value is None and spec.optional:
+                labels[name] = -1
+            elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
                 labels[name] = value
             elif value in names:
                 labels[name] = names.index(value)
@@ -219,6 +230,7 @@ class SampleDataset(Dataset[Sample]):
                 raise InputError(
                     f"{decoded.key}: the label '{name}' is {value!r:.60}, which is none of the {len(names)} classes in "
                     f"{spec.classes}.{nearest(str(value), names)}"
+                    + (" For samples without a label, set LabelInputSpec.optional." if value is None else "")
                 )
         return labels
 

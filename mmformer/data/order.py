@@ -37,7 +37,8 @@ class OrderSpec:
     Attributes:
         lanes: sequences that run side by side. The order depends on it, so it is chosen once per run, as a multiple of
             every number of data-parallel ranks that the run may ever use; each lane needs at least one shard.
-        block: samples among which a lane shuffles. A whole epoch is shuffled where it is not longer than a block.
+        block: samples among which a lane shuffles. A whole epoch is shuffled where it is not longer than a block. Left
+            alone without shuffling.
         shuffle: False reads every lane in the manifest's order, epoch after epoch.
     """
 
@@ -48,6 +49,8 @@ class OrderSpec:
     def __post_init__(self) -> None:
         require(self.lanes >= 1, self, "lanes", "at least 1")
         require(self.block >= 1, self, "block", "at least 1")
+        read = self.shuffle or self.block == OrderSpec.block
+        require(read, self, "block", "left alone where shuffle is false, which reads no blocks")
 
     def build(self, counts: Sequence[int], seed: int) -> Order:
         """The order over shards with these counts of samples.

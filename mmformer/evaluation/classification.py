@@ -19,7 +19,7 @@ from mmformer.types import Batch, Outputs
 
 
 class Accuracy(Metric):
-    """Counts right answers; samples without a label (-1) are left out."""
+    """Counts right answers; samples without a label (-1) are left out, and logits with a NaN are no answer."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -33,7 +33,8 @@ class Accuracy(Metric):
                 f"The label '{self.label}' has class {int(target.max())}, but there are only {logits.shape[1]} classes "
                 f"(0 to {logits.shape[1] - 1}) to choose from: the list of classes does not belong to the label."
             )
-        self.right += int((logits.argmax(1)[known] == target[known]).sum())
+        answered = ~logits.isnan().any(1)  # argmax would take the NaN for the highest
+        self.right += int(((logits.argmax(1) == target) & known & answered).sum())
         self.seen += int(known.sum())
         self.classes = logits.shape[1]
 
@@ -117,7 +118,7 @@ class ZeroShot(Accuracy):
     def start(self, model: Model, encoder: TextEncoder | None, device: torch.device) -> None:
         if encoder is None:
             raise InputError("Zero-shot classification needs a text encoder, but the model has none.")
-        names = read_classes(self.spec.classes)
+        names = [_alternatives(line, self.spec.classes) for line in read_classes(self.spec.classes)]
         self.prompts = embed_classes(model, encoder, names, self.spec.templates, self.spec.text, device)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
@@ -128,7 +129,7 @@ class ZeroShot(Accuracy):
 def embed_classes(
     model: Model,
     encoder: TextEncoder,
-    names: Sequence[str],
+    classes: Sequence[Sequence[str]],
     templates: Sequence[str],
     text: str,
     device: torch.device,
@@ -136,19 +137,23 @@ def embed_classes(
 ) -> Tensor:
     """One embedding a class, of unit length: the mean over its prompts, each of unit length. C E, float32.
 
-    The prompts of a class are all templates with all its names, where "cat | kitten" are two names.
+    Args:
+        classes: the names of each class, one or several. Its prompts are all templates with all its names.
+        templates: with {} for a name.
+        text: the encoder of the prompts.
+        batch_size: prompts at once.
     """
     prompts, owner = [], []
-    for place, name in enumerate(names):
-        for alternative in name.split("|"):
-            prompts += [template.format(alternative.strip()) for template in templates]
+    for place, names in enumerate(classes):
+        for name in names:
+            prompts += [template.format(name) for template in templates]
             owner += [place] * len(templates)
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = Batch((), {}, text=encoder.encode(prompts[start : start + batch_size]))
         parts.append(F.normalize(model(to_device(batch, device)).embedding[text].float(), dim=-1))
     embeddings = torch.cat(parts)
-    sums = embeddings.new_zeros(len(names), embeddings.shape[1])
+    sums = embeddings.new_zeros(len(classes), embeddings.shape[1])
     return F.normalize(sums.index_add_(0, torch.tensor(owner, device=device), embeddings), dim=-1)
 
 
@@ -156,8 +161,10 @@ def check_templates(templates: Sequence[str]) -> None:
     """Refuse templates that do not hold exactly one {}.
 
     Raises:
-        InputError: none at all, or one that has no place for the name.
+        InputError: none at all, a string in place of a list, or one that has no place for the name.
     """
+    if isinstance(templates, str):
+        raise InputError(f"Prompt templates are a list of strings, but are the string {templates!r}: write it in [].")
     if not templates:
         raise InputError("There are no prompt templates; {} alone is the plain name.")
     for template in templates:
@@ -167,6 +174,14 @@ def check_templates(templates: Sequence[str]) -> None:
             good = False
         if not good:
             raise InputError(f"A prompt template must hold {{}} once, for the class name, but is {template!r}.")
+
+
+def _alternatives(line: str, path: str) -> list[str]:
+    """The names on one line of a file of classes."""
+    names = [name.strip() for name in line.split("|")]
+    if not all(names):
+        raise InputError(f"{path}: the class '{line}' has an empty name beside a '|': name it, or remove the '|'.")
+    return names
 
 
 def _require_label(spec: str, label: str, labels: Iterable[str]) -> None:

@@ -65,7 +65,9 @@ class Retrieval(Metric):
 
 
 def ranks(query: Tensor, candidate: Tensor, chunk: int = 4096) -> Tensor:
-    """The rank, from 1, of candidate i for query i: how many candidates score at least as high.
+    """The rank, from 1, of candidate i for query i: how many candidates do not score lower.
+
+    A score that is not a number is not lower than any: a model whose embeddings are NaN finds nothing.
 
     Args:
         query: N E.
@@ -79,5 +81,5 @@ def ranks(query: Tensor, candidate: Tensor, chunk: int = 4096) -> Tensor:
     for start in range(0, len(query), chunk):
         score = query[start : start + chunk] @ candidate.T  # c N
         right = score.diagonal(start)[:, None]  # c 1
-        parts.append((score >= right).sum(1))
+        parts.append((~(score < right)).sum(1))  # what is not a number is not below: it counts as found before
     return torch.cat(parts)

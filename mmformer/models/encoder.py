@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmformer.errors import InputError
 from mmformer.nn.mixer import Aux
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
@@ -89,8 +90,16 @@ class Encoder(nn.Module):
             value: what the tokenizer reads.
             stack: the stack that the spec names.
             intermediates: layers of it whose outputs are to be returned.
+
+        Raises:
+            InputError: the tokenizer packs several segments into a row; one embedding would mix them.
         """
         tokens: Tokens = self.tokenizer(value)
+        if tokens.segment is not None:
+            raise InputError(
+                f"{type(self.spec.tokenizer).__name__} packs several segments into a row, but an encoder makes one "
+                f"embedding of a row, with one class token and one set of registers: hand in one segment a row."
+            )
         if self.special is not None:
             tokens = _put_first(self.special, tokens)
         output = stack(tokens, causal=self.spec.causal, intermediates=intermediates)
@@ -101,7 +110,7 @@ class Encoder(nn.Module):
 
 
 def _put_first(special: Tensor, tokens: Tokens) -> Tokens:
-    """Special tokens, then the rest."""
+    """Special tokens, then the rest, all of one segment."""
     batch, number = tokens.x.shape[0], special.shape[0]
     x = torch.cat((special.to(tokens.x.dtype).expand(batch, -1, -1), tokens.x), dim=1)
     shared = tokens.pos[:1] if tokens.pos.stride(0) == 0 else tokens.pos

@@ -1,4 +1,4 @@
-"""Heads: modules that, inside the model's forward, turn embeddings into what an objective weighs.
+"""Heads: modules that, inside the model's forward, turn what the encoders made into what an objective weighs.
 
 They run inside ``forward`` because FSDP2 would hand sharded weights to whoever calls them outside.
 """
@@ -9,17 +9,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmformer.spec import family, require, require_probability
+from mmformer.types import Batch, Outputs
 
 
 @family
 @dataclass(frozen=True)
 class HeadSpec(ABC):
-    """A head over the encoders' embeddings."""
+    """A head over what the encoders made."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -33,8 +35,13 @@ class HeadSpec(ABC):
 
 class Head(nn.Module, ABC):
     @abstractmethod
-    def forward(self, embedding: Mapping[str, Tensor]) -> HeadOutput | None:
-        """What it makes of the embeddings (encoder -> B E); None when those it reads are absent from the batch."""
+    def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
+        """What it makes of a batch; None when what it reads is absent from it.
+
+        Args:
+            outputs: all encoders have run, and the heads that the model names before this one.
+            batch: what they ran on: its ids and labels.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,34 @@ class ContrastiveHead(Head):
     def reset_parameters(self) -> None:
         nn.init.constant_(self.log_scale, -math.log(self.spec.temperature))
 
-    def forward(self, embedding: Mapping[str, Tensor]) -> HeadOutput:
-        return HeadOutput(scale=self.log_scale.float().exp().clamp(max=1 / self.spec.lowest_temperature))
+    @property
+    def scale(self) -> Tensor:
+        """The factor on cosine similarities, (1,): the inverse temperature, bounded."""
+        highest = -math.log(self.spec.lowest_temperature)
+        bounded: Tensor = _Bounded.apply(self.log_scale.float(), highest)  # type: ignore[no-untyped-call]
+        return bounded.exp()
+
+    def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput:
+        return HeadOutput(scale=self.scale)
+
+
+class _Bounded(torch.autograd.Function):
+    """A value, or the highest allowed. Past that, the gradient still passes where a step along it leads back.
+
+    ``clamp`` has no gradient there: a parameter that one large step took past the bound would never return.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, highest: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.highest = highest
+        return value.clamp(max=highest)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (value,), (gradient,) = ctx.saved_tensors, upstream
+        outwards = (value >= ctx.highest) & (gradient < 0)  # a NaN is no direction, and is not hidden
+        return gradient.masked_fill(outwards, 0.0), None
 
 
 @dataclass(frozen=True)
@@ -113,7 +146,7 @@ class ClassificationHead(Head):
         self.dropout = nn.Dropout(spec.dropout)
         self.projection = nn.Linear(width, spec.classes)
 
-    def forward(self, embedding: Mapping[str, Tensor]) -> HeadOutput | None:
-        if self.encoder not in embedding:
+    def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
+        if self.encoder not in outputs.embedding:
             return None
-        return HeadOutput(logits=self.projection(self.dropout(embedding[self.encoder])))
+        return HeadOutput(logits=self.projection(self.dropout(outputs.embedding[self.encoder])))

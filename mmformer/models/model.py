@@ -12,6 +12,7 @@ from torch import nn
 from mmformer.errors import InputError, nearest
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.head import Head, HeadSpec
+from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Batch, Outputs
 
@@ -35,6 +36,7 @@ class ModelSpec:
             raise InputError("model.encoders is empty: a model has one at least.")
         for name, encoder in self.encoders.items():
             _require_known(f"model.encoders.{name}.stack", encoder.stack, self.stacks, "stacks")
+            _require_fit(name, encoder, self.stacks[encoder.stack])
         for name, head in self.heads.items():
             for encoder_name in head.reads:
                 _require_known(f"model.heads.{name}", encoder_name, self.encoders, "encoders")
@@ -58,7 +60,7 @@ class ModelSpec:
 
 
 class Model(nn.Module):
-    """Runs every encoder whose modality a batch has, and every head whose encoders ran."""
+    """Runs every encoder whose modality a batch has, then, in their order, every head that finds what it reads."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -98,7 +100,7 @@ class Model(nn.Module):
             raise InputError(f"This model reads {' and '.join(reads)}, but the batch has none of it.")
         for name, head in self.heads.items():
             assert isinstance(head, Head)
-            made = head(outputs.embedding)
+            made = head(outputs, batch)
             if made is not None and made.logits is not None:
                 outputs.logits[name] = made.logits
             if made is not None and made.scale is not None:
@@ -111,9 +113,12 @@ class Model(nn.Module):
         A part that is added or removed leaves the others' first weights as they were.
         """
         for name, module in self.named_modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is None or not any(True for _ in module.parameters(recurse=False)):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            if not own:
                 continue
+            reset = getattr(module, "reset_parameters", None)
+            # A model that was built on the meta device would keep whatever its memory held before.
+            assert reset is not None, f"{name} ({type(module).__name__}) holds {own[0][0]}, but has no reset_parameters"
             digest = hashlib.blake2b(f"{seed}/initialise/{name}".encode(), digest_size=8).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -128,6 +133,25 @@ class Model(nn.Module):
                 raise InputError(f"'{item}' names no hidden state: write encoder/layer, such as {' or '.join(known)}.")
             wanted.setdefault(name, []).append(int(layer))
         return wanted
+
+
+def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
+    """Refuse a stack that an encoder cannot run, or that has no place for all of its tokens."""
+    if stack.layer.cross is not None:
+        raise InputError(
+            f"model.stacks.{encoder.stack}.layer has a cross mixer, which reads a memory, but model.encoders.{name} "
+            f"has none to hand in: leave layer.cross out."
+        )
+    if not isinstance(stack.position, LearnedPositionSpec):
+        return
+    for axis, size in zip(stack.position.axes, stack.position.sizes, strict=True):
+        places = encoder.tokenizer.places[axis]
+        if places is not None and places > size:
+            raise InputError(
+                f"model.stacks.{encoder.stack}.position has {size} places on axis {axis}, but the tokens of "
+                f"model.encoders.{name} stand at up to {places} ({type(encoder.tokenizer).__name__}): raise "
+                f"LearnedPositionSpec.sizes to {places}, or let the tokenizer make fewer."
+            )
 
 
 def _require_known(where: str, name: str, known: Mapping[str, object], kind: str) -> None:

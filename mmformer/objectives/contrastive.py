@@ -30,7 +30,8 @@ class ContrastiveSpec(ObjectiveSpec):
         pairs: encoders that are held against each other.
         head: the model's contrastive head, which owns the temperature.
         same_caption_positive: samples whose captions are equal count as each other's positives, in equal shares,
-            instead of being pushed apart.
+            instead of being pushed apart. Captions are compared as the model reads them, after they are cut to the
+            context length. In a batch without text, each sample is its own positive alone.
         chunk: rows of logits held at once.
     """
 
@@ -113,8 +114,10 @@ def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = 
 def caption_identity(text: Text) -> Tensor:
     """A number for every caption, equal where the captions are equal: B, int64.
 
-    A sum of ids times pseudo-random 64-bit factors that depend on the place (multilinear hashing), so that different
-    captions agree with a probability of about 2^-63, and comparing N of them needs no sorting on the device.
+    Captions are their ids, as the model reads them: two that differ only past the context length are equal. The number
+    is a hash, a sum of ids times fixed odd 64-bit factors that depend on the place, so that comparing N captions needs
+    no sorting on the device. Captions that differ in one place never agree; others agree by chance, which is about
+    2^-64 a pair if the factors are as good as random. Whoever knows them can make captions that do.
     """
     place = torch.arange(1, text.ids.shape[1] + 1, device=text.ids.device)
     factor = place * -7046029254386353131  # the golden ratio in 64 bits, as in SplitMix64's increment

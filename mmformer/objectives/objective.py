@@ -48,7 +48,10 @@ class Objective(ABC):
     """Sums and counts, so that ranks and micro-batches add up exactly."""
 
     couples_samples = False
-    """Whether a sample's loss depends on the rest of its batch; then micro-batches may not be weighed one by one."""
+    """Whether a sample's loss depends on the rest of its batch; then micro-batches may not be weighed one by one.
+
+    Such an objective is handed embeddings and scales alone, those of the whole batch.
+    """
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Change a batch before the model sees it (mask, corrupt, mix); randomness comes from the seed alone."""

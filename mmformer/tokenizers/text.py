@@ -41,6 +41,10 @@ class TextTokensSpec(TokenizerSpec):
         least = 1 + self.begin + self.end
         require(self.context_length >= least, self, "context_length", f"at least {least}")
 
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        return (self.context_length, *(1,) * (AXES - 1))
+
     def build(self, width: int) -> TextTokens:
         return TextTokens(self, width)
 

@@ -25,6 +25,11 @@ class TokenizerSpec(ABC):
     modality: ClassVar[str]
     files: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        """How many places its tokens take on each coordinate axis, at most; None: it depends on what it is handed."""
+        return (None,) * AXES
+
     @abstractmethod
     def build(self, width: int) -> nn.Module:
         """A module from the modality's value in a Batch to Tokens of a width."""

@@ -18,6 +18,7 @@ from mmformer.data.dataset import Sample, training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import to_device
+from mmformer.models.head import ContrastiveHead
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
 from mmformer.training.accumulate import accumulate
@@ -107,10 +108,9 @@ class TrainingTask(pl.LightningModule):
         self.check_finite()
         values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items()}
         values |= {"train/gradient_norm": norm, "train/lr": lr}
-        for name, parameter in self.built.named_parameters():
-            if name.endswith("log_scale"):
-                short = name.removeprefix("heads.").removesuffix(".log_scale")
-                values[f"train/{short}_scale"] = parameter.detach().exp()
+        for name, head in self.built.heads.items():
+            if isinstance(head, ContrastiveHead):
+                values[f"train/{name}_scale"] = head.scale.detach()
         # Not through Lightning, which logs after the callbacks: a checkpoint would be there before its step's row.
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, updates)

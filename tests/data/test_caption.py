@@ -33,6 +33,18 @@ def choose(spec: CaptionSpec, position: int = 0, fields: Any = FIELDS) -> str:
     return spec.choose(fields, generator(0, "caption", position), "key")
 
 
+def test_what_is_optional_may_be_absent() -> None:
+    fields = {"label": {"en": "x", "none": None}, "nothing": None}
+    assert lookup(fields, "label.en", "key", optional=True) == "x"
+    for path in ("label.de", "lab.en", "label.none", "label.none.deeper", "nothing", "nothing.en"):
+        assert lookup(fields, path, "key", optional=True) is None
+    assert lookup(None, "", "key", optional=True) is None
+    with pytest.raises(InputError, match=r"there is no field 'label.en.x'"):
+        lookup(fields, "label.en.x", "key", optional=True)  # a text on the way is a mistake, not an absence
+    with pytest.raises(InputError, match=r"there is no field 'label.de'; 'label' has en, none"):
+        lookup(fields, "label.de", "key")
+
+
 def many(spec: CaptionSpec, number: int = 2000) -> Counter[str]:
     return Counter(choose(spec, position) for position in range(number))
 

@@ -208,7 +208,7 @@ CHANGES: list[Any] = [
     lambda spec: dataclasses.replace(spec, labels={}),
     lambda spec: dataclasses.replace(spec, order=OrderSpec(lanes=1, block=8)),
     lambda spec: dataclasses.replace(spec, order=OrderSpec(lanes=2, block=4)),
-    lambda spec: dataclasses.replace(spec, order=OrderSpec(lanes=2, block=8, shuffle=False)),
+    lambda spec: dataclasses.replace(spec, order=OrderSpec(lanes=2, shuffle=False)),
     lambda spec: image_of(spec, transform=ImageTransformSpec((8, 16))),
     lambda spec: image_of(spec, transform=ImageTransformSpec((SIDE, SIDE), "crop")),
     lambda spec: image_of(spec, transform=ImageTransformSpec((SIDE, SIDE), "squash")),
@@ -256,6 +256,10 @@ def test_transforms_out_of_range_are_refused() -> None:
         ImageTransformSpec((0, 3))
     with pytest.raises(InputError, match=r"ImageTransformSpec.fill must be 0 to 255"):
         ImageTransformSpec(fill=(0, 0, 256))
+    for fit in ("crop", "squash"):
+        ImageTransformSpec(fit=fit)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=rf"fill must be left alone where fit is '{fit}', which fills nothing"):
+            ImageTransformSpec(fit=fit, fill=(0, 0, 0))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------- what is wrong

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_data, write_few
 
-from mmformer.data.dataset import LabelInputSpec, SampleDataset, read_classes
+from mmformer.data.dataset import Collate, LabelInputSpec, SampleDataset, evaluation_loader, read_classes
 from mmformer.data.order import OrderSpec
 from mmformer.errors import InputError
+from mmformer.evaluation.classification import AccuracySpec
+from mmformer.objectives.classification import ClassificationSpec
+from mmformer.types import Batch, Outputs
 
 
 @pytest.mark.parametrize(
@@ -41,6 +45,65 @@ def test_a_label_that_is_none_of_the_classes_is_refused(colour: str, message: st
     dataset = SampleDataset(data, "train", OrderSpec(), 0, False)
     with pytest.raises(InputError, match=message):
         dataset[0]
+
+
+def few(tmp_path: Path, **members: list[bytes]) -> tuple[Path, str]:
+    folder = write_few(tmp_path, **members)
+    return folder, str(folder / "colours.txt")
+
+
+def as_json(*more: str) -> list[bytes]:
+    return [f'{{"names": {{"en": "x"}}{field}}}'.encode() for field in more]
+
+
+def test_an_optional_label_may_be_absent_or_null(tmp_path: Path) -> None:
+    folder, classes = few(tmp_path, json=as_json(', "colour": "blue"', "", ', "colour": null', ', "colour": 0'))
+    spec = LabelInputSpec(classes, "colour", optional=True)
+    dataset = SampleDataset(tiny_data(folder, labels={"colour": spec}), "train", OrderSpec(shuffle=False), 0, False)
+    samples = [dataset[p] for p in range(4)]
+    assert [sample.labels for sample in samples] == [{"colour": n} for n in (1, -1, -1, 0)]
+    labels = Collate(dataset.spec, None, 0, False)(samples).labels
+    assert labels["colour"].tolist() == [1, -1, -1, 0]
+    assert labels["colour"].dtype == torch.int64
+
+    batch = Batch(tuple("abcd"), labels)
+    logits = torch.zeros(4, 8)
+    logits[[0, 1, 2], [1, 1, 1]] = 4.0  # right; without a label twice; wrong
+    logits[3, 5] = 4.0
+    made = Outputs({}, {}, {"colour": logits}, {}, {}, {})
+    (term,) = ClassificationSpec(head="colour").build().losses(made, batch).values()
+    assert term.items == 2
+    expected = torch.nn.functional.cross_entropy(logits[[0, 3]], torch.tensor([1, 0]), reduction="sum")
+    torch.testing.assert_close(term.total, expected)
+    metric = AccuracySpec("colour").build()
+    metric.update(made, batch)
+    assert metric.compute()["accuracy"].value == 50
+
+
+def test_an_optional_label_is_still_checked(tmp_path: Path) -> None:
+    folder, classes = few(tmp_path, json=as_json(', "colour": "redd"', ', "colour": -1', ', "colour": {}', ""))
+    spec = LabelInputSpec(classes, "colour", optional=True)
+    dataset = SampleDataset(tiny_data(folder, labels={"colour": spec}), "train", OrderSpec(shuffle=False), 0, False)
+    for position, found in enumerate(("'redd'", "-1", "{}")):
+        with pytest.raises(InputError, match=f"the label 'colour' is {found}, which is none of the 8 classes"):
+            dataset[position]
+    strict = tiny_data(folder, labels={"colour": LabelInputSpec(classes, "colour")})
+    with pytest.raises(InputError, match="there is no field 'colour'"):
+        SampleDataset(strict, "train", OrderSpec(shuffle=False), 0, False)[3]
+
+
+@pytest.mark.parametrize("written", [[b"2", b"", b"0", b""], [b""] * 4], ids=["some", "none at all"])
+@pytest.mark.parametrize("cache_mib", [0, 1])
+def test_an_optional_member_may_be_absent(written: list[bytes], cache_mib: int, tmp_path: Path) -> None:
+    folder, classes = few(tmp_path, cls=written)
+    spec = LabelInputSpec(classes, member="cls", optional=True)
+    data = tiny_data(folder, labels={"colour": spec}, cache_mib=cache_mib)
+    batches: list[Batch] = list(evaluation_loader(data, "train", None))  # type: ignore[arg-type]
+    found = [int(label) for batch in batches for label in batch.labels["colour"]]
+    assert found == [int(data or b"-1") for data in written]
+    strict = tiny_data(folder, labels={"colour": LabelInputSpec(classes, member="cls")})
+    with pytest.raises(InputError, match="cls"):
+        list(evaluation_loader(strict, "train", None))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from mmformer.errors import InputError
 def orders(draw: st.DrawFn) -> Order:
     counts = draw(st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(any))
     lanes = draw(st.integers(1, sum(count > 0 for count in counts)))
-    spec = OrderSpec(lanes=lanes, block=draw(st.integers(1, 40)), shuffle=draw(st.booleans()))
+    shuffle = draw(st.booleans())
+    block = draw(st.integers(1, 40)) if shuffle else OrderSpec.block
+    spec = OrderSpec(lanes=lanes, block=block, shuffle=shuffle)
     return spec.build(counts, draw(st.integers(-(2**70), 2**70)))
 
 
@@ -125,7 +127,7 @@ def test_blocks_do_not_keep_the_same_samples_together() -> None:
 
 
 def test_without_shuffling_the_manifest_is_read_in_order() -> None:
-    order = OrderSpec(shuffle=False, block=3).build([2, 0, 3], seed=5)
+    order = OrderSpec(shuffle=False).build([2, 0, 3], seed=5)
     once = [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]
     assert [tuple(order.locate(position)[1:]) for position in range(10)] == once * 2
 
@@ -162,5 +164,7 @@ def test_wrong_settings_are_refused() -> None:
         OrderSpec(lanes=0)
     with pytest.raises(InputError, match=r"OrderSpec\.block must be at least 1, but is -1"):
         OrderSpec(block=-1)
+    with pytest.raises(InputError, match=r"OrderSpec\.block must be left alone where shuffle is false.*but is 3"):
+        OrderSpec(block=3, shuffle=False)
     with pytest.raises(InputError, match="positions start at 0"):
         OrderSpec().build([3], seed=0).locate(-1)

@@ -62,6 +62,20 @@ def test_ties_count_against_the_model() -> None:
     assert ranks(pairs, pairs).tolist() == [2] * 6
 
 
+def test_what_is_not_a_number_finds_nothing() -> None:
+    nan = torch.full((5, 3), float("nan"))
+    good = F.normalize(embeddings(5, 3)[0], dim=1)
+    for query, candidate in ((nan, nan), (nan, good), (good, nan)):
+        assert ranks(query, candidate).tolist() == [5] * 5
+    for image, text in ((nan, nan), (nan, good), (torch.full((5, 3), float("inf")), good)):
+        scores = measure(SPEC, image, text, (5,))
+        assert all(score.value == (5 if "rank" in name else 0) for name, score in scores.items())
+    one = good.clone()
+    one[2] = float("nan")  # one diverged sample is last itself, and stands before every other's right one
+    assert ranks(one, good).tolist() == [1, 1, 5, 1, 1]
+    assert ranks(good, one).tolist() == [2, 2, 5, 2, 2]
+
+
 def test_a_perfect_model_finds_all() -> None:
     eye = torch.eye(6)
     scores = measure(SPEC, eye, 7 * eye, (6,))

@@ -49,7 +49,7 @@ def by_hand(model: Model, templates: tuple[str, ...]) -> Tensor:
 @torch.no_grad()
 def test_prompts_are_ensembled(templates: tuple[str, ...], batch_size: int) -> None:
     model = build()
-    found = embed_classes(model, ENCODER, NAMES, templates, "text", CPU, batch_size)
+    found = embed_classes(model, ENCODER, [[name] for name in NAMES], templates, "text", CPU, batch_size)
     assert found.shape == (5, 12)
     assert torch.allclose(found, by_hand(model, templates), atol=1e-5)
     assert torch.allclose(found.norm(dim=1), torch.ones(5), atol=1e-6)
@@ -68,7 +68,7 @@ def test_zero_shot_is_the_nearest_prompt(tmp_path: Path) -> None:
     spec = ZeroShotSpec("colour", classes_file(tmp_path), TEMPLATES)
     score = evaluate(model, [batch], {"z": spec}, ENCODER)["z/accuracy"]
     with torch.no_grad():
-        prompts = embed_classes(model, ENCODER, [name or "nothing" for name in NAMES], TEMPLATES, "text", CPU)
+        prompts = embed_classes(model, ENCODER, [[name or "nothing"] for name in NAMES], TEMPLATES, "text", CPU)
         images = model(batch).embedding["image"]
     right = seen = 0
     for image, label in zip(images, target.tolist(), strict=True):
@@ -95,12 +95,47 @@ def test_templates_change_the_score_or_at_least_the_prompts(tmp_path: Path) -> N
 def test_alternative_names_of_a_class_are_ensembled_too() -> None:
     model = build()
     with torch.no_grad():
-        found = embed_classes(model, ENCODER, ["red | scarlet", "blue"], TEMPLATES, "text", CPU)
-        each = embed_classes(model, ENCODER, ["red", "scarlet", "blue"], ("{}",), "text", CPU)
-        plain = embed_classes(model, ENCODER, ["red | scarlet", "blue"], ("{}",), "text", CPU)
+        found = embed_classes(model, ENCODER, [["red", "scarlet"], ["blue"]], TEMPLATES, "text", CPU)
+        each = embed_classes(model, ENCODER, [["red"], ["scarlet"], ["blue"]], ("{}",), "text", CPU)
+        plain = embed_classes(model, ENCODER, [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
     assert found.shape == (2, 12)
     assert torch.allclose(plain[0], F.normalize(each[0] + each[1], dim=0), atol=1e-5)
     assert torch.allclose(plain[1], each[2], atol=1e-5)
+
+
+@torch.no_grad()
+def test_alternatives_are_split_in_the_file_of_classes_alone(tmp_path: Path) -> None:
+    model, path = build(), tmp_path / "classes.txt"
+    path.write_text("red | scarlet\nblue\n")
+    metric = ZeroShotSpec("colour", str(path)).build()
+    metric.start(model, ENCODER, CPU)
+    assert metric.prompts is not None
+    split = embed_classes(model, ENCODER, [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
+    literal = embed_classes(model, ENCODER, [["red | scarlet"], ["blue"]], ("{}",), "text", CPU)
+    assert torch.allclose(metric.prompts, split, atol=1e-6)
+    assert not torch.allclose(literal[0], split[0], atol=1e-3)
+    for line in ("red |", "| red", "red || scarlet", "|"):
+        path.write_text(f"blue\n{line}\n")
+        with pytest.raises(InputError) as caught:
+            metric.start(model, ENCODER, CPU)
+        assert f"the class '{line}' has an empty name beside a '|'" in str(caught.value)
+
+
+def test_logits_that_are_not_numbers_are_no_answer() -> None:
+    nan = float("nan")
+    logits = torch.tensor([[nan, nan, nan], [0, nan, 1], [nan, 3, 1], [0, 3, 1], [0, float("inf"), 1]])
+    metric = AccuracySpec("colour").build()
+    batch = Batch((), {"colour": torch.tensor([0, 1, 1, 1, 1])})
+    metric.update(Outputs({}, {}, {"colour": logits}, {}, {}, {}), batch)
+    assert metric.compute()["accuracy"].value == pytest.approx(40)
+
+
+def test_zero_shot_with_embeddings_that_are_not_numbers_is_always_wrong(tmp_path: Path) -> None:
+    metric = ZeroShotSpec("colour", classes_file(tmp_path)).build()
+    metric.start(build(), ENCODER, CPU)
+    batch = Batch((), {"colour": torch.arange(5)})
+    metric.update(Outputs({"image": torch.full((5, 12), float("nan"))}, {}, {}, {}, {}, {}), batch)
+    assert metric.compute()["accuracy"].value == 0
 
 
 def test_accuracy_counts_what_has_a_label() -> None:
@@ -176,6 +211,10 @@ def test_a_template_has_one_place(template: str) -> None:
 def test_some_template_is_needed_and_two_encoders() -> None:
     with pytest.raises(InputError, match="There are no prompt templates"):
         ZeroShotSpec("colour", "x", ())
+    with pytest.raises(
+        InputError, match=r"templates are a list of strings, but are the string 'a {}': write it in \[\]"
+    ):
+        check_templates("a {}")
     with pytest.raises(InputError, match=r"ZeroShotSpec.text must be another encoder than image"):
         ZeroShotSpec("colour", "x", image="text")
     check_templates(["{}", "a {}, really", "{{braces}} {}"])

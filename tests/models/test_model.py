@@ -140,10 +140,10 @@ def test_heads_read_what_they_name() -> None:
     assert not torch.equal(model(batch).logits["colour"], model(batch).logits["colour"]), "dropout"
 
 
-def test_the_temperature_has_a_floor_and_a_gradient_above_it() -> None:
+def test_the_temperature_is_learned() -> None:
     model = ModelSpec(SHARED.stacks, SHARED.encoders, {"c": ContrastiveHeadSpec(0.05, 0.02)}).build()
     model.initialise(0)
-    scale = model(tiny_batch(TEXTS)).scale["c"]
+    scale = model(tiny_batch(TEXTS)).scale["c"]  # what is past the floor: tests/models/test_heads.py
     assert math.isclose(scale.item(), 20, rel_tol=1e-6)
     scale.sum().backward()
     parameter = model.heads["c"].log_scale
@@ -151,9 +151,6 @@ def test_the_temperature_has_a_floor_and_a_gradient_above_it() -> None:
     assert parameter.shape == (1,)
     assert parameter.grad is not None
     assert math.isclose(parameter.grad.item(), 20, rel_tol=1e-5)
-    with torch.no_grad():
-        parameter.fill_(100.0)
-    assert math.isclose(model(tiny_batch(TEXTS)).scale["c"].item(), 50, rel_tol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------- special tokens

@@ -55,10 +55,15 @@ def test_samples_without_a_label_get_no_gradient() -> None:
     assert logits.grad.abs().sum(1).ne(0).tolist() == [True, True, False, True, False]
 
 
-def test_a_batch_without_any_label_is_no_loss() -> None:
-    (term,) = ClassificationSpec(head="colour").build().losses(outputs(), batch(torch.full((5,), -1))).values()
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_batch_without_any_label_is_no_loss(smoothing: float) -> None:
+    logits, spec = LOGITS.detach().clone().requires_grad_(), ClassificationSpec(head="colour", smoothing=smoothing)
+    (term,) = spec.build().losses(outputs(logits), batch(torch.full((5,), -1))).values()
     assert term.total == 0
     assert term.items == 0
+    term.total.backward()
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
 
 
 def test_it_is_computed_in_float32_under_autocast() -> None:

@@ -123,6 +123,14 @@ def test_padding_does_not_count() -> None:
     assert torch.equal(caption_identity(Text(ids[:, :3], torch.tensor([3, 3]))), one)
 
 
+def test_captions_that_differ_past_the_context_length_are_equal() -> None:
+    """They are compared as the model reads them: tiny's context is 16 tokens."""
+    start = "a large red square on the left of a small blue square"
+    number = caption_identity(tiny_batch([f"{start} {start} one", f"{start} {start} two", "one", "two"]).text)  # type: ignore[arg-type]
+    assert (number[:, None] == number[None, :]).sum() == 6
+    assert number[0] == number[1]
+
+
 def test_many_captions_do_not_collide() -> None:
     ids = torch.randint(5, 8192, (50_000, 8), generator=torch.Generator().manual_seed(0)).unique(dim=0)
     assert len(caption_identity(Text(ids, torch.full((len(ids),), 8))).unique()) == len(ids)

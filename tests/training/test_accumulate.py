@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from mmformer.models.model import Model
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
-from mmformer.objectives.objective import ObjectiveSpec
+from mmformer.objectives.objective import Objective, ObjectiveSpec
 from mmformer.training.accumulate import _dropout, accumulate, split
 from mmformer.types import Batch, LossTerm, Outputs
 
@@ -37,7 +38,12 @@ def model(dropout: float = 0.0) -> Model:
 
 
 def gradients(
-    specs: Mapping[str, ObjectiveSpec], parts: int, dropout: float = 0.0, bf16: bool = False, seed: int = 7
+    specs: Mapping[str, ObjectiveSpec],
+    parts: int,
+    dropout: float = 0.0,
+    bf16: bool = False,
+    seed: int = 7,
+    given: Batch | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parameter -> gradient, and what is reported."""
     built = model(dropout)
@@ -47,7 +53,7 @@ def gradients(
             built,
             {name: spec.build() for name, spec in specs.items()},
             {name: spec.weight for name, spec in specs.items()},
-            batch(),
+            given or batch(),
             parts,
             lambda loss: loss.backward(),
         )
@@ -176,19 +182,93 @@ def test_parts_are_cut_in_order_and_no_longer_than_they_must_be() -> None:
     assert all(part.image is None for part in split(given._replace(image=None), 4))
 
 
+# ------------------------------------------------------------------------------------------------- who sees what
+
+
+class Spying:
+    """An objective that keeps what it is handed."""
+
+    def __init__(self, inner: Objective) -> None:
+        self.inner, self.couples_samples = inner, inner.couples_samples
+        self.seen: list[tuple[Outputs, Batch]] = []
+
+    def items(self, given: Batch) -> dict[str, Tensor]:
+        return self.inner.items(given)
+
+    def losses(self, outputs: Outputs, given: Batch) -> dict[str, LossTerm]:
+        self.seen.append((outputs, given))
+        return self.inner.losses(outputs, given)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_only_what_couples_samples_is_gathered(parts: int) -> None:
+    """Embeddings and scales of the whole batch for the one; everything of a micro-batch, with its graph, for others."""
+    contrastive, colour = Spying(CONTRASTIVE.build()), Spying(CLASSIFICATION.build())
+    objectives: Any = {"colour": colour, "contrastive": contrastive}
+    accumulate(model(), objectives, {"colour": 1.0, "contrastive": 1.0}, batch(), parts, lambda loss: loss.backward())
+    ((whole, given),) = contrastive.seen
+    assert len(given.keys) == 8
+    assert whole.embedding["image"].shape == (8, 12)
+    assert list(whole.scale) == ["contrastive"]
+    assert not whole.logits
+    assert not whole.tokens
+    assert [tuple(outputs.logits["colour"].shape) for outputs, _ in colour.seen] == [(8 // parts, 8)] * parts
+    assert [len(part.keys) for _, part in colour.seen] == [8 // parts] * parts
+    assert all(set(outputs.tokens) == {"image", "text"} for outputs, _ in colour.seen)
+    assert all(outputs.logits["colour"].requires_grad for outputs, _ in colour.seen)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("objectives", ["classification", "both"])
+def test_a_batch_without_labels_has_no_nan(objectives: str, bf16: bool) -> None:
+    unlabelled = batch()._replace(labels={"colour": torch.full((8,), -1)})
+    found = [gradients(SETS[objectives], parts, bf16=bf16, given=unlabelled) for parts in (1, 2, 4)]
+    for gradient, reported in found:
+        assert reported["colour/cross_entropy"] == 0
+        assert all(value.isfinite().all() for value in [*gradient.values(), *reported.values()])
+        assert (gradient["heads.colour.projection.weight"] == 0).all()
+        assert_close(gradient, found[0][0], 2e-2 if bf16 else 1e-6)
+    if objectives == "both":
+        alone, reported = gradients(SETS["contrastive"], 2, bf16=bf16)
+        assert torch.allclose(found[1][1]["loss"], reported["loss"])
+        assert_close({name: found[1][0][name] for name in alone}, alone, 1e-6)
+
+
+def test_labels_in_one_micro_batch_alone_weigh_as_they_do_in_the_whole() -> None:
+    uneven = batch()._replace(labels={"colour": torch.tensor([-1, -1, -1, -1, -1, -1, 3, -1])})
+    whole, reported = gradients(SETS["both"], 1, given=uneven)
+    for parts in (2, 4, 8):
+        cut, reported_cut = gradients(SETS["both"], parts, given=uneven)
+        assert_close(cut, whole, 1e-6)
+        assert_close(reported_cut, reported, 1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("objectives", SETS)
+def test_every_objective_has_a_weight(objectives: str, parts: int) -> None:
+    built = {name: spec.build() for name, spec in SETS[objectives].items()}
+    with pytest.raises(KeyError):
+        accumulate(model(), built, {}, batch(), parts, lambda loss: loss.backward())
+
+
+def test_aux_is_no_name_of_an_objective() -> None:
+    with pytest.raises(AssertionError, match="the name aux is that of what layers ask for"):
+        accumulate(model(), {"aux": CONTRASTIVE.build()}, {"aux": 1.0}, batch(), 1, lambda loss: loss.backward())
+
+
 class Balanced(nn.Module):
     """A model whose layers ask for a loss of their own, as a router does."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: float = 1.0) -> None:
         super().__init__()
-        self.inner = model()
+        self.inner, self.items = model(), items
         self.balance = nn.Parameter(torch.tensor([2.0]))
 
     def forward(self, given: Batch) -> Outputs:
         outputs = self.inner(given)
         assert given.image is not None
         asked = (self.balance * given.image.float().mean((1, 2, 3))).square().sum()
-        return outputs._replace(losses={"image/balance": LossTerm(asked, torch.tensor(float(len(given.keys))))})
+        return outputs._replace(losses={"image/balance": LossTerm(asked, torch.tensor(self.items * len(given.keys)))})
 
 
 @pytest.mark.parametrize("objectives", SETS)
@@ -209,3 +289,17 @@ def test_what_layers_ask_for_counts_once(objectives: str) -> None:
         found.append((gradient / 1e4, reported["loss"] / 1e4, reported["aux/image/balance"] / 1e4))
     for cut in found[1:]:
         assert all(torch.allclose(a, b, rtol=1e-5) for a, b in zip(cut, found[0], strict=True))
+
+
+@pytest.mark.parametrize("objectives", SETS)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_layers_that_ask_for_nothing_in_a_batch_make_no_nan(objectives: str, parts: int) -> None:
+    balanced = Balanced(items=0.0)
+    with torch.no_grad():
+        balanced.balance.zero_()
+    built = {name: spec.build() for name, spec in SETS[objectives].items()}
+    weights = {name: spec.weight for name, spec in SETS[objectives].items()}
+    reported = accumulate(balanced, built, weights, batch(), parts, lambda loss: loss.backward())  # type: ignore[arg-type]
+    assert all(value.isfinite() for value in reported.values())
+    assert all(p.grad.isfinite().all() for p in balanced.parameters() if p.grad is not None)
+    assert reported["aux/image/balance"] == 0

@@ -1,0 +1,120 @@
+"""Whole models of every shipped part: built on the meta device, allocated, initialised, nothing left as it was."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_model
+from torch import nn
+
+from mmformer.models.encoder import EncoderSpec
+from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
+from mmformer.models.model import ModelSpec
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.stack import StackSpec
+from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
+from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.tokenizer import TokenizerSpec
+
+PARTS: dict[type, list[Any]] = {
+    TokenizerSpec: [
+        ImagePatchesSpec(patch=8),
+        ConvolutionalStemSpec(channels=(4, 6), norm=RMSNormSpec()),
+        TextTokensSpec(VOCABULARY, context_length=16),
+    ],
+    PoolSpec: [
+        ClassTokenPoolSpec(),
+        MeanPoolSpec(),
+        LastPoolSpec(),
+        AttentionPoolSpec(AttentionSpec(2), GELUFeedForwardSpec(ratio=2), RMSNormSpec()),
+    ],
+    PositionSpec: [
+        LearnedPositionSpec((0, 1), (16, 4)),
+        SinusoidalPositionSpec(),
+        RotaryPositionSpec(),
+        PositionSpec(),
+    ],
+    MixerSpec: [AttentionSpec(2), AttentionSpec(4, 2, qk_norm=True)],
+    FeedForwardSpec: [GELUFeedForwardSpec(ratio=2), SwiGLUFeedForwardSpec()],
+    NormSpec: [LayerNormSpec(), RMSNormSpec()],
+    HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5)],
+}
+
+
+def shipped(base: type) -> set[type]:
+    """The concrete specs of a family that mmformer has, the base itself among them where it can be built."""
+    found = set() if inspect.isabstract(base) else {base}
+    for spec in base.__subclasses__():
+        found |= shipped(spec)
+    return {spec for spec in found if spec.__module__.startswith("mmformer.")}
+
+
+def models() -> list[ModelSpec]:
+    """Each pair of a tokenizer and a pool, the other parts by turns."""
+    made = []
+    for index, (tokenizer, pool) in enumerate(itertools.product(PARTS[TokenizerSpec], PARTS[PoolSpec])):
+        mixer, feedforward, norm, position = (
+            PARTS[base][index % len(PARTS[base])] for base in (MixerSpec, FeedForwardSpec, NormSpec, PositionSpec)
+        )
+        layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
+        encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
+        stack = StackSpec(16, 1, layer, position, input_norm=True)
+        made.append(ModelSpec({"s": stack}, {"e": encoder}, {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1]}))
+    return made
+
+
+@pytest.mark.parametrize("base", PARTS, ids=lambda base: base.__name__)
+def test_every_shipped_part_is_below(base: type) -> None:
+    assert {type(spec) for spec in PARTS[base]} == shipped(base)
+    used = repr(models())
+    assert all(repr(spec) in used for spec in PARTS[base])
+
+
+@pytest.mark.parametrize("spec", models(), ids=lambda s: " ".join(type(p).__name__ for p in (s.encoders["e"].tokenizer, s.encoders["e"].pool)))  # fmt: skip  # noqa: E501
+def test_every_part_initialises_from_meta(spec: ModelSpec) -> None:
+    with torch.device("meta"):
+        model = spec.build()
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.fill_(float("nan"))
+    model.initialise(3)
+    reference = spec.build()
+    reference.initialise(3)
+    expected = dict(reference.named_parameters()) | dict(reference.named_buffers())
+    found = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.isfinite().all(), f"{name} was not initialised"
+        assert torch.equal(tensor, expected[name]), name
+
+
+class Bare(nn.Module):
+    """Holds something, and cannot initialise it."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        if buffer:
+            self.register_buffer("table", torch.empty(3))
+        else:
+            self.weight = nn.Parameter(torch.empty(3))
+
+
+@pytest.mark.parametrize("buffer", [False, True])
+def test_a_part_that_would_stay_uninitialised_is_named(buffer: bool) -> None:
+    model = tiny_model().build()
+    model.initialise(0)
+    model.heads["odd"] = nn.Sequential(Bare(buffer))
+    held = "table" if buffer else "weight"
+    with pytest.raises(AssertionError, match=rf"heads.odd.0 \(Bare\) holds {held}, but has no reset_parameters"):
+        model.initialise(0)
