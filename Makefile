@@ -41,8 +41,8 @@ format: $(STAMP)  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## repeat the recorded numbers (about half an hour)
-	$(BIN)/python -m benchmarks.quickstart
+bench: $(STAMP)  ## repeat the recorded numbers (a quarter of an hour; OPENMOJI=DIR for its drawings too)
+	$(BIN)/python -m benchmarks.quickstart $(if $(OPENMOJI),--openmoji $(OPENMOJI))
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.attention
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import describe
-from mmformer.config import build, make_parser
+from mmformer.cli.options import merged
+from mmformer.config import parse
 from mmformer.data.dataset import training_loader
 from mmformer.training.accumulate import accumulate
 from mmformer.training.run import RunSpec
@@ -30,8 +31,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/runs/emoji_quickstart.yaml")
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
-    run_parser = make_parser(RunSpec)
-    run = build(run_parser, run_parser.parse_args(["--config", arguments.config]), RunSpec)
+    run = parse(RunSpec, merged(RunSpec, [("config", arguments.config)]), arguments.config)
     rows = measure(run, arguments.steps)
     lines = [
         "# Where the milliseconds of an update go",

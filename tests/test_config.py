@@ -136,6 +136,16 @@ REFUSED: list[tuple[str, object, list[str]]] = [
     ("stacks.trunk.depth", "many", ["depth", "int", "many"]),
     ("stacks.trunk.depth", 1.5, ["depth", "int", "1.5"]),
     ("stacks.trunk.depth", [1], ["depth", "int", "[1]"]),
+    ("stacks.trunk.depth", "abc", ["file.yaml: stacks.trunk.depth: Expected int. Got value: 'abc'"]),
+    ("stacks.trunk.depth", None, ["file.yaml: stacks.trunk.depth must be int, but is null."]),
+    ("stacks.trunk.memory_width", "x", ["stacks.trunk.memory_width: Expected int or null. Got value: 'x'"]),
+    ("stacks.trunk.layer.mixer.init_args", {"heads": "x"}, ["stacks.trunk.layer.mixer.heads: Expected int", "'x'"]),
+    ("stacks.trunk.layer.mixer", {"heads": "x"}, ["stacks.trunk.layer.mixer.heads: Expected int. Got value: 'x'"]),
+    ("stacks.trunk.layer.placement", "x", ["stacks.trunk.layer.placement: Expected one of 'pre', ", "Got value: 'x'"]),
+    ("encoders.image.tokenizer.init_args", {"mean": [0, 0, "x"]}, ["encoders.image.tokenizer.mean.2: Expected float"]),
+    ("encoders.image.tokenizer.init_args", {"mean": [0]}, ["image.tokenizer.mean: Expected a tuple with 3 elements"]),
+    ("encoders.image.tokenizer", {}, ["encoders.image.tokenizer: class_path is required", "ConvolutionalStemSpec"]),
+    ("encoders.image", {}, ["encoders.image: tokenizer, stack are required, but not given"]),
     ("encoders.image.causal", 3, ["causal", "bool", "3"]),
     ("stacks", [1], ["stacks must be a mapping, but is [1]"]),
     ("stacks.trunk", "text", ["stacks.trunk must be a mapping, but is 'text'"]),
@@ -191,6 +201,28 @@ def test_a_file_cannot_run_code(path: str, form: str, tmp_path: Path, monkeypatc
 )
 def test_a_class_goes_by_its_name_or_by_its_arguments(mixer: object) -> None:
     assert parse(ModelSpec, changed("stacks.trunk.layer.mixer", mixer), "here") == parse(ModelSpec, MODEL, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "lines"),
+    [
+        ("seed: 1\nmodel: {}\nseed: 2\n", "seed", "1 and 3"),
+        ("model:\n  stacks:\n    a: {width: 1, depth: 2,\n        width: 3}\n", "width", "3 and 4"),
+        ("a:\n- x: 1\n  'x': 1\n", "x", "2 and 3"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text: str, key: str, lines: str, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=rf"x\.yaml .* the key '{key}' is there twice, on lines {lines}: remove one\.$"
+    ):
+        read_yaml(tmp_path / "x.yaml")
+
+
+def test_the_same_key_elsewhere_and_merged_keys_are_no_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n")
+    data = read_yaml(tmp_path / "x.yaml")
+    assert data == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}
 
 
 def test_yaml_that_is_none_is_refused(tmp_path: Path) -> None:

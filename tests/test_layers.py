@@ -25,7 +25,8 @@ KNOWS: dict[str, set[str]] = {
     "files": set(),
     "types": set(),
     "spec": {"errors"},
-    "config": {"errors", "spec"},
+    "schema": {"errors", "spec"},
+    "config": {"errors", "spec", "schema"},
     "nn": BASE,
     "tokenizers": BASE | {"nn"},
     "models": BASE | {"nn", "tokenizers"},
@@ -36,13 +37,13 @@ KNOWS: dict[str, set[str]] = {
     "predictor": BASE | {"bundle", "models", "data", "tokenizers", "evaluation"},
     "training": FILES_TOO
     | {"nn", "tokenizers", "models", "objectives", "data", "evaluation", "bundle", "predictor", "training"},
-    "cli": FILES_TOO | {"training", "predictor", "bundle", "data", "tokenizers", "evaluation", "cli"},
+    "cli": FILES_TOO | {"schema", "training", "predictor", "bundle", "data", "tokenizers", "evaluation", "cli"},
     "__init__": {"predictor"},
     "__main__": {"cli"},
 }
 """Unit (a module or package directly under mmformer) -> the units that its files may import."""
 
-LIGHT = ("cli/*.py", "errors.py", "config.py", "spec.py", "files.py", "tokenizers/vocabulary.py")
+LIGHT = ("cli/*.py", "errors.py", "config.py", "schema.py", "spec.py", "files.py", "tokenizers/vocabulary.py")
 LIGHT_DATA = tuple(f"data/{name}.py" for name in ("manifest", "shards", "order", "seeding", "decode", "caption"))
 HEAVY = {"torch", "torchvision", "torchaudio", "pytorch_lightning", "lightning_fabric", "timm", "tensorboard"}
 

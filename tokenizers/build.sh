@@ -4,8 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 mmformer="${1:-.venv/bin/mmformer}"
-rm -f tokenizers/emoji-12.model tokenizers/emoji-en.model
 "$mmformer" vocabulary train data/emoji --split train --fields 'names.*' 'keywords.*' \
-  --size 8192 --output tokenizers/emoji-12.model
+  --size 8192 --overwrite --output tokenizers/emoji-12.model
 "$mmformer" vocabulary train data/emoji --split train --fields names.en keywords.en \
-  --size 1536 --output tokenizers/emoji-en.model
+  --size 1536 --overwrite --output tokenizers/emoji-en.model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mmformer.errors import InputError, nearest
@@ -18,12 +19,37 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         # No abbreviations: an option added later would change what a script means.
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse's, which does not remember what it read, as ``error`` has to."""
+        self._words += args or []
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        options = [option for action in self._actions for option in action.option_strings]
-        unknown = re.search(r"unrecognized arguments: (\S+)", message)
-        hint = nearest(unknown[1].split("=")[0], options) if unknown else ""
+        hint = ""
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        elif "unrecognized arguments" in message or "are required" in message:
+            # What is required is often there, under a mistyped name.
+            options = [option for action in self._actions for option in action.option_strings]
+            given = (word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--")
+            for unknown in (word for word in given if word not in options):
+                said = "" if unknown in message else f" There is no option {unknown}."
+                hint += said + nearest(unknown, options)
         raise InputError(f"{message}.{hint} {self.prog} --help says what it takes.")
+
+
+def check_replaces(target: Path, overwrite: bool) -> None:
+    """Refuse a file to write that is there already.
+
+    Raises:
+        InputError: it is there, and ``overwrite`` is false.
+    """
+    if target.exists() and not overwrite:
+        raise InputError(
+            f"--output {target}: this file is there already: replace it (--overwrite), or name another file."
+        )
 
 
 def run(add_parser: AddParser, command: str, words: Sequence[str]) -> int:
@@ -36,7 +62,14 @@ def run(add_parser: AddParser, command: str, words: Sequence[str]) -> int:
     add_parser(parser.add_subparsers(parser_class=Parser))
     arguments, unknown = parser.parse_known_args([command, *words])
     if unknown:
-        own = parser._subparsers._group_actions[0].choices[command] if parser._subparsers else parser  # type: ignore[index]
-        own.error(f"unrecognized arguments: {' '.join(unknown)}")
+        _innermost(parser, [command, *words]).error(f"unrecognized arguments: {' '.join(unknown)}")
     code: int = arguments.run(arguments)
     return code
+
+
+def _innermost(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the last command among nested ones that words name."""
+    for word in words:
+        actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+        parser = next((action.choices[word] for action in actions if word in action.choices), parser)
+    return parser

@@ -13,7 +13,8 @@ from mmformer.errors import InputError, nearest
 PICTURES = "A picture is a file, a folder (all in it and below), or a pattern in quotes such as 'shots/*.png'."
 """For a command's help."""
 
-_SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_image)
+SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_image)
+"""How a picture's name ends."""
 
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
@@ -80,7 +81,7 @@ def read_lines(path: str) -> list[str]:
 def _in_folder(folder: Path) -> list[Path]:
     pictures = [path for path in sorted(folder.rglob("*")) if _is_picture(path) and not _hidden(path, folder)]
     if not pictures:
-        raise InputError(f"{folder}: there is no picture ({', '.join(_SUFFIXES)}) in this folder or below it.")
+        raise InputError(f"{folder}: there is no picture ({', '.join(SUFFIXES)}) in this folder or below it.")
     return pictures
 
 
@@ -89,13 +90,13 @@ def _matches(pattern: str) -> list[Path]:
     matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
     pictures = [path for path in matches if _is_picture(path)]
     if not pictures:
-        found = f"{len(matches)} files or folders, but none is a picture ({', '.join(_SUFFIXES)})"
+        found = f"{len(matches)} files or folders, but none is a picture ({', '.join(SUFFIXES)})"
         raise InputError(f"The pattern '{pattern}' matches {found if matches else 'nothing'}.")
     return pictures
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _hidden(path: Path, folder: Path) -> bool:

@@ -5,6 +5,7 @@ Nothing heavy is imported here: help and unknown commands answer before torch wo
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -32,7 +33,7 @@ Examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0, 2 for something the user has to act on, 130 for an interruption."""
+    """Run a command; the exit code: 0, 2 for what the user has to act on, 1 for a defect, 130 for an interruption."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -59,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:  # whatever it is, it is told in one line
+        if debug:
+            raise
+        expected = isinstance(error, OSError) and error.errno is not None
+        print(f"mmformer: {denied(error) if expected else unexpected(error)}", file=sys.stderr)  # type: ignore[arg-type]
+        return 2 if expected else 1
 
 
 def run(words: Sequence[str]) -> int:
@@ -91,6 +98,31 @@ def overview() -> str:
         EXAMPLES.rstrip(),
     ]
     return "\n".join(lines)
+
+
+def denied(error: OSError) -> str:
+    """What the machine refused: a path and the reason, with the fix of the commonest."""
+    fixes = {
+        errno.ENOSPC: " Make room there, or write elsewhere.",
+        errno.EDQUOT: " Make room there, or write elsewhere.",
+        errno.EACCES: " Change its permissions, or name another path.",
+        errno.EPERM: " Change its permissions, or name another path.",
+        errno.EROFS: " Name another path.",
+    }
+    path = next((os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)), "")
+    return f"{path}{': ' if path else ''}{error.strerror}.{fixes.get(error.errno or 0, '')}"
+
+
+def unexpected(error: Exception) -> str:
+    """An error that nobody foresaw, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Original Traceback" in str(error):
+        lines = lines[-1:]  # the rest is where, in a loader's worker process
+    message = " ".join(lines) or "no message"
+    return (
+        f"unexpected {type(error).__name__}: {message} (a defect, or something mmformer does not check yet); "
+        "--debug shows where"
+    )
 
 
 def plain(message: str) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from mmformer.cli.inputs import SUFFIXES
 
 if TYPE_CHECKING:
     from mmformer.evaluation.metric import Score
@@ -39,13 +44,48 @@ def print_end(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> None:
         print_scores(scores, f"split {run.data.test}, which training never saw")
     bundle = output / "bundle"
     print(f"\nThe model: {bundle}\n\nTry next:")
+    for command in next_commands(run, output):
+        print(f"  {program()} {command}")
+
+
+def next_commands(run: RunSpec, output: Path) -> list[str]:
+    """What can be done with a run's bundle, to be typed as it stands where the run left pictures to try it on."""
+    bundle, folder = _word(output / "bundle"), output / "pictures"
+    shown = _pictures(folder)
+    labels = list(dict.fromkeys(path.stem.replace("_", " ") for path in shown))[:4]
+    picture, pictures = (_word(shown[0]), _word(folder)) if shown else ("PICTURE.png", "FOLDER")
     read = {encoder.tokenizer.modality for encoder in run.model.encoders.values()}
+    commands = []
     if "image" in read and "text" in read:
-        print(f'  mmformer classify {bundle} PICTURE.png --labels "cat,dog,pizza"')
-        print(f'  mmformer retrieve {bundle} --images FOLDER "a red heart"')
+        choices, query = (",".join(labels), labels[0]) if len(labels) > 1 else ("cat,dog,pizza", "a red heart")
+        commands.append(f"classify {bundle} {picture} --labels {_quoted(choices)}")
+        commands.append(f"retrieve {bundle} --images {pictures} {_quoted(query)}")
     elif "image" in read:
-        print(f"  mmformer classify {bundle} PICTURE.png")
-    print(f"  mmformer test --output {output}")
+        commands.append(f"classify {bundle} {picture}")
+    return [*commands, f"test --output {_word(output)}"]
+
+
+def program() -> str:
+    """This program as it was called, so that what is printed can be typed."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py" and called.parent.name == "mmformer":
+        return f"{_word(sys.orig_argv[0] or 'python')} -m mmformer"
+    if called.name != "mmformer":
+        return "mmformer"  # called from Python
+    found = shutil.which("mmformer")
+    return "mmformer" if found and Path(found).absolute() == called.absolute() else _word(called)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
+
+
+def _word(path: str | Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(text) if any(mark in text for mark in '"$`\\!') else f'"{text}"'
 
 
 def show(value: float | None, score: Score) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmformer.cli.arguments import Parser
+from mmformer.cli.arguments import Parser, check_replaces
 from mmformer.cli.inputs import PICTURES, find_pictures, is_file, read_lines, split_list
 from mmformer.errors import InputError
 
@@ -95,6 +95,7 @@ def _add_embed(parser: Parser) -> None:
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", metavar="FILE", help=f"the file to write, {' or '.join(_WRITERS)}")
     output.add_argument("--json", action="store_true", help="print them as JSON instead")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that is there")
 
 
 def _add_texts(group: argparse._MutuallyExclusiveGroup, what: str) -> None:
@@ -191,7 +192,7 @@ def _embed(args: argparse.Namespace) -> int:
         raise InputError("embed needs --images, --texts or --texts-file.")
     if args.output is None and not args.json:
         raise InputError(f"embed needs a file to write, --output FILE ({', '.join(_WRITERS)}), or --json to print.")
-    target = None if args.output is None else _checked_output(Path(args.output))
+    target = None if args.output is None else _checked_output(Path(args.output), args.overwrite)
     pictures = find_pictures(args.images)
     keys = [*map(str, pictures), *texts]
     _check_keys(keys, target.suffix if target else "")
@@ -246,13 +247,14 @@ _WRITERS: dict[str, Callable[[Path, Sequence[_Embedded]], None]] = {
 }
 
 
-def _checked_output(target: Path) -> Path:
+def _checked_output(target: Path, overwrite: bool) -> Path:
     if target.suffix not in _WRITERS:
         raise InputError(f"--output {target}: its name must end with {', '.join(_WRITERS)}, not '{target.suffix}'.")
     if not target.parent.is_dir():
         raise InputError(f"--output {target}: there is no folder {target.parent}. Create it first.")
     if target.is_dir() or not os.access(target.parent, os.W_OK):
         raise InputError(f"--output {target}: it is a folder, or lies in one that cannot be written to.")
+    check_replaces(target, overwrite)
     return target
 
 

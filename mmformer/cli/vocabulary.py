@@ -46,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a UTF-8 text file, a folder or pattern of .txt files, or a folder of shards with its manifest.json",
     )
     train.add_argument("--output", required=True, metavar="FILE", help="the .model file to write")
+    train.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     train.add_argument("--size", required=True, type=int, metavar="N", help="pieces in all")
     train.add_argument("--special", nargs="+", action="extend", default=[], metavar="NAME", help="more special tokens")
     train.add_argument("--coverage", type=float, metavar="SHARE", help="share of characters with a piece of their own")
@@ -76,6 +77,7 @@ def _train(args: argparse.Namespace) -> int:
     target = Path(args.output)
     if not target.parent.is_dir():
         raise InputError(f"--output {target}: there is no folder {target.parent}. Create it first.")
+    arguments.check_replaces(target, args.overwrite)
     counted = _Counted(text for given in args.inputs for text in _texts(given, args))
     vocabulary = spec.train(counted)
     vocabulary.save(target)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from bundles import save_classifier, save_dual, write_pictures
+from tiny import tiny_run, write_shards
 from typed import Typed
 
 from mmformer import predictor
 from mmformer.bundle import load_bundle
+from mmformer.config import to_yaml
 
 _loaded = functools.cache(load_bundle)
 
@@ -41,3 +43,18 @@ def shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def typed(dual: Path, capsys: pytest.CaptureFixture[str], loaded_once: None) -> Typed:
     return Typed(dual, capsys)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def file(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """run.yaml, and a run's folder run/, in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for path in (Path("run.yaml"), Path("run/config.yaml")):
+        path.write_text(to_yaml(tiny_run(shards)))
+    return Path("run.yaml")

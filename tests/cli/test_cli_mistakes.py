@@ -55,6 +55,8 @@ WRONG = {
         ("--images shots --output e.csv", ["e.csv: its name must end with .npz, .safetensors, .jsonl, not '.csv'."]),
         ("--images shots --output no/e.npz", ["no/e.npz: there is no folder no. Create it first."]),
         ("--images shots --output folder.npz", ["folder.npz: it is a folder"]),
+        ("--images shots --output label.npz", ["--output label.npz: this file is there already", "(--overwrite)"]),
+        ("--images shots --outptu e.npz", ["--outptu", "Did you mean '--output'?"]),
         ("--images shots --output e.npz --json", ["--json: not allowed with argument --output."]),
         ("--images shots/a.png --texts shots/a.png --json", ["One of the texts is the path of one of the pictures"]),
         ("--texts __metadata__ --output e.safetensors", ["safetensors keeps the name __metadata__ for itself"]),
@@ -75,10 +77,12 @@ def test_mistakes_get_one_line(typed: Typed, shots: list[str], command: str, wor
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n then something else")
     Path("blank.txt").write_text("\n \n")
     Path("label.txt").write_text("cat\n")
+    Path("label.npz").write_text("work of days")
     message = typed.refused(command, *words.split())
     for part in parts:
         assert part in message
     assert not list(Path().glob("e.*"))
+    assert Path("label.npz").read_text() == "work of days"
 
 
 @pytest.mark.parametrize("command", ["classify", "retrieve", "embed"])

@@ -161,7 +161,7 @@ def test_the_same_query_twice_is_answered_twice(typed: Typed, shots: list[str]) 
 
 
 def test_embed_writes_the_same_to_every_format(typed: Typed, dual: Path, shots: list[str]) -> None:
-    words = ("--images", shots[0], "shots/deep", "--texts", "cat, file,allow_pickle", "--output")
+    words = ("--images", shots[0], "shots/deep", "--texts", "cat, file,allow_pickle", "--overwrite", "--output")
     for name in ("e.npz", "e.safetensors", "e.jsonl"):
         Path(name).write_text("what was there before")
         assert typed("embed", *words, name) == f"{name}: 6 embeddings of 12 numbers\n"
@@ -229,7 +229,7 @@ def test_a_failed_write_leaves_what_was_there(typed: Typed, shots: list[str], mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np.lib.format, "write_array", full)
-    message = typed.refused("embed", "--images", "shots", "--output", "e.npz")
+    message = typed.refused("embed", "--images", "shots", "--output", "e.npz", "--overwrite")
     assert "e.npz cannot be written: No space left on device." in message
     assert Path("e.npz").read_text() == "before"
     assert not list(Path().glob("*.partial"))

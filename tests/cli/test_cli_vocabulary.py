@@ -94,6 +94,20 @@ def test_a_vocabulary_trained_on_shards_is_written(shards: Path, tmp_path: Path)
     assert not any("zz" in piece for piece in vocabulary.pieces(range(SIZE))), "held-out captions stay unseen"
 
 
+def test_a_vocabulary_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    target = tmp_path / "v.model"
+    target.write_text("work of days")
+    words = ("train", tmp_path / "one.txt", "--output", target, "--size", SIZE)
+    with pytest.raises(
+        InputError, match=r"--output .*v\.model: this file is there already: replace it \(--overwrite\)"
+    ):
+        mmformer(*words)
+    assert target.read_text() == "work of days"
+    assert mmformer(*words, "--overwrite") == 0
+    assert len(Vocabulary.load(target)) == SIZE
+
+
 def test_encode_prints_pieces_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vocabulary = VocabularySpec(size=SIZE).train(WORDS)
     vocabulary.save(tmp_path / "v.model")
@@ -147,10 +161,14 @@ def test_texts_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([], "required: COMMAND"),
-        (["tran"], "invalid choice: 'tran'"),
+        (["tran"], "invalid choice: 'tran'.* Did you mean 'train'"),
+        (["trian"], "Did you mean 'train'"),
+        (["xyzzy"], r"\(choose from .*\)\. mmformer vocabulary --help"),
         (["train"], "required: INPUT, --output, --size"),
         (["train", "x.txt", "--output", "v", "--size", "many"], "argument --size: invalid int value: 'many'"),
-        (["train", "x.txt", "--output", "v", "--size", "300", "--feilds", "a"], "--feilds"),
+        (["train", "x.txt", "--output", "v", "--size", "300", "--feilds", "a"], "--feilds a. Did you mean '--fields'"),
+        (["train", "x.txt", "--size", "300", "--ouptut=v"], "required: --output. .*--ouptut. Did you mean '--output'"),
+        (["encode", "v.model", "x", "--sise", "3"], r"arguments: --sise 3\. mmformer vocabulary encode --help"),
     ],
 )
 def test_wrong_words_are_refused(words: list[str], message: str) -> None:

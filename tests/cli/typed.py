@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mmformer.cli.main import main
 
@@ -33,3 +34,21 @@ class Typed:
         assert err.startswith("mmformer: ")
         assert err.count("\n") == 1, "one line"
         return str(err)
+
+
+def change(file: Path, path: str, value: object) -> None:
+    """Another value at a dotted path of a file."""
+    data = place = yaml.safe_load(file.read_text())
+    *above, last = path.split(".")
+    for key in above:
+        place = place[key]
+    place[last] = value
+    file.write_text(yaml.safe_dump(data))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    code = main(words)
+    out, err = capsys.readouterr()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("mmformer: ")
+    return str(err)
