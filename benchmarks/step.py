@@ -1,6 +1,6 @@
 """Where the milliseconds of a quickstart update go.
 
-    python -m benchmarks.step [--config FILE] [--steps 60]
+    python -m benchmarks.step [--config FILE] [--steps 60] [--precision bf16-mixed 32-true]
 
 Writes ``benchmarks/results/step.md``: medians over the steps, after a warm-up in which all samples were decoded.
 """
@@ -30,20 +30,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/runs/emoji_quickstart.yaml")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--precision", nargs="+", default=["bf16-mixed", "32-true"])
     arguments = parser.parse_args()
-    run = parse(RunSpec, merged(RunSpec, [("config", arguments.config)]), arguments.config)
-    rows = measure(run, arguments.steps)
+    runs = []
+    for precision in arguments.precision:
+        settings = [("config", arguments.config), ("trainer.precision", precision)]
+        runs.append(parse(RunSpec, merged(RunSpec, settings), arguments.config))
     lines = [
         "# Where the milliseconds of an update go",
         "",
         f"`python -m benchmarks.step --config {arguments.config} --steps {arguments.steps}`. {describe()}; "
-        f"{torch.get_num_threads()} threads; {run.data.batch_size} samples an update, {run.trainer.precision}.",
+        f"{torch.get_num_threads()} threads; {runs[0].data.batch_size} samples an update.",
         "",
-        "| phase | median, ms | least | most |",
-        "|---|---|---|---|",
+        "| precision | phase | median, ms | least | most |",
+        "|---|---|---|---|---|",
     ]
-    for phase, values in zip(PHASES, zip(*rows, strict=True), strict=True):
-        lines.append(f"| {phase} | **{statistics.median(values):.1f}** | {min(values):.1f} | {max(values):.1f} |")
+    for run in runs:
+        for phase, values in zip(PHASES, zip(*measure(run, arguments.steps), strict=True), strict=True):
+            figures = f"**{statistics.median(values):.1f}** | {min(values):.1f} | {max(values):.1f}"
+            lines.append(f"| {run.trainer.precision} | {phase} | {figures} |")
     text = "\n".join(lines) + "\n"
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PLAIN_KEYS = 1024
+PLAIN_KEYS = 512
 """Longest key sequence that is weighed by plain matrix products, whose weights are held in memory."""
 
 
@@ -22,8 +22,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
         dropout: on the weights.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= PLAIN_KEYS:
-        # PyTorch's fused CPU kernel has a bfloat16 backward that takes 2 to 30 times what plain products take
-        # (benchmarks/attention.py).
+        # PyTorch's fused CPU kernel has a bfloat16 backward that makes it 1.5 to 8 times as slow as plain products
+        # (benchmarks/results/attention.md).
         return _plain(query, key, value, mask, causal, dropout)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
