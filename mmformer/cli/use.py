@@ -317,7 +317,7 @@ def _print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Sequ
 
     # Text, not strings: brackets in a name would be read as markup.
     alone = len(groups) == 1
-    table = Table(title=Text(_visible(groups[0][0])) if alone else None, title_justify="left")
+    table = Table()
     for column in columns[alone:]:
         table.add_column(column, justify="right" if column == columns[-1] else "left", overflow="fold")
     for name, rows in groups:
@@ -327,7 +327,10 @@ def _print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Sequ
         if any(len(rows) > 1 for _, rows in groups):
             table.add_section()
     # Where it is not a terminal that reads, lines need not be folded.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    if alone:
+        console.print(Text(_visible(groups[0][0])))
+    console.print(table)
 
 
 def _visible(text: str) -> str:
