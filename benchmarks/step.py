@@ -63,7 +63,7 @@ def measure(run: RunSpec, steps: int) -> list[tuple[float, ...]]:
     objectives = {name: spec.build() for name, spec in run.objectives.items()}
     weights = {name: spec.weight for name, spec in run.objectives.items()}
     warm = 12
-    batches = iter(training_loader(run.data, run.text_encoder(), run.seed, 0, warm + steps))
+    batches = iter(training_loader(run.data, run.model.text_encoders(), run.seed, 0, warm + steps))
     rows = []
     for step in range(warm + steps):
         marks = [time.perf_counter()]

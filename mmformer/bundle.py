@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import mmformer.models  # noqa: F401  # the specs' names have to be known to YAML
 from mmformer.config import parse, read_yaml, to_data
-from mmformer.data.dataset import ImageTransformSpec
+from mmformer.data.inputs import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
 from mmformer.models.head import ClassificationHeadSpec

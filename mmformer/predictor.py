@@ -21,7 +21,6 @@ from mmformer.bundle import Transforms, load_bundle
 from mmformer.data.picture import Picture, Pictures, listed, read_picture
 from mmformer.errors import InputError, nearest
 from mmformer.evaluation.classification import check_templates, embed_classes
-from mmformer.evaluation.metric import to_device
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHead
 from mmformer.models.model import Model
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
@@ -251,7 +250,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _embed(self, batch: Batch, name: str) -> Tensor:
-        outputs = self.model(to_device(batch, self.device))
+        outputs = self.model(batch.to(self.device))
         return F.normalize(outputs.embedding[name].float(), dim=-1).cpu()
 
     def _image_batches(self, pictures: Pictures, progress: Progress | None) -> Iterator[Batch]:
@@ -286,7 +285,7 @@ class Predictor:
                 else "The model has no classification head of its own: say which labels to choose from."
             )
         batches = self._image_batches(pictures, progress)
-        logits = [self.model(to_device(batch, self.device)).logits[head].float().cpu() for batch in batches]
+        logits = [self.model(batch.to(self.device)).logits[head].float().cpu() for batch in batches]
         return torch.cat(logits), self.transforms.classes[head]
 
     def _scale(self) -> float:

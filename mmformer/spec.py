@@ -6,7 +6,8 @@ type at once; it validates in ``__post_init__``.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import NamedTuple, TypeVar
 
 from mmformer.errors import InputError
 
@@ -35,3 +36,12 @@ def require(condition: bool, spec: object, field: str, must: str) -> None:
 def require_probability(spec: object, field: str) -> None:
     """Refuse a field outside [0, 1)."""
     require(0.0 <= getattr(spec, field) < 1.0, spec, field, "at least 0 and below 1")
+
+
+class Parts(NamedTuple):
+    """What a run has, by name, for the check of those who read it: objectives and metrics."""
+
+    embedding_widths: Mapping[str, int]  # encoder -> width of its embedding
+    heads: Mapping[str, object]  # head -> its spec
+    decoders: Mapping[str, object]  # decoder -> its spec
+    labels: tuple[str, ...]  # of the data

@@ -1,20 +1,25 @@
 """The values that travel between the parts: ``Tokens``, ``Batch`` and ``Outputs``.
 
 Shape letters, used in every trailing comment: B batch, L length, D width, H heads, A coordinate axes, V vocabulary,
-E embedding. They are NamedTuples because FSDP2, ``torch.compile`` and Lightning's device transfer see through those.
+E embedding, S audio samples. They are NamedTuples because FSDP2, ``torch.compile`` and Lightning's device transfer see
+through those.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 AXES = 3
-"""Coordinate axes of every token: (time, row, column). Text is (t, 0, 0), an image (0, row, column)."""
+"""Coordinate axes of every token. Text is (t, 0, 0), an image (0, row, column), sound (time, frequency, 0)."""
 
 SPECIAL = -1
 """The coordinate, on all axes, of tokens that stand nowhere: class tokens, registers."""
+
+MODALITIES = ("image", "text", "audio")
+"""The fields of Batch that encoders read."""
 
 
 class Tokens(NamedTuple):
@@ -32,6 +37,31 @@ class Text(NamedTuple):
     ids: Tensor  # B L, int64
     lengths: Tensor  # B, int64
 
+    def rows(self, keep: Tensor | slice) -> Text:
+        """Some rows, cut again to the longest of them in multiples of 8."""
+        lengths = self.lengths[keep]
+        length = -(-int(lengths.max()) // 8) * 8
+        return Text(self.ids[keep, :length], lengths)
+
+    def to(self, device: torch.device | str) -> Text:
+        return Text(self.ids.to(device), self.lengths.to(device))
+
+
+class Audio(NamedTuple):
+    """Waveforms of one channel, zero past their ends."""
+
+    samples: Tensor  # B S, float32, -1 to 1
+    lengths: Tensor  # B, int64: samples that are real
+    rate: int  # samples a second
+
+    def rows(self, keep: Tensor | slice) -> Audio:
+        """Some rows, cut again to the longest of them."""
+        lengths = self.lengths[keep]
+        return Audio(self.samples[keep, : int(lengths.max())], lengths, self.rate)
+
+    def to(self, device: torch.device | str) -> Audio:
+        return Audio(self.samples.to(device), self.lengths.to(device), self.rate)
+
 
 class Batch(NamedTuple):
     """What one forward pass reads. A modality that is absent is None."""
@@ -40,6 +70,38 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor]  # name -> B, int64; -1 where a sample has no such label
     image: Tensor | None = None  # B 3 H W, uint8
     text: Text | None = None
+    audio: Audio | None = None
+    target: Text | None = None  # what decoders learn to write; None: ``text``
+    positions: Tensor | None = None  # B, int64: in the order of samples; what is random for a sample draws from it
+
+    @property
+    def written(self) -> Text | None:
+        """What decoders learn to write."""
+        return self.text if self.target is None else self.target
+
+    def rows(self, keep: slice) -> Batch:
+        """Some of the samples, each value no longer than it must be."""
+        return Batch(
+            self.keys[keep],
+            {name: label[keep] for name, label in self.labels.items()},
+            None if self.image is None else self.image[keep],
+            None if self.text is None else self.text.rows(keep),
+            None if self.audio is None else self.audio.rows(keep),
+            None if self.target is None else self.target.rows(keep),
+            None if self.positions is None else self.positions[keep],
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on a device."""
+        return Batch(
+            self.keys,
+            {name: label.to(device) for name, label in self.labels.items()},
+            None if self.image is None else self.image.to(device),
+            None if self.text is None else self.text.to(device),
+            None if self.audio is None else self.audio.to(device),
+            None if self.target is None else self.target.to(device),
+            None if self.positions is None else self.positions.to(device),
+        )
 
 
 class LossTerm(NamedTuple):
@@ -53,8 +115,14 @@ class Outputs(NamedTuple):
     """What one forward pass returns; every dictionary goes by the names of the model's parts."""
 
     embedding: dict[str, Tensor]  # encoder -> B E, not normalised
-    tokens: dict[str, Tokens]  # encoder -> what left its stack
+    tokens: dict[str, Tokens]  # encoder or decoder -> what left its stack
     logits: dict[str, Tensor]  # head -> B classes
     scale: dict[str, Tensor]  # head -> (1,), the factor on cosine similarities (the inverse temperature)
-    losses: dict[str, LossTerm]  # "encoder/name" -> what layers ask to be minimised (a router's balance, say)
+    bias: dict[str, Tensor]  # head -> (1,), added to scaled similarities (the sigmoid loss's)
+    losses: dict[str, LossTerm]  # decoder -> cross-entropy of what it was to write, over tokens
+    aux: dict[str, LossTerm]  # "encoder/name" -> what layers ask to be minimised (a router's balance, say)
     intermediates: dict[str, Tensor]  # "encoder/layer" -> B L D, those that were asked for
+
+    @staticmethod
+    def empty() -> Outputs:
+        return Outputs({}, {}, {}, {}, {}, {}, {}, {})

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import COLOURS, SIDE, tiny_model
 
 from mmformer.bundle import Transforms, save_bundle
-from mmformer.data.dataset import ImageTransformSpec
+from mmformer.data.inputs import ImageTransformSpec
 from mmformer.models.model import ModelSpec
 
 TRANSFORMS = Transforms(ImageTransformSpec((SIDE, SIDE)), {"colour": list(COLOURS)})

@@ -6,18 +6,19 @@ made to begin at any position, and gives the same batches whatever its number of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mmformer.data.augment import AugmentationSpec, augment
-from mmformer.data.caption import CaptionSpec, FieldCaptionSpec, lookup
-from mmformer.data.decode import decode, resize
+from mmformer.data.augment import augment
+from mmformer.data.caption import lookup
+from mmformer.data.decode import decode
+from mmformer.data.inputs import AudioInputSpec, ImageInputSpec, LabelInputSpec, TextInputSpec
 from mmformer.data.manifest import Manifest
 from mmformer.data.order import Order, OrderSpec
 from mmformer.data.seeding import generator
@@ -25,80 +26,7 @@ from mmformer.data.shards import ShardReader
 from mmformer.errors import InputError, nearest
 from mmformer.spec import require
 from mmformer.tokenizers.text import TextEncoder
-from mmformer.types import Batch
-
-
-@dataclass(frozen=True)
-class ImageTransformSpec:
-    """What makes a picture of any size into one that the model reads. A bundle carries it.
-
-    Attributes:
-        size: (height, width) in pixels.
-        fit: ``pad`` keeps all of the picture and its proportions, ``crop`` its proportions, ``squash`` all of it.
-        fill: the colour, 0 to 255, that ``pad`` fills with; only for ``pad``.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    fit: Literal["pad", "crop", "squash"] = "pad"
-    fill: tuple[int, int, int] = (255, 255, 255)
-
-    def __post_init__(self) -> None:
-        require(min(self.size) >= 1, self, "size", "at least 1 pixel in height and width")
-        require(all(0 <= value <= 255 for value in self.fill), self, "fill", "0 to 255 in each channel")
-        filled = self.fit == "pad" or self.fill == ImageTransformSpec.fill
-        require(filled, self, "fill", f"left alone where fit is '{self.fit}', which fills nothing")
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 H W 3 of any size -> uint8 of this size."""
-        return resize(image, self.size, self.fit, self.fill)
-
-
-@dataclass(frozen=True)
-class ImageInputSpec:
-    """A shard's images.
-
-    Attributes:
-        member: extension of the member that holds the picture.
-        transform: to the model's size.
-        augment: in training, in this order.
-    """
-
-    member: str = "png"
-    transform: ImageTransformSpec = field(default_factory=ImageTransformSpec)
-    augment: tuple[AugmentationSpec, ...] = ()
-
-
-@dataclass(frozen=True)
-class TextInputSpec:
-    """A shard's texts.
-
-    Attributes:
-        member: extension of the member that holds them, json or txt.
-        caption: in evaluation, and in training unless ``training_caption`` is given.
-        training_caption: in training.
-    """
-
-    member: str = "json"
-    caption: CaptionSpec = field(default_factory=FieldCaptionSpec)
-    training_caption: CaptionSpec | None = None
-
-
-@dataclass(frozen=True)
-class LabelInputSpec:
-    """A class label.
-
-    Attributes:
-        field: dotted path of keys in the json member, to a class name or number.
-        classes: a file of class names, one a line, whose order numbers them.
-        member: extension of the member that holds the field; ``cls`` holds a number and needs no field.
-        optional: a sample without the member or the field, or with null there, has no label (-1): losses and scores
-            leave it out. False: such a sample is refused.
-    """
-
-    classes: str
-    field: str = ""
-    member: str = "json"
-    optional: bool = False
+from mmformer.types import Audio, Batch, Text
 
 
 @dataclass(frozen=True)
@@ -112,6 +40,10 @@ class DataSpec:
         test: split for the end; None: none.
         image: how images are read; None: not.
         text: how texts are read; None: not.
+        audio: how sounds are read; None: not.
+        target: how the texts are read that decoders learn to write, where they write ``target``; None: not.
+        audio: how sounds are read; None: not.
+        target: how the texts are read that decoders learn to write, where they write ``target``; None: not.
         labels: by name.
         batch_size: samples of one update, over all ranks and micro-batches.
         evaluation_batch_size: samples of one evaluation batch.
@@ -126,6 +58,8 @@ class DataSpec:
     test: str | None = None
     image: ImageInputSpec | None = None
     text: TextInputSpec | None = None
+    audio: AudioInputSpec | None = None
+    target: TextInputSpec | None = None
     labels: dict[str, LabelInputSpec] = field(default_factory=dict)
     batch_size: int = 256
     evaluation_batch_size: int = 256
@@ -138,8 +72,8 @@ class DataSpec:
         require(self.evaluation_batch_size >= 1, self, "evaluation_batch_size", "at least 1")
         require(self.workers >= 0, self, "workers", "at least 0")
         require(self.cache_mib >= 0, self, "cache_mib", "at least 0")
-        if self.image is None and self.text is None:
-            raise InputError("data.image and data.text are both absent: say how to read one of them at least.")
+        if self.image is None and self.text is None and self.audio is None:
+            raise InputError("data.image, data.text and data.audio are all absent: say how to read one of them.")
 
 
 class Sample(NamedTuple):
@@ -148,7 +82,9 @@ class Sample(NamedTuple):
     key: str
     position: int
     image: np.ndarray | None  # uint8 H W 3
-    caption: str | None
+    text: str | None
+    audio: np.ndarray | None  # float32 S
+    target: str | None
     labels: dict[str, int]
 
 
@@ -157,7 +93,8 @@ class Decoded(NamedTuple):
 
     key: str
     image: np.ndarray | None
-    members: dict[str, Any]
+    sounds: tuple[np.ndarray, ...]  # one for each of the audio's members
+    members: dict[str, Any]  # texts and labels
 
 
 class SampleDataset(Dataset[Sample]):
@@ -178,42 +115,66 @@ class SampleDataset(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         place = self.order.locate(position)
         decoded = self._cache.get((place.shard, place.row)) or self._decode(place.shard, place.row)
-        return Sample(decoded.key, position, decoded.image, self._caption(decoded, position), self._labels(decoded))
+        text, target = (
+            self._caption(decoded, position, spec, stream)
+            for spec, stream in ((self.spec.text, "caption"), (self.spec.target, "target"))
+        )
+        sound, labels = self._sound(decoded, position), self._labels(decoded)
+        return Sample(decoded.key, position, decoded.image, text, sound, target, labels)
 
     def _decode(self, shard: int, row: int) -> Decoded:
-        image_spec, text_spec = self.spec.image, self.spec.text
-        labels = self.spec.labels.values()
-        needed = {label.member for label in labels if not label.optional} | ({text_spec.member} if text_spec else set())
-        wanted = sorted(needed | ({image_spec.member} if image_spec else set()))
+        spec = self.spec
+        labels = spec.labels.values()
+        read = {label.member for label in labels if not label.optional}
+        read |= {text.member for text in (spec.text, spec.target) if text is not None}
+        images = () if spec.image is None else (spec.image.member,)
+        sounds = self._sound_members()
+        wanted = sorted({*read, *images, *sounds})
         perhaps = {label.member for label in labels} - set(wanted)
         # A member that a whole shard lacks may not be asked for by name.
         raw = self.reader.read(shard, row, None if perhaps else wanted)
-        texts = needed | (perhaps & raw.members.keys())
         missing = [member for member in wanted if member not in raw.members]
         if missing:
             raise InputError(
-                f"{self.spec.source}: sample '{raw.key}' has no member '.{missing[0]}', which data asks for; "
+                f"{spec.source}: sample '{raw.key}' has no member '.{missing[0]}', which data asks for; "
                 f"it has {', '.join(sorted(self.reader.read(shard, row).members))}."
             )
-        members = {member: decode(member, raw.members[member], f"{raw.key}.{member}") for member in texts}
-        image = None
-        if image_spec is not None:
-            picture = decode(image_spec.member, raw.members[image_spec.member], f"{raw.key}.{image_spec.member}")
-            image = image_spec.transform(picture)
-        decoded = Decoded(raw.key, image, members)
+
+        def value(member: str) -> Any:
+            return decode(member, raw.members[member], f"{raw.key}.{member}")
+
+        texts = read | (perhaps & raw.members.keys())
+        decoded = Decoded(
+            raw.key,
+            None if spec.image is None else spec.image.transform(value(spec.image.member)),
+            () if spec.audio is None else tuple(spec.audio.transform(value(member)) for member in sounds),
+            {member: value(member) for member in texts},
+        )
+        arrays = [*decoded.sounds, *([] if decoded.image is None else [decoded.image])]
         # A parsed json member takes several times the room of its text.
-        size = (0 if image is None else image.nbytes) + 8 * sum(len(raw.members[member]) for member in texts)
+        size = sum(array.nbytes for array in arrays) + 8 * sum(len(raw.members[member]) for member in texts)
         if size <= self._room:
             self._room -= size
             self._cache[shard, row] = decoded
         return decoded
 
-    def _caption(self, decoded: Decoded, position: int) -> str | None:
-        if self.spec.text is None:
+    def _sound_members(self) -> tuple[str, ...]:
+        """Those that are read: all in training, the first in evaluation."""
+        if self.spec.audio is None:
+            return ()
+        return self.spec.audio.members if self.training else self.spec.audio.members[:1]
+
+    def _sound(self, decoded: Decoded, position: int) -> np.ndarray | None:
+        if not decoded.sounds:
             return None
-        spec = (self.training and self.spec.text.training_caption) or self.spec.text.caption
-        random = generator(self.seed, "caption", position)
-        return spec.choose(decoded.members[self.spec.text.member], random, decoded.key)
+        random = generator(self.seed, "sound", position)
+        return decoded.sounds[int(random.integers(len(decoded.sounds)))]
+
+    def _caption(self, decoded: Decoded, position: int, spec: TextInputSpec | None, stream: str) -> str | None:
+        if spec is None:
+            return None
+        chosen = (self.training and spec.training_caption) or spec.caption
+        return chosen.choose(decoded.members[spec.member], generator(self.seed, stream, position), decoded.key)
 
     def _labels(self, decoded: Decoded) -> dict[str, int]:
         labels: dict[str, int] = {}
@@ -239,25 +200,43 @@ class SampleDataset(Dataset[Sample]):
 
 
 class Collate:
-    """Samples to a Batch: images stacked and, in training, augmented; captions encoded."""
+    """Samples to a Batch: images stacked and, in training, augmented; sounds padded; texts encoded."""
 
-    def __init__(self, spec: DataSpec, encoder: TextEncoder | None, seed: int, training: bool) -> None:
+    def __init__(self, spec: DataSpec, encoders: Mapping[str, TextEncoder], seed: int, training: bool) -> None:
         self.augment = spec.image.augment if training and spec.image is not None else ()
-        self.encoder, self.seed = encoder, seed
+        self.rate = None if spec.audio is None else spec.audio.transform.rate
+        self.encoders, self.seed = encoders, seed
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        image = text = None
-        if samples[0].image is not None:
-            stacked = torch.from_numpy(np.stack([sample.image for sample in samples if sample.image is not None]))
-            image = stacked.permute(0, 3, 1, 2).contiguous()  # B 3 H W
-            image = augment(image, self.augment, self.seed, [sample.position for sample in samples])
-        if samples[0].caption is not None and self.encoder is not None:
-            text = self.encoder.encode([sample.caption for sample in samples if sample.caption is not None])
+        positions = [sample.position for sample in samples]
+        image, audio = None, None
+        pictures = [sample.image for sample in samples if sample.image is not None]
+        if pictures:
+            stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # B 3 H W
+            image = augment(stacked, self.augment, self.seed, positions)
+        sounds = [sample.audio for sample in samples if sample.audio is not None]
+        if sounds and self.rate is not None:
+            audio = pad_sounds(sounds, self.rate)
         labels = {
             name: torch.tensor([sample.labels[name] for sample in samples], dtype=torch.int64)
             for name in samples[0].labels
         }
-        return Batch(tuple(sample.key for sample in samples), labels, image, text)
+        keys = tuple(sample.key for sample in samples)
+        text, target = self._encode("text", samples), self._encode("target", samples)
+        return Batch(keys, labels, image, text, audio, target, torch.tensor(positions))
+
+    def _encode(self, field_name: str, samples: Sequence[Sample]) -> Text | None:
+        texts = [text for sample in samples if (text := getattr(sample, field_name)) is not None]
+        return self.encoders[field_name].encode(texts) if texts and field_name in self.encoders else None
+
+
+def pad_sounds(sounds: Sequence[np.ndarray], rate: int) -> Audio:
+    """Waveforms as rows, zero past their ends."""
+    lengths = [len(sound) for sound in sounds]
+    samples = torch.zeros(len(sounds), max(lengths))  # B S
+    for row, sound in zip(samples, sounds, strict=True):
+        row[: len(sound)] = torch.from_numpy(sound)
+    return Audio(samples, torch.tensor(lengths, dtype=torch.int64), rate)
 
 
 class PositionBatches(Sampler[list[int]]):
@@ -279,22 +258,22 @@ class PositionBatches(Sampler[list[int]]):
 
 
 def training_loader(
-    spec: DataSpec, encoder: TextEncoder | None, seed: int, first_step: int, steps: int
+    spec: DataSpec, encoders: Mapping[str, TextEncoder], seed: int, first_step: int, steps: int
 ) -> DataLoader[Sample]:
     """The batches of updates ``first_step`` to ``steps - 1``: update u covers positions u × batch_size onwards."""
     dataset = SampleDataset(spec, spec.train, spec.order, seed, training=True)
     if len(dataset) < 1:
         raise InputError(f"{spec.source}: the split '{spec.train}' has no samples.")
     batches = PositionBatches(first_step * spec.batch_size, steps * spec.batch_size, spec.batch_size)
-    return _loader(dataset, batches, Collate(spec, encoder, seed, training=True), spec.workers)
+    return _loader(dataset, batches, Collate(spec, encoders, seed, training=True), spec.workers)
 
 
-def evaluation_loader(spec: DataSpec, split: str, encoder: TextEncoder | None) -> DataLoader[Sample]:
+def evaluation_loader(spec: DataSpec, split: str, encoders: Mapping[str, TextEncoder]) -> DataLoader[Sample]:
     """Every sample of a split once, in the shards' order, as it is."""
     dataset = SampleDataset(spec, split, OrderSpec(shuffle=False), seed=0, training=False)
     batches = PositionBatches(0, len(dataset), spec.evaluation_batch_size)
     # Held-out splits are read between training steps: a second set of workers would fight over the same cores.
-    return _loader(dataset, batches, Collate(spec, encoder, 0, training=False), workers=0)
+    return _loader(dataset, batches, Collate(spec, encoders, 0, training=False), workers=0)
 
 
 def _loader(dataset: SampleDataset, batches: PositionBatches, collate: Collate, workers: int) -> DataLoader[Sample]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from mmformer.data.sound import decode_sound
 from mmformer.errors import InputError, nearest
 
 MAX_PIXELS = 64_000_000
@@ -217,6 +218,7 @@ def _reason(error: BaseException) -> str:
 
 DECODERS: dict[str, Callable[[bytes, str], Any]] = {
     **dict.fromkeys(("png", "jpg", "jpeg", "webp", "gif", "bmp"), decode_image),
+    **dict.fromkeys(("wav", "flac", "ogg", "mp3"), decode_sound),
     "json": decode_json,
     "txt": decode_text,
     "cls": decode_class,

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from mmformer.data.dataset import read_classes
 from mmformer.errors import InputError, nearest
-from mmformer.evaluation.metric import Metric, MetricSpec, Score, check_pair, to_device
+from mmformer.evaluation.metric import Metric, MetricSpec, Score, check_pair
 from mmformer.models.model import Model
-from mmformer.spec import require
+from mmformer.spec import Parts, require
 from mmformer.tokenizers.text import TextEncoder
 from mmformer.types import Batch, Outputs
 
@@ -59,10 +59,10 @@ class AccuracySpec(MetricSpec):
     def build(self) -> Accuracy:
         return HeadAccuracy(self.head, self.label or self.head)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
-        _require_label("AccuracySpec", self.label or self.head, labels)
-        if not hasattr(heads.get(self.head), "classes"):
-            known = [name for name, head in heads.items() if hasattr(head, "classes")]
+    def check(self, parts: Parts) -> None:
+        _require_label("AccuracySpec", self.label or self.head, parts.labels)
+        if not hasattr(parts.heads.get(self.head), "classes"):
+            known = [name for name, head in parts.heads.items() if hasattr(head, "classes")]
             raise InputError(
                 f"AccuracySpec.head is '{self.head}', but the model's classification heads are "
                 f"{', '.join(known) or 'none'}.{nearest(self.head, known)}"
@@ -104,9 +104,9 @@ class ZeroShotSpec(MetricSpec):
     def build(self) -> ZeroShot:
         return ZeroShot(self)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
-        _require_label("ZeroShotSpec", self.label, labels)
-        check_pair("ZeroShotSpec.image and text", (self.image, self.text), embedding_widths)
+    def check(self, parts: Parts) -> None:
+        _require_label("ZeroShotSpec", self.label, parts.labels)
+        check_pair("ZeroShotSpec.image and text", (self.image, self.text), parts.embedding_widths)
 
 
 class ZeroShot(Accuracy):
@@ -115,11 +115,11 @@ class ZeroShot(Accuracy):
         self.spec = spec
         self.prompts: Tensor | None = None
 
-    def start(self, model: Model, encoder: TextEncoder | None, device: torch.device) -> None:
-        if encoder is None:
+    def start(self, model: Model, encoders: Mapping[str, TextEncoder], device: torch.device) -> None:
+        if "text" not in encoders:
             raise InputError("Zero-shot classification needs a text encoder, but the model has none.")
         names = [_alternatives(line, self.spec.classes) for line in read_classes(self.spec.classes)]
-        self.prompts = embed_classes(model, encoder, names, self.spec.templates, self.spec.text, device)
+        self.prompts = embed_classes(model, encoders["text"], names, self.spec.templates, self.spec.text, device)
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
         assert self.prompts is not None, "start() comes first"
@@ -151,7 +151,7 @@ def embed_classes(
     parts = []
     for start in range(0, len(prompts), batch_size):
         batch = Batch((), {}, text=encoder.encode(prompts[start : start + batch_size]))
-        parts.append(F.normalize(model(to_device(batch, device)).embedding[text].float(), dim=-1))
+        parts.append(F.normalize(model(batch.to(device)).embedding[text].float(), dim=-1))
     embeddings = torch.cat(parts)
     sums = embeddings.new_zeros(len(classes), embeddings.shape[1])
     return F.normalize(sums.index_add_(0, torch.tensor(owner, device=device), embeddings), dim=-1)

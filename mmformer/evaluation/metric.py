@@ -11,9 +11,9 @@ import torch
 
 from mmformer.errors import InputError, nearest
 from mmformer.models.model import Model
-from mmformer.spec import family
+from mmformer.spec import Parts, family
 from mmformer.tokenizers.text import TextEncoder
-from mmformer.types import Batch, Outputs, Text
+from mmformer.types import Batch, Outputs
 
 
 class Score(NamedTuple):
@@ -34,13 +34,8 @@ class MetricSpec(ABC):
         """A fresh one, which has seen nothing."""
 
     @abstractmethod
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+    def check(self, parts: Parts) -> None:
         """Refuse a run that lacks what this metric reads.
-
-        Args:
-            embedding_widths: encoder -> width of its embedding.
-            heads: head -> its spec.
-            labels: names of the data's labels.
 
         Raises:
             InputError: an encoder, head or label that is not there.
@@ -50,7 +45,7 @@ class MetricSpec(ABC):
 class Metric(ABC):
     """Sees a split batch by batch, then says its scores."""
 
-    def start(self, model: Model, encoder: TextEncoder | None, device: torch.device) -> None:  # noqa: B027
+    def start(self, model: Model, encoders: Mapping[str, TextEncoder], device: torch.device) -> None:  # noqa: B027
         """A hook for what has to be computed once, such as class prompts; most metrics need none."""
 
     @abstractmethod
@@ -67,7 +62,7 @@ def evaluate(
     model: Model,
     batches: Iterable[Batch],
     metrics: Mapping[str, MetricSpec],
-    encoder: TextEncoder | None,
+    encoders: Mapping[str, TextEncoder],
     device: torch.device | str = "cpu",
 ) -> dict[str, Score]:
     """Run a model over batches and take every metric's scores, as "metric/score".
@@ -80,9 +75,9 @@ def evaluate(
     model.eval()
     try:
         for metric in built.values():
-            metric.start(model, encoder, device)
+            metric.start(model, encoders, device)
         for batch in batches:
-            moved = to_device(batch, device)
+            moved = batch.to(device)
             outputs = model(moved)
             for metric in built.values():
                 metric.update(outputs, moved)
@@ -109,12 +104,3 @@ def check_pair(where: str, pair: tuple[str, str], embedding_widths: Mapping[str,
             f"{where} holds '{pair[0]}' against '{pair[1]}', but their embeddings are {first} and {second} wide: give "
             f"both encoders the same embedding."
         )
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-    return batch._replace(
-        labels={name: label.to(device) for name, label in batch.labels.items()},
-        image=None if batch.image is None else batch.image.to(device),
-        text=None if batch.text is None else Text(*(tensor.to(device) for tensor in batch.text)),
-    )

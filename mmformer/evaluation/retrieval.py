@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Metric, MetricSpec, Score, check_pair
-from mmformer.spec import require
+from mmformer.spec import Parts, require
 from mmformer.types import Batch, Outputs
 
 
@@ -37,8 +36,8 @@ class RetrievalSpec(MetricSpec):
     def build(self) -> Retrieval:
         return Retrieval(self)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
-        check_pair("RetrievalSpec.pair", self.pair, embedding_widths)
+    def check(self, parts: Parts) -> None:
+        check_pair("RetrievalSpec.pair", self.pair, parts.embedding_widths)
 
 
 class Retrieval(Metric):

@@ -48,6 +48,7 @@ class Head(nn.Module, ABC):
 class HeadOutput:
     logits: Tensor | None = None  # B classes
     scale: Tensor | None = None  # (1,)
+    bias: Tensor | None = None  # (1,)
 
 
 @dataclass(frozen=True)

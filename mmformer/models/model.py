@@ -1,4 +1,4 @@
-"""A model: named stacks, named encoders over them, named heads."""
+"""A model: named stacks, named encoders and decoders over them, named heads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from mmformer.errors import InputError, nearest
+from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.head import Head, HeadSpec
 from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.stack import Stack, StackSpec
+from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
+from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import Batch, Outputs
 
 
@@ -24,29 +27,75 @@ class ModelSpec:
     Attributes:
         stacks: by name.
         encoders: by name; each names its stack.
+        decoders: by name; each names its stack and the encoders that it reads.
         heads: by name; each names the encoders that it reads.
     """
 
     stacks: dict[str, StackSpec]
-    encoders: dict[str, EncoderSpec]
+    encoders: dict[str, EncoderSpec] = field(default_factory=dict)
+    decoders: dict[str, DecoderSpec] = field(default_factory=dict)
     heads: dict[str, HeadSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.encoders:
-            raise InputError("model.encoders is empty: a model has one at least.")
+        if not self.encoders and not self.decoders:
+            raise InputError("model.encoders and model.decoders are empty: a model has one of them at least.")
         for name, encoder in self.encoders.items():
             _require_known(f"model.encoders.{name}.stack", encoder.stack, self.stacks, "stacks")
             _require_fit(name, encoder, self.stacks[encoder.stack])
+        for name, decoder in self.decoders.items():
+            _require_known(f"model.decoders.{name}.stack", decoder.stack, self.stacks, "stacks")
+            for read in decoder.reads:
+                _require_known(f"model.decoders.{name}.reads", read, self.encoders, "encoders")
+            self._require_readable(name, decoder)
         for name, head in self.heads.items():
             for encoder_name in head.reads:
                 _require_known(f"model.heads.{name}", encoder_name, self.encoders, "encoders")
-        unused = sorted(set(self.stacks) - {encoder.stack for encoder in self.encoders.values()})
+        used = {part.stack for part in self.encoders.values()} | {part.stack for part in self.decoders.values()}
+        unused = sorted(set(self.stacks) - used)
         if unused:
-            raise InputError(f"model.stacks.{unused[0]} is named by no encoder: remove it, or name it.")
-        for kind, names in (("stacks", self.stacks), ("encoders", self.encoders), ("heads", self.heads)):
-            for name in names:
+            raise InputError(f"model.stacks.{unused[0]} is named by no encoder or decoder: remove it, or name it.")
+        for kind in ("stacks", "encoders", "decoders", "heads"):
+            for name in getattr(self, kind):
                 if not name.isidentifier():
                     raise InputError(f"model.{kind} has the name {name!r}; letters, digits and _ alone make a name.")
+        self._require_one_tokenizer()
+        twice = sorted(set(self.encoders) & set(self.decoders))
+        if twice:
+            raise InputError(f"model.encoders and model.decoders both have the name '{twice[0]}': rename one.")
+
+    def _require_one_tokenizer(self) -> None:
+        """Refuse text tokenizers that would need different ids in one field of Batch."""
+        reads = {e.tokenizer for e in self.encoders.values() if isinstance(e.tokenizer, TextTokensSpec)}
+        for kind, tokenizers in (("encoders", reads), ("decoders", {d.tokenizer for d in self.decoders.values()})):
+            if len(tokenizers) > 1:
+                raise InputError(
+                    f"The model's text {kind} differ in their tokenizers, but a batch has one kind of ids."
+                )
+
+    def _require_readable(self, name: str, decoder: DecoderSpec) -> None:
+        """Refuse a decoder whose stack cannot read what it is to read."""
+        where, stack, cross = f"model.decoders.{name}", self.stacks[decoder.stack], decoder.read_as("cross")
+        if cross and stack.layer.cross is None:
+            raise InputError(
+                f"{where} reads '{cross[0]}' through cross mixers, but the layers of model.stacks.{decoder.stack} have "
+                f"none: set its layer.cross, or read it as a prefix."
+            )
+        if not cross and stack.layer.cross is not None:
+            raise InputError(
+                f"model.stacks.{decoder.stack}.layer has a cross mixer, but {where} reads no encoder by cross: add one "
+                f"to its reads, or leave layer.cross out."
+            )
+        memory_width = stack.memory_width or stack.width
+        for read in cross:
+            width = self.stacks[self.encoders[read].stack].width
+            if width != memory_width:
+                raise InputError(
+                    f"{where} reads '{read}', whose tokens are {width} wide, but model.stacks.{decoder.stack} reads a "
+                    f"memory of width {memory_width}: set its memory_width to {width}."
+                )
+        _require_places(where, decoder.tokenizer, decoder.stack, stack)
+        for read in decoder.read_as("prefix"):
+            _require_places(where, self.encoders[read].tokenizer, decoder.stack, stack)
 
     @property
     def embedding_widths(self) -> dict[str, int]:
@@ -55,12 +104,21 @@ class ModelSpec:
             name: encoder.embedding_width(self.stacks[encoder.stack].width) for name, encoder in self.encoders.items()
         }
 
+    def text_encoders(self) -> dict[str, TextEncoder]:
+        """The host's half of the model's text tokenizers, by the field of Batch that they fill."""
+        reads = [e.tokenizer for e in self.encoders.values() if isinstance(e.tokenizer, TextTokensSpec)]
+        writes = [decoder.tokenizer for decoder in self.decoders.values()]
+        found = {"text": [*reads, *writes], "target": writes}
+        return {name: tokenizers[0].encoder() for name, tokenizers in found.items() if tokenizers}
+
     def build(self) -> Model:
         return Model(self)
 
 
 class Model(nn.Module):
-    """Runs every encoder whose modality a batch has, then, in their order, every head that finds what it reads."""
+    """Runs every encoder whose modality a batch has; every decoder whose text it has, and which finds what it reads;
+    then, in their order, every head that finds what it reads.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -69,43 +127,58 @@ class Model(nn.Module):
         self.encoders = nn.ModuleDict(
             {name: encoder.build(spec.stacks[encoder.stack].width) for name, encoder in spec.encoders.items()}
         )
+        memory_widths = {name: spec.stacks[encoder.stack].width for name, encoder in spec.encoders.items()}
+        self.decoders = nn.ModuleDict(
+            {name: part.build(spec.stacks[part.stack].width, memory_widths) for name, part in spec.decoders.items()}
+        )
         self.heads = nn.ModuleDict({name: head.build(spec.embedding_widths) for name, head in spec.heads.items()})
 
-    def forward(self, batch: Batch, intermediates: Collection[str] = ()) -> Outputs:
-        """Encode a batch.
+    def forward(self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True) -> Outputs:
+        """Encode a batch, and weigh what decoders would write.
 
         Args:
             batch: modalities that are None are left out.
             intermediates: "encoder/layer", layer 0 the first, of hidden states to return.
+            decode: run the decoders; False where only embeddings are wanted.
 
         Raises:
-            InputError: a batch that no encoder reads, an intermediate that does not exist, or a value of wrong shape.
+            InputError: a batch that nothing here reads, an intermediate that does not exist, or a value of wrong shape.
         """
-        outputs = Outputs({}, {}, {}, {}, {}, {})
+        outputs = Outputs.empty()
         wanted = self._layers(intermediates)
         for name, encoder in self.encoders.items():
             assert isinstance(encoder, Encoder)
             value = getattr(batch, encoder.spec.tokenizer.modality)
             if value is None:
                 continue
-            stack = self.stacks[encoder.spec.stack]
-            assert isinstance(stack, Stack)
-            encoded = encoder(value, stack, wanted.get(name, ()))
+            encoded = encoder(value, self.stack_of(encoder.spec.stack), wanted.get(name, ()))
             outputs.tokens[name] = encoded.tokens
             outputs.embedding[name] = encoded.embedding
-            outputs.losses.update({f"{name}/{key}": term for key, term in encoded.aux.items()})
+            outputs.aux.update({f"{name}/{key}": term for key, term in encoded.aux.items()})
             outputs.intermediates.update({f"{name}/{key}": x for key, x in encoded.intermediates.items()})
-        if not outputs.embedding:
+        for name, decoder in self.decoders.items():
+            assert isinstance(decoder, Decoder)
+            if not decode or batch.written is None or not decoder.spec.reads.keys() <= outputs.tokens.keys():
+                continue
+            loss, decoded = decoder.loss(batch.written, outputs.tokens, self.stack_of(decoder.spec.stack))
+            outputs.losses[name], outputs.tokens[name] = loss, decoded.tokens
+            outputs.aux.update({f"{name}/{key}": term for key, term in decoded.aux.items()})
+        if not outputs.tokens:
             reads = sorted({encoder.tokenizer.modality for encoder in self.spec.encoders.values()})
-            raise InputError(f"This model reads {' and '.join(reads)}, but the batch has none of it.")
+            raise InputError(f"This model reads {' and '.join(reads) or 'text'}, but the batch has none of it.")
         for name, head in self.heads.items():
             assert isinstance(head, Head)
             made = head(outputs, batch)
-            if made is not None and made.logits is not None:
-                outputs.logits[name] = made.logits
-            if made is not None and made.scale is not None:
-                outputs.scale[name] = made.scale
+            for kind in ("logits", "scale", "bias"):
+                value = None if made is None else getattr(made, kind)
+                if value is not None:
+                    getattr(outputs, kind)[name] = value
         return outputs
+
+    def stack_of(self, name: str) -> Stack:
+        stack = self.stacks[name]
+        assert isinstance(stack, Stack)
+        return stack
 
     def initialise(self, seed: int) -> None:
         """Draw every parameter anew, each module from a stream of its own that (seed, its name) determines.
@@ -142,15 +215,20 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
             f"model.stacks.{encoder.stack}.layer has a cross mixer, which reads a memory, but model.encoders.{name} "
             f"has none to hand in: leave layer.cross out."
         )
+    _require_places(f"model.encoders.{name}", encoder.tokenizer, encoder.stack, stack)
+
+
+def _require_places(where: str, tokenizer: TokenizerSpec, name: str, stack: StackSpec) -> None:
+    """Refuse a stack whose learned positions have no row for some of a tokenizer's tokens."""
     if not isinstance(stack.position, LearnedPositionSpec):
         return
     for axis, size in zip(stack.position.axes, stack.position.sizes, strict=True):
-        places = encoder.tokenizer.places[axis]
+        places = tokenizer.places[axis]
         if places is not None and places > size:
             raise InputError(
-                f"model.stacks.{encoder.stack}.position has {size} places on axis {axis}, but the tokens of "
-                f"model.encoders.{name} stand at up to {places} ({type(encoder.tokenizer).__name__}): raise "
-                f"LearnedPositionSpec.sizes to {places}, or let the tokenizer make fewer."
+                f"model.stacks.{name}.position has {size} places on axis {axis}, but the tokens of {where} stand at up "
+                f"to {places} ({type(tokenizer).__name__}): raise LearnedPositionSpec.sizes to {places}, or let the "
+                f"tokenizer make fewer."
             )
 
 

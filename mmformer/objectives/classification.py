@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError, nearest
 from mmformer.objectives.objective import Objective, ObjectiveSpec
-from mmformer.spec import require_probability
+from mmformer.spec import Parts, require_probability
 from mmformer.types import Batch, LossTerm, Outputs
 
 
@@ -36,14 +35,14 @@ class ClassificationSpec(ObjectiveSpec):
     def build(self) -> Classification:
         return Classification(self)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
-        if not hasattr(heads.get(self.head), "classes"):
-            known = [name for name, head in heads.items() if hasattr(head, "classes")]
+    def check(self, parts: Parts) -> None:
+        if not hasattr(parts.heads.get(self.head), "classes"):
+            known = [name for name, head in parts.heads.items() if hasattr(head, "classes")]
             raise InputError(
                 f"A classification objective reads the head '{self.head}', but the model's classification heads are "
                 f"{', '.join(known) or 'none'}.{nearest(self.head, known)}"
             )
-        label, given = self.label or self.head, list(labels)
+        label, given = self.label or self.head, parts.labels
         if label not in given:
             raise InputError(
                 f"A classification objective reads the label '{label}', but data.labels has "

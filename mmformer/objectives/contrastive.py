@@ -7,7 +7,6 @@ written out below.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError, nearest
 from mmformer.objectives.objective import Objective, ObjectiveSpec
-from mmformer.spec import require
+from mmformer.spec import Parts, require
 from mmformer.types import Batch, LossTerm, Outputs, Text
 
 
@@ -50,20 +49,21 @@ class ContrastiveSpec(ObjectiveSpec):
     def build(self) -> Contrastive:
         return Contrastive(self)
 
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
-        if not hasattr(heads.get(self.head), "temperature"):
+    def check(self, parts: Parts) -> None:
+        if not hasattr(parts.heads.get(self.head), "temperature"):
             raise InputError(
                 f"A contrastive objective reads the head '{self.head}', but the model's heads are "
-                f"{', '.join(heads) or 'none'}: add a ContrastiveHeadSpec of that name.{nearest(self.head, heads)}"
+                f"{', '.join(parts.heads) or 'none'}: add a ContrastiveHeadSpec of that name."
+                f"{nearest(self.head, parts.heads)}"
             )
         for pair in self.pairs:
             for name in pair:
-                if name not in embedding_widths:
+                if name not in parts.embedding_widths:
                     raise InputError(
                         f"ContrastiveSpec.pairs has '{name}', but the model's encoders are "
-                        f"{', '.join(embedding_widths)}.{nearest(name, embedding_widths)}"
+                        f"{', '.join(parts.embedding_widths)}.{nearest(name, parts.embedding_widths)}"
                     )
-            first, second = (embedding_widths[name] for name in pair)
+            first, second = (parts.embedding_widths[name] for name in pair)
             if first != second:
                 raise InputError(
                     f"ContrastiveSpec.pairs holds '{pair[0]}' against '{pair[1]}', but their embeddings are {first} "

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from mmformer.spec import family, require
+from mmformer.spec import Parts, family, require
 from mmformer.types import Batch, LossTerm, Outputs
 
 
@@ -31,13 +30,8 @@ class ObjectiveSpec(ABC):
         """The objective; it has no parameters (those are the heads')."""
 
     @abstractmethod
-    def check(self, embedding_widths: Mapping[str, int], heads: Mapping[str, object], labels: Iterable[str]) -> None:
+    def check(self, parts: Parts) -> None:
         """Refuse a run that lacks what this objective reads.
-
-        Args:
-            embedding_widths: encoder -> width of its embedding.
-            heads: head -> its spec.
-            labels: names of the data's labels.
 
         Raises:
             InputError: an encoder, a head or a label that is not there, or that does not fit.
@@ -54,7 +48,10 @@ class Objective(ABC):
     """
 
     def prepare(self, batch: Batch, seed: int) -> Batch:
-        """Change a batch before the model sees it (mask, corrupt, mix); randomness comes from the seed alone."""
+        """Change a batch before the model sees it (mask, corrupt, mix).
+
+        Randomness comes from (seed, position) alone, so that a sample's does not depend on its micro-batch or rank.
+        """
         return batch
 
     @abstractmethod

@@ -86,22 +86,19 @@ class TextTokens(nn.Module):
     def __init__(self, spec: TextTokensSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
+        vocabulary = Vocabulary.load(spec.vocabulary)
+        self.size, self.bos, self.eos = len(vocabulary), vocabulary.bos, vocabulary.eos
         # Padded, so that a sharded table splits evenly over any usual number of ranks.
-        self.weight = nn.Parameter(torch.empty(Vocabulary.load(spec.vocabulary).padded_size(64), width))  # V D
+        self.weight = nn.Parameter(torch.empty(vocabulary.padded_size(64), width))  # V D
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.02)
 
-    def forward(self, text: Text) -> Tokens:
+    def forward(self, text: Text, start: Tensor | None = None) -> Tokens:
+        """Args: text; start: B, int64, where in its text each row's first id stands (decoding); None: at 0."""
         x = F.embedding(text.ids, self.weight)  # B L D
         time = torch.arange(x.shape[1], device=x.device)
-        pos = F.pad(time[:, None], (0, AXES - 1))  # L A
+        place = time[None] if start is None else start[:, None] + time  # (1 or B) L
+        pos = F.pad(place[..., None], (0, AXES - 1))  # (1 or B) L A
         return Tokens(x, pos.expand(x.shape[0], -1, -1), time < text.lengths[:, None])
-
-
-def trim(text: Text, keep: Tensor | slice) -> Text:
-    """Some rows of a text, cut again to the longest of them in multiples of 8."""
-    lengths = text.lengths[keep]
-    length = -(-int(lengths.max()) // 8) * 8
-    return Text(text.ids[keep, :length], lengths)

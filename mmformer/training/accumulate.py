@@ -18,7 +18,6 @@ from torch import Tensor
 
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
-from mmformer.tokenizers.text import trim
 from mmformer.types import Batch, LossTerm, Outputs
 
 Backward = Callable[..., Any]
@@ -27,6 +26,9 @@ Key = tuple[str, str]
 
 AUX = "aux"
 """The name, in place of an objective's, of what layers ask for."""
+
+_SHARED = ("scale", "bias")
+"""Fields whose values belong to no sample."""
 
 
 def accumulate(
@@ -83,18 +85,7 @@ def accumulate(
 def split(batch: Batch, parts: int) -> list[Batch]:
     """A batch cut evenly, in order; each part's texts are no longer than they must be."""
     size = len(batch.keys) // parts
-    cut = []
-    for part in range(parts):
-        rows = slice(part * size, (part + 1) * size)
-        cut.append(
-            Batch(
-                batch.keys[rows],
-                {name: label[rows] for name, label in batch.labels.items()},
-                None if batch.image is None else batch.image[rows],
-                None if batch.text is None else trim(batch.text, rows),
-            )
-        )
-    return cut
+    return [batch.rows(slice(part * size, (part + 1) * size)) for part in range(parts)]
 
 
 class _Gathered(NamedTuple):
@@ -111,10 +102,10 @@ class _Gathered(NamedTuple):
         for key, value in _coupled_fields(outputs).items():
             gradient = self.leaves[key].grad
             # A scale is the same in every micro-batch: its gradient goes back through the first of them.
-            if gradient is None or (key[0] == "scale" and index):
+            if gradient is None or (key[0] in _SHARED and index):
                 continue
             size = len(value)
-            rows = gradient if key[0] == "scale" else gradient[index * size : (index + 1) * size]
+            rows = gradient if key[0] in _SHARED else gradient[index * size : (index + 1) * size]
             carried.append((value * rows.to(value.dtype)).sum())
         return carried
 
@@ -133,13 +124,13 @@ def _gather(
     with torch.no_grad():
         for seed, part in zip(seeds, micro, strict=True):
             with _dropout(seed):
-                parts.append(_coupled_fields(model(part)))
+                parts.append(_coupled_fields(model(part, decode=False)))
     torch.clear_autocast_cache()  # casts made without a graph would cut the second pass's gradient off
     leaves = {
-        key: (value.clone() if key[0] == "scale" else torch.cat([part[key] for part in parts])).requires_grad_()
+        key: (value.clone() if key[0] in _SHARED else torch.cat([part[key] for part in parts])).requires_grad_()
         for key, value in parts[0].items()
     }
-    gathered = Outputs({}, {}, {}, {}, {}, {})
+    gathered = Outputs.empty()
     for (field, name), leaf in leaves.items():
         getattr(gathered, field)[name] = leaf
     total, means = _total(_terms(gathered, objectives, batch), weights)
@@ -147,10 +138,16 @@ def _gather(
     return _Gathered(leaves, seeds, total.detach(), means)
 
 
+_COUPLED = ("embedding", *_SHARED)
+"""What an objective that couples samples may read, and all that is gathered for it: logits may be large."""
+
+
+def _coupled(outputs: Outputs) -> Outputs:
+    return Outputs.empty()._replace(**{kind: getattr(outputs, kind) for kind in _COUPLED})
+
+
 def _coupled_fields(outputs: Outputs) -> dict[Key, Tensor]:
-    """What an objective that couples samples may read, and all that is gathered for it: logits may be large."""
-    fields = {"embedding": outputs.embedding, "scale": outputs.scale}
-    return {(field, name): value for field, values in fields.items() for name, value in values.items()}
+    return {(kind, name): value for kind in _COUPLED for name, value in getattr(outputs, kind).items()}
 
 
 def _add(sums: dict[str, LossTerm], terms: Mapping[str, LossTerm]) -> None:
@@ -163,7 +160,7 @@ def _add(sums: dict[str, LossTerm], terms: Mapping[str, LossTerm]) -> None:
 
 def _asked(outputs: Outputs) -> dict[str, LossTerm]:
     """What layers ask for, by "aux/encoder/name"."""
-    return {f"{AUX}/{name}": term for name, term in outputs.losses.items()}
+    return {f"{AUX}/{name}": term for name, term in outputs.aux.items()}
 
 
 def _terms(outputs: Outputs, objectives: Mapping[str, Objective], batch: Batch) -> dict[str, LossTerm]:
@@ -171,7 +168,7 @@ def _terms(outputs: Outputs, objectives: Mapping[str, Objective], batch: Batch) 
     terms: dict[str, LossTerm] = {}
     for objective_name, objective in objectives.items():
         # The same with one part as with several, where nothing else is gathered.
-        seen = Outputs(outputs.embedding, {}, {}, outputs.scale, {}, {}) if objective.couples_samples else outputs
+        seen = _coupled(outputs) if objective.couples_samples else outputs
         terms |= {f"{objective_name}/{name}": term for name, term in objective.losses(seen, batch).items()}
     return terms
 

@@ -25,7 +25,7 @@ class Evaluation(pl.Callback):
         self.run, self.output = run, output
         self.best = -math.inf
         self._loader: DataLoader[Sample] | None = None
-        self._encoder: TextEncoder | None = None
+        self._encoders: dict[str, TextEncoder] = {}
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -38,10 +38,10 @@ class Evaluation(pl.Callback):
         pl_module.check_finite()
         if self._loader is None:
             assert self.run.data.validation is not None, "RunSpec refuses this"
-            self._encoder = self.run.text_encoder()
-            self._loader = evaluation_loader(self.run.data, self.run.data.validation, self._encoder)
+            self._encoders = self.run.model.text_encoders()
+            self._loader = evaluation_loader(self.run.data, self.run.data.validation, self._encoders)
         metrics = self.run.evaluation.metrics
-        scores = evaluate(pl_module.built, self._loader, metrics, self._encoder, pl_module.device)
+        scores = evaluate(pl_module.built, self._loader, metrics, self._encoders, pl_module.device)
         for logger in trainer.loggers:
             values = {f"validation/{name}": score.value for name, score in scores.items()}
             logger.log_metrics(values, trainer.global_step)
@@ -65,6 +65,6 @@ class Evaluation(pl.Callback):
 
 def score_split(run: RunSpec, split: str, model: Model, device: str) -> dict[str, Score]:
     """A model's scores on a split of the run's data."""
-    encoder = run.text_encoder()
-    loader = evaluation_loader(run.data, split, encoder)
-    return evaluate(model, loader, run.evaluation.metrics, encoder, device)
+    encoders = run.model.text_encoders()
+    loader = evaluation_loader(run.data, split, encoders)
+    return evaluate(model, loader, run.evaluation.metrics, encoders, device)

@@ -21,5 +21,5 @@ def write_pictures(run: RunSpec, folder: Path) -> None:
     member = run.data.image.member
     for number in range(min(NUMBER, len(dataset))):
         sample = dataset[number]
-        name = re.sub(r"\W+", "_", (sample.caption or sample.key).lower()).strip("_")[:60] or sample.key
+        name = re.sub(r"\W+", "_", (sample.text or sample.key).lower()).strip("_")[:60] or sample.key
         (folder / f"{name}.{member}").write_bytes(dataset.reader[number].members[member])

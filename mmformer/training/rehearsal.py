@@ -28,8 +28,8 @@ def rehearse(run: RunSpec, model: Model) -> None:
     """
     class_names(run)
     _check_prompts(run)
-    encoder = run.text_encoder()
-    batch = _first(training_loader(run.data, encoder, run.seed, 0, 1))
+    encoders = run.model.text_encoders()
+    batch = _first(training_loader(run.data, encoders, run.seed, 0, 1))
     model.eval()
     with torch.no_grad():
         for spec in run.objectives.values():
@@ -40,8 +40,8 @@ def rehearse(run: RunSpec, model: Model) -> None:
     splits = [run.data.validation] if run.evaluation.every_steps is not None else []
     splits += [run.data.test] if run.evaluation.metrics else []
     for split in dict.fromkeys(split for split in splits if split is not None):
-        held_out = _first(evaluation_loader(run.data, split, encoder))
-        scores = evaluate(model, [held_out], run.evaluation.metrics, encoder)
+        held_out = _first(evaluation_loader(run.data, split, encoders))
+        scores = evaluate(model, [held_out], run.evaluation.metrics, encoders)
         best = run.checkpoint.best
         if best is not None and best not in scores:
             raise InputError(

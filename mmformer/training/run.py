@@ -14,9 +14,10 @@ from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
 from mmformer.objectives.objective import ObjectiveSpec
-from mmformer.spec import require
-from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
+from mmformer.spec import Parts, require
+from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.optimizer import AdamWSpec, CosineScheduleSpec, OptimizerSpec, ScheduleSpec
+from mmformer.types import MODALITIES
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,12 @@ class RunSpec:
                     )
         if self.checkpoint.best is None and self.checkpoint.mode != "max":
             raise InputError("checkpoint.mode says how checkpoint.best is judged, but checkpoint.best names no score.")
-        widths, heads = self.model.embedding_widths, self.model.heads
+        model = self.model
+        parts = Parts(model.embedding_widths, model.heads, model.decoders, tuple(self.data.labels))
         for objective in self.objectives.values():
-            objective.check(widths, heads, self.data.labels)
+            objective.check(parts)
         for metric in self.evaluation.metrics.values():
-            metric.check(widths, heads, self.data.labels)
+            metric.check(parts)
         self._check_batches()
         self._check_modalities()
         self._check_evaluation()
@@ -162,16 +164,33 @@ class RunSpec:
             )
 
     def _check_modalities(self) -> None:
-        read = {encoder.tokenizer.modality for encoder in self.model.encoders.values()}
-        for modality in ("image", "text"):
-            given = getattr(self.data, modality) is not None
-            if modality in read and not given:
-                raise InputError(f"The model reads {modality}, but data.{modality} is absent: say how it is read.")
-            if given and modality not in read:
-                raise InputError(f"data.{modality} is read, but no encoder of the model uses it: remove it.")
-        texts = {e.tokenizer for e in self.model.encoders.values() if isinstance(e.tokenizer, TextTokensSpec)}
-        if len(texts) > 1:
-            raise InputError("The model's text encoders differ in their tokenizers, but a batch has one kind of ids.")
+        model, data = self.model, self.data
+        tokenizers = [encoder.tokenizer for encoder in model.encoders.values()]
+        read = {tokenizer.modality for tokenizer in tokenizers}
+        if model.decoders:
+            read.add("text" if data.target is None else "target")
+        for field_name in (*MODALITIES, "target"):
+            given = getattr(data, field_name) is not None
+            if field_name in read and not given:
+                raise InputError(f"The model reads {field_name}, but data.{field_name} is absent: say how it is read.")
+            if given and field_name not in read:
+                raise InputError(
+                    f"data.{field_name} is read, but no encoder or decoder of the model uses it: remove it."
+                )
+        for name, decoder in model.decoders.items():
+            other = next((t for t in tokenizers if isinstance(t, TextTokensSpec) and t != decoder.tokenizer), None)
+            if data.target is None and other is not None:
+                raise InputError(
+                    f"model.decoders.{name} writes the text that encoders read, but cuts it into other ids: "
+                    f"{decoder.tokenizer} and {other}. Give both the same tokenizer, or set data.target."
+                )
+        for name, encoder in model.encoders.items():
+            rate = getattr(encoder.tokenizer, "rate", None)
+            if data.audio is not None and rate not in (None, data.audio.transform.rate):
+                raise InputError(
+                    f"model.encoders.{name} reads {rate} samples a second, but data.audio.transform.rate is "
+                    f"{data.audio.transform.rate}: give both the same."
+                )
 
     def _check_evaluation(self) -> None:
         if self.evaluation.every_steps is not None:
@@ -187,18 +206,6 @@ class RunSpec:
                 f"checkpoint.best is '{best}', but evaluation.metrics names {', '.join(metrics)}."
                 f"{nearest(best.partition('/')[0], metrics)}"
             )
-
-    def text_encoder(self) -> TextEncoder | None:
-        """The host's half of the model's text tokenizer, or None when it reads no text."""
-        return text_encoder(self.model)
-
-
-def text_encoder(model: ModelSpec) -> TextEncoder | None:
-    """The host's half of a model's text tokenizer, or None when it reads no text."""
-    for encoder in model.encoders.values():
-        if isinstance(encoder.tokenizer, TextTokensSpec):
-            return encoder.tokenizer.encoder()
-    return None
 
 
 def default_output(config: str | Path) -> Path:

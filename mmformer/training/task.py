@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 from mmformer.data.dataset import Sample, training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
-from mmformer.evaluation.metric import to_device
 from mmformer.models.head import ContrastiveHead
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
@@ -56,17 +55,17 @@ class TrainingTask(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         run = self.run
-        return training_loader(run.data, run.text_encoder(), run.seed, self.global_step, run.trainer.max_steps)
+        return training_loader(run.data, run.model.text_encoders(), run.seed, self.global_step, run.trainer.max_steps)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return to_device(batch, device)
+        return batch.to(device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, trainer = self.global_step, self.run.trainer
         # Whatever else drew from the global stream, dropout is a function of (seed, step).
         torch.manual_seed(derive(self.run.seed, "dropout", step))
         for name, objective in self.objectives.items():
-            batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}", step))
+            batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}"))
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
         lr = self.run.optimizer.lr * self.run.schedule.factor(step, trainer.max_steps)

@@ -16,15 +16,9 @@ from tiny import COLOURS, SIDE, VOCABULARY, labels, sample, tiny_data, write_few
 
 from mmformer.cli.main import plain
 from mmformer.data.caption import FieldCaptionSpec
-from mmformer.data.dataset import (
-    DataSpec,
-    ImageTransformSpec,
-    PositionBatches,
-    SampleDataset,
-    evaluation_loader,
-    training_loader,
-)
+from mmformer.data.dataset import DataSpec, PositionBatches, SampleDataset, evaluation_loader, training_loader
 from mmformer.data.decode import decode_image
+from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.order import OrderSpec
 from mmformer.errors import InputError
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
@@ -175,7 +169,7 @@ def test_evaluation_reads_every_sample_once_as_it_is(shards: Path, encoder: Text
             assert np.array_equal(image.permute(1, 2, 0).numpy(), ImageTransformSpec((SIDE, SIDE))(picture))
             fields = json.loads(raw.members["json"])
             expected = encoder.encode([fields["names"]["en"]])
-            assert dataset[at].caption == fields["names"]["en"], "the caption of evaluation, not of training"
+            assert dataset[at].text == fields["names"]["en"], "the caption of evaluation, not of training"
             assert batch.text is not None
             row = batch.text.ids[at % 3]
             assert row[: int(expected.lengths[0])].tolist() == expected.ids[0, : int(expected.lengths[0])].tolist()
@@ -232,7 +226,7 @@ def test_the_seed_changes_the_batches(full: list[Batch], shards: Path, encoder: 
 def test_the_caption_of_evaluation_serves_training_where_there_is_no_other(shards: Path) -> None:
     spec = text_of(tiny_data(shards), training_caption=None, caption=FieldCaptionSpec("colour"))
     dataset = SampleDataset(spec, "train", spec.order, 0, True)
-    assert {dataset[p].caption for p in range(32)} == set(COLOURS)
+    assert {dataset[p].text for p in range(32)} == set(COLOURS)
 
 
 REFUSED: list[tuple[Any, str]] = [

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny import tiny_data, write_few
 
-from mmformer.data.dataset import Collate, LabelInputSpec, SampleDataset, evaluation_loader, read_classes
+from mmformer.data.dataset import Collate, SampleDataset, evaluation_loader, read_classes
+from mmformer.data.inputs import LabelInputSpec
 from mmformer.data.order import OrderSpec
 from mmformer.errors import InputError
 from mmformer.evaluation.classification import AccuracySpec
@@ -70,7 +71,7 @@ def test_an_optional_label_may_be_absent_or_null(tmp_path: Path) -> None:
     logits = torch.zeros(4, 8)
     logits[[0, 1, 2], [1, 1, 1]] = 4.0  # right; without a label twice; wrong
     logits[3, 5] = 4.0
-    made = Outputs({}, {}, {"colour": logits}, {}, {}, {})
+    made = Outputs.empty()._replace(logits={"colour": logits})
     (term,) = ClassificationSpec(head="colour").build().losses(made, batch).values()
     assert term.items == 2
     expected = torch.nn.functional.cross_entropy(logits[[0, 3]], torch.tensor([1, 0]), reduction="sum")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
-from mmformer.evaluation.metric import Score, evaluate, to_device
+from mmformer.evaluation.metric import Score, evaluate
 from mmformer.evaluation.retrieval import Retrieval, RetrievalSpec, ranks
 from mmformer.types import Batch, Outputs
 
@@ -38,7 +38,7 @@ def brute_force(query: Tensor, candidate: Tensor) -> list[int]:
 def measure(spec: RetrievalSpec, image: Tensor, text: Tensor, sizes: tuple[int, ...]) -> dict[str, Score]:
     metric = spec.build()
     for x, y in zip(image.split(sizes), text.split(sizes), strict=True):
-        metric.update(Outputs({"image": x, "text": y}, {}, {}, {}, {}, {}), Batch((), {}))
+        metric.update(Outputs.empty()._replace(embedding={"image": x, "text": y}), Batch((), {}))
     return metric.compute()
 
 
@@ -127,7 +127,7 @@ def test_chance_is_what_guessing_gives() -> None:
 def test_the_pair_names_the_encoders() -> None:
     x, y = embeddings()
     metric = RetrievalSpec(("a", "b"), (1,)).build()
-    metric.update(Outputs({"a": x, "b": y, "image": y}, {}, {}, {}, {}, {}), Batch((), {}))
+    metric.update(Outputs.empty()._replace(embedding={"a": x, "b": y, "image": y}), Batch((), {}))
     scores = metric.compute()
     assert list(scores) == ["a_to_b/R@1", "a_to_b/median_rank", "b_to_a/R@1", "b_to_a/median_rank"]
 
@@ -202,10 +202,10 @@ def test_two_metrics_of_one_kind_do_not_share() -> None:
 
 
 def test_to_device_moves_every_tensor() -> None:
-    moved = to_device(tiny_batch(TEXTS), torch.device("meta"))
+    moved = tiny_batch(TEXTS).to("meta")
     assert moved.image is not None
     assert moved.text is not None
     assert moved.keys == ("0", "1", "2", "3", "4")
     tensors = [moved.image, *moved.text, *moved.labels.values()]
     assert all(tensor.is_meta for tensor in tensors)
-    assert to_device(Batch((), {}), torch.device("meta")) == Batch((), {})
+    assert Batch((), {}).to("meta") == Batch((), {})

@@ -126,7 +126,7 @@ def test_logits_that_are_not_numbers_are_no_answer() -> None:
     logits = torch.tensor([[nan, nan, nan], [0, nan, 1], [nan, 3, 1], [0, 3, 1], [0, float("inf"), 1]])
     metric = AccuracySpec("colour").build()
     batch = Batch((), {"colour": torch.tensor([0, 1, 1, 1, 1])})
-    metric.update(Outputs({}, {}, {"colour": logits}, {}, {}, {}), batch)
+    metric.update(Outputs.empty()._replace(logits={"colour": logits}), batch)
     assert metric.compute()["accuracy"].value == pytest.approx(40)
 
 
@@ -134,7 +134,7 @@ def test_zero_shot_with_embeddings_that_are_not_numbers_is_always_wrong(tmp_path
     metric = ZeroShotSpec("colour", classes_file(tmp_path)).build()
     metric.start(build(), ENCODER, CPU)
     batch = Batch((), {"colour": torch.arange(5)})
-    metric.update(Outputs({"image": torch.full((5, 12), float("nan"))}, {}, {}, {}, {}, {}), batch)
+    metric.update(Outputs.empty()._replace(embedding={"image": torch.full((5, 12), float("nan"))}), batch)
     assert metric.compute()["accuracy"].value == 0
 
 
@@ -143,7 +143,7 @@ def test_accuracy_counts_what_has_a_label() -> None:
     metric = AccuracySpec("colour").build()
     for rows in (slice(0, 1), slice(1, 4)):
         batch = Batch((), {"colour": torch.tensor([1, 1, 2, -1])[rows]})
-        metric.update(Outputs({}, {}, {"colour": logits[rows]}, {}, {}, {}), batch)
+        metric.update(Outputs.empty()._replace(logits={"colour": logits[rows]}), batch)
     (score,) = metric.compute().values()
     assert score.value == pytest.approx(200 / 3)
     assert score.chance == pytest.approx(100 / 3)
@@ -152,14 +152,14 @@ def test_accuracy_counts_what_has_a_label() -> None:
 def test_accuracy_reads_the_head_and_the_label_that_it_names() -> None:
     metric = AccuracySpec("hue", "colour").build()
     batch = Batch((), {"colour": torch.tensor([0]), "hue": torch.tensor([1])})
-    metric.update(Outputs({}, {}, {"hue": torch.tensor([[1.0, 0.0]])}, {}, {}, {}), batch)
+    metric.update(Outputs.empty()._replace(logits={"hue": torch.tensor([[1.0, 0.0]])}), batch)
     assert metric.compute()["accuracy"].value == 100
 
 
 def test_a_split_without_the_label_is_refused() -> None:
     metric = AccuracySpec("colour").build()
     batch = Batch((), {"colour": torch.tensor([-1])})
-    metric.update(Outputs({}, {}, {"colour": torch.zeros(1, 3)}, {}, {}, {}), batch)
+    metric.update(Outputs.empty()._replace(logits={"colour": torch.zeros(1, 3)}), batch)
     with pytest.raises(InputError, match="Accuracy over the label 'colour' was asked for, but no sample has it"):
         metric.compute()
 
@@ -168,7 +168,7 @@ def test_a_label_past_the_classes_is_refused() -> None:
     metric = AccuracySpec("colour").build()
     batch = Batch((), {"colour": torch.tensor([3])})
     with pytest.raises(InputError, match=r"The label 'colour' has class 3, but there are only 3 classes \(0 to 2\)"):
-        metric.update(Outputs({}, {}, {"colour": torch.zeros(1, 3)}, {}, {}, {}), batch)
+        metric.update(Outputs.empty()._replace(logits={"colour": torch.zeros(1, 3)}), batch)
 
 
 def test_zero_shot_needs_a_text_encoder(tmp_path: Path) -> None:

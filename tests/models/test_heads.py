@@ -77,7 +77,7 @@ def test_the_scale_is_bounded(past: float) -> None:
     built = head(LIMIT + past)
     assert built.scale.shape == (1,)
     assert built.scale.item() == pytest.approx(100, rel=1e-6)
-    made = built(Outputs({}, {}, {}, {}, {}, {}), Batch((), {}))
+    made = built(Outputs.empty(), Batch((), {}))
     assert torch.equal(made.scale, built.scale)
     assert built.log_scale.item() == pytest.approx(LIMIT + past), "forward leaves the parameter as it is"
 

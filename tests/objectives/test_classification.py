@@ -19,7 +19,7 @@ TARGET = torch.tensor([0, 3, -1, 2, -1])
 
 
 def outputs(logits: Tensor = LOGITS, head: str = "colour") -> Outputs:
-    return Outputs({}, {}, {head: logits}, {}, {}, {})
+    return Outputs.empty()._replace(logits={head: logits})
 
 
 def batch(target: Tensor = TARGET, label: str = "colour") -> Batch:
@@ -99,7 +99,7 @@ HEADS: dict[str, Any] = {"contrastive": ContrastiveHeadSpec(), "colour": Classif
 )
 def test_a_model_that_does_not_fit_is_refused(fields: dict[str, Any], heads: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ClassificationSpec(**fields).check({"image": 4}, heads, ["colour", "hue"])
+        ClassificationSpec(**fields).check(Parts({"image": 4}, heads, {}, ("colour", "hue")))
     ClassificationSpec(head="colour").check({"image": 4}, HEADS, ["colour"])
 
 

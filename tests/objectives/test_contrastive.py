@@ -145,7 +145,7 @@ def outputs(*names: str, number: int = 6, width: int = 4, **scales: float) -> Ou
     generator = torch.Generator().manual_seed(1)
     embedding = {name: 3 * torch.randn(number, width, generator=generator) for name in names}
     scale = {name: torch.tensor([value]) for name, value in ({"contrastive": 5.0} | scales).items()}
-    return Outputs(embedding, {}, {}, scale, {}, {})
+    return Outputs.empty()._replace(embedding=embedding, scale=scale)
 
 
 TEXTS = ["red", "blue", "red", "green", "black", "blue"]

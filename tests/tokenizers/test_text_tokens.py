@@ -14,7 +14,7 @@ from tiny import VOCABULARY, tiny_batch, tiny_model
 from mmformer.errors import InputError
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
-from mmformer.tokenizers.text import TextTokens, TextTokensSpec, trim
+from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
 from mmformer.types import Batch, Text
 
@@ -93,12 +93,12 @@ def test_special_tokens_are_not_written_by_texts() -> None:
 def test_trim_cuts_to_the_longest_that_is_left() -> None:
     text = encode("a", "a a a a a a a a a a", LONG)
     assert text.ids.shape == (3, 20)
-    short = trim(text, slice(0, 1))
+    short = text.rows(slice(0, 1))
     assert torch.equal(short.ids, encode("a").ids)
-    middle = trim(text, torch.tensor([1, 0]))
+    middle = text.rows(torch.tensor([1, 0]))
     assert torch.equal(middle.ids, encode("a a a a a a a a a a", "a").ids)
     assert torch.equal(middle.lengths, text.lengths[[1, 0]])
-    assert torch.equal(trim(text, slice(0, 3)).ids, text.ids)
+    assert torch.equal(text.rows(slice(0, 3)).ids, text.ids)
 
 
 def build(width: int = 6) -> TextTokens:

@@ -130,13 +130,10 @@ def test_the_second_pass_replays_the_dropout_of_the_first() -> None:
     for seed, part in zip(seeds, split(given, 4), strict=True):
         with _dropout(seed):
             parts.append(built(part))
-    together = Outputs(
-        {name: torch.cat([part.embedding[name] for part in parts]) for name in ("image", "text")},
-        {},
-        {"colour": torch.cat([part.logits["colour"] for part in parts])},
-        parts[0].scale,
-        {},
-        {},
+    together = Outputs.empty()._replace(
+        embedding={name: torch.cat([part.embedding[name] for part in parts]) for name in ("image", "text")},
+        logits={"colour": torch.cat([part.logits["colour"] for part in parts])},
+        scale=parts[0].scale,
     )
     loss = CONTRASTIVE.build().losses(together, given)["image_text"].total / 8
     loss = loss + 0.3 * CLASSIFICATION.build().losses(together, given)["cross_entropy"].total / 5

@@ -189,7 +189,7 @@ def test_training_is_the_plain_loop(shards: Path, tmp_path: Path) -> None:
     model = run.model.build()
     model.initialise(run.seed)
     optimizer = run.optimizer.build(model)
-    batches: Any = training_loader(run.data, run.text_encoder(), run.seed, 0, 6)
+    batches: Any = training_loader(run.data, run.model.text_encoders(), run.seed, 0, 6)
     for step, batch in enumerate(batches):
         assert isinstance(batch, Batch)
         for group in optimizer.param_groups:

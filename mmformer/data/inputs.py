@@ -1,0 +1,105 @@
+"""How a shard's members become the values of a batch: one spec a modality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from mmformer.data.augment import AugmentationSpec
+from mmformer.data.caption import CaptionSpec, FieldCaptionSpec
+from mmformer.data.decode import resize
+from mmformer.data.sound import AudioTransformSpec
+from mmformer.spec import require
+
+
+@dataclass(frozen=True)
+class ImageTransformSpec:
+    """What makes a picture of any size into one that the model reads. A bundle carries it.
+
+    Attributes:
+        size: (height, width) in pixels.
+        fit: ``pad`` keeps all of the picture and its proportions, ``crop`` its proportions, ``squash`` all of it.
+        fill: the colour, 0 to 255, that ``pad`` fills with; only for ``pad``.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    fit: Literal["pad", "crop", "squash"] = "pad"
+    fill: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        require(min(self.size) >= 1, self, "size", "at least 1 pixel in height and width")
+        require(all(0 <= value <= 255 for value in self.fill), self, "fill", "0 to 255 in each channel")
+        filled = self.fit == "pad" or self.fill == ImageTransformSpec.fill
+        require(filled, self, "fill", f"left alone where fit is '{self.fit}', which fills nothing")
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """uint8 H W 3 of any size -> uint8 of this size."""
+        return resize(image, self.size, self.fit, self.fill)
+
+
+@dataclass(frozen=True)
+class ImageInputSpec:
+    """A shard's images.
+
+    Attributes:
+        member: extension of the member that holds the picture.
+        transform: to the model's size.
+        augment: in training, in this order.
+    """
+
+    member: str = "png"
+    transform: ImageTransformSpec = field(default_factory=ImageTransformSpec)
+    augment: tuple[AugmentationSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextInputSpec:
+    """A shard's texts.
+
+    Attributes:
+        member: extension of the member that holds them, json or txt.
+        caption: in evaluation, and in training unless ``training_caption`` is given.
+        training_caption: in training.
+    """
+
+    member: str = "json"
+    caption: CaptionSpec = field(default_factory=FieldCaptionSpec)
+    training_caption: CaptionSpec | None = None
+
+
+@dataclass(frozen=True)
+class AudioInputSpec:
+    """A shard's sounds.
+
+    Attributes:
+        members: extensions of the members that hold a sound each: in training one of them is chosen at random, in
+            evaluation the first is taken.
+        transform: to the model's rate and length.
+    """
+
+    members: tuple[str, ...] = ("wav",)
+    transform: AudioTransformSpec = field(default_factory=AudioTransformSpec)
+
+    def __post_init__(self) -> None:
+        distinct = len(self.members) >= 1 and len(set(self.members)) == len(self.members)
+        require(distinct, self, "members", "different extensions, at least one")
+
+
+@dataclass(frozen=True)
+class LabelInputSpec:
+    """A class label.
+
+    Attributes:
+        field: dotted path of keys in the json member, to a class name or number.
+        classes: a file of class names, one a line, whose order numbers them.
+        member: extension of the member that holds the field; ``cls`` holds a number and needs no field.
+        optional: a sample without the member or the field, or with null there, has no label (-1): losses and scores
+            leave it out. False: such a sample is refused.
+    """
+
+    classes: str
+    field: str = ""
+    member: str = "json"
+    optional: bool = False

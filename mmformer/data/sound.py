@@ -1,0 +1,90 @@
+"""Sounds from bytes to samples: decoded by libsndfile, mixed to one channel, resampled.
+
+The rate is the file's own; what it is resampled to is the transform's. WAV, FLAC, Ogg (Vorbis, Opus) and MP3 are read.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmformer.errors import InputError
+from mmformer.spec import require
+
+MAX_SECONDS = 3600.0
+"""Longer sounds are refused by what their header declares, before they are decoded."""
+
+_FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "RF64", "W64")
+
+
+class Sound(NamedTuple):
+    """One sound, decoded."""
+
+    samples: NDArray[np.float32]  # S, one channel, -1 to 1
+    rate: int  # samples a second
+
+
+@dataclass(frozen=True)
+class AudioTransformSpec:
+    """What makes a sound of any rate and length into one that the model reads. A bundle carries it.
+
+    Attributes:
+        rate: samples a second that it is resampled to.
+        seconds: longer sounds are cut to their first so many.
+    """
+
+    rate: int = 16_000
+    seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(self.rate >= 1, self, "rate", "at least 1 sample a second")
+        require(self.seconds > 0, self, "seconds", "positive")
+
+    def __call__(self, sound: Sound) -> NDArray[np.float32]:
+        """The samples of a sound at this rate: S, float32."""
+        kept = sound.samples[: int(self.seconds * sound.rate)]
+        if sound.rate == self.rate:
+            return kept
+        import torch
+        from torchaudio.functional import resample
+
+        resampled: NDArray[np.float32] = resample(torch.from_numpy(kept), sound.rate, self.rate).numpy()
+        return resampled
+
+
+def decode_sound(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> Sound:
+    """The sound in a WAV, FLAC, Ogg or MP3 file, its channels averaged.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error: its path, or key and extension.
+        max_seconds: the length, as the header declares it, above which it is not decoded.
+
+    Raises:
+        InputError: it is none of these formats, damaged, empty, too long, or soundfile is not installed.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.format not in _FORMATS:
+                raise InputError(f"{name}: a {file.format} sound; WAV, FLAC, Ogg and MP3 are read. Convert it.")
+            seconds = file.frames / file.samplerate
+            if seconds > max_seconds:
+                raise InputError(
+                    f"{name}: declares {seconds:,.0f} seconds, but at most {max_seconds:,.0f} are read. Cut it first."
+                )
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{name}: not a whole WAV, FLAC, Ogg or MP3 sound: {error}. Replace it or leave it out."
+        ) from error
+    if not len(samples):
+        raise InputError(f"{name}: there is no sample in this sound. Replace it or leave it out.")
+    return Sound(np.ascontiguousarray(samples.mean(axis=1)), rate)

@@ -1,0 +1,138 @@
+"""A decoder: text tokens over a stack that reads what encoders made, and the words that come next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmformer.errors import InputError
+from mmformer.nn.cross_entropy import linear_cross_entropy
+from mmformer.nn.mixer import Aux
+from mmformer.nn.stack import Stack, StackState
+from mmformer.spec import require
+from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.types import LossTerm, Text, Tokens
+
+Reading = Literal["cross", "prefix"]
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A writer of text.
+
+    Attributes:
+        tokenizer: what it writes. The decoder puts bos before a text itself, and learns to end it with eos.
+        stack: the name of the stack that it runs, causally. Parts that name one stack share its weights.
+        reads: encoder -> how its tokens are read: ``cross`` by the layers' cross mixers (Vaswani et al. 2017; CoCa),
+            ``prefix`` as tokens before the text that all of it sees (Frozen, Tsimpoukelis et al. 2021). Empty: it
+            writes from nothing, as a language model does.
+        tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
+        chunk: tokens whose logits over the vocabulary are held at once in training.
+    """
+
+    tokenizer: TextTokensSpec
+    stack: str
+    reads: dict[str, Reading] = field(default_factory=dict)
+    tied: bool = True
+    chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        ends = self.tokenizer.end and not self.tokenizer.begin
+        require(ends, self, "tokenizer", "one with end and without begin: the decoder puts bos first itself")
+        require(self.chunk >= 1, self, "chunk", "at least 1")
+
+    def read_as(self, how: Reading) -> tuple[str, ...]:
+        """The encoders that are read in one way."""
+        return tuple(name for name, reading in self.reads.items() if reading == how)
+
+    def build(self, width: int, memory_widths: Mapping[str, int]) -> Decoder:
+        """The module over a stack of a width; ``memory_widths`` has the width of every encoder's tokens."""
+        return Decoder(self, width, memory_widths)
+
+
+class Decoded(NamedTuple):
+    x: Tensor  # B L D, for the text's tokens alone
+    tokens: Tokens  # all that left the stack
+    state: StackState | None
+    aux: Aux
+
+
+class Decoder(nn.Module):
+    undecayed = ()
+
+    def __init__(self, spec: DecoderSpec, width: int, memory_widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.spec = spec
+        self.tokenizer = spec.tokenizer.build(width)
+        self.bridges = nn.ModuleDict({name: nn.Linear(memory_widths[name], width) for name in spec.read_as("prefix")})
+        self.output = None if spec.tied else nn.Linear(width, len(self.tokenizer.weight), bias=False)
+
+    def forward(
+        self,
+        text: Text,
+        memory: Mapping[str, Tokens],
+        stack: Stack,
+        start: Tensor | None = None,
+        state: StackState | None = None,
+    ) -> Decoded:
+        """Run over a text, or over the part of it that follows what a state holds.
+
+        Args:
+            text: ids that begin with bos, or go on from the state.
+            memory: encoder -> what left its stack, for all that the spec reads.
+            stack: the stack that the spec names.
+            start: B, int64: where in each text the first id stands; None: at its beginning.
+            state: what the last call returned, or ``stack.empty_state()``; None carries nothing.
+
+        Raises:
+            InputError: an encoder that the spec reads is absent from memory.
+        """
+        missing = [name for name in self.spec.reads if name not in memory]
+        if missing:
+            raise InputError(f"A decoder reads '{missing[0]}', but there is nothing of it to read.")
+        tokens: Tokens = self.tokenizer(text, start)
+        length, prefix = tokens.x.shape[1], None
+        if self.bridges and (state is None or state.pos is None):
+            before = [self._bridged(name, memory[name]) for name in self.bridges]
+            number = sum(part.x.shape[1] for part in before)
+            prefix = torch.full((len(tokens.x),), number, dtype=torch.int64, device=tokens.x.device)
+            tokens = concatenate([*before, tokens])
+        cross = [memory[name] for name in self.spec.read_as("cross")]
+        read = concatenate(cross) if cross else None
+        output = stack(tokens, causal=True, prefix=prefix, memory=read, state=state)
+        return Decoded(output.tokens.x[:, -length:], output.tokens, output.state, output.aux)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """... D -> ... V; ids that pad the vocabulary to a round size are never chosen."""
+        logits = F.linear(x, self.tokenizer.weight if self.output is None else self.output.weight)
+        logits[..., self.tokenizer.size :] = float("-inf")
+        return logits
+
+    def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
+        """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
+        first = text.ids.new_full((len(text.ids), 1), self.tokenizer.bos)
+        decoded = self(Text(torch.cat((first, text.ids[:, :-1]), dim=1), text.lengths), memory, stack)
+        real = torch.arange(text.ids.shape[1], device=text.ids.device) < text.lengths[:, None]  # B L
+        weight = self.tokenizer.weight if self.output is None else self.output.weight
+        total = linear_cross_entropy(decoded.x[real], weight, text.ids[real], self.spec.chunk)
+        return LossTerm(total, text.lengths.sum().float()), decoded
+
+    def _bridged(self, name: str, tokens: Tokens) -> Tokens:
+        return Tokens(self.bridges[name](tokens.x), tokens.pos, tokens.valid)
+
+
+def concatenate(parts: list[Tokens]) -> Tokens:
+    """Tokens of one width, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    x = torch.cat([part.x for part in parts], dim=1)
+    pos = torch.cat([part.pos for part in parts], dim=1)
+    if all(part.valid is None for part in parts):
+        return Tokens(x, pos)
+    valid = [x.new_ones(part.x.shape[:2], dtype=torch.bool) if part.valid is None else part.valid for part in parts]
+    return Tokens(x, pos, torch.cat(valid, dim=1))

@@ -1,0 +1,70 @@
+"""Cross-entropy over a vocabulary, without all of its logits at once.
+
+The logits of T tokens over V pieces are T × V numbers, more than all else that a small decoder holds. They are made in
+chunks of tokens, and each chunk's gradient is taken while its logits are there, so that nothing of that size is kept or
+computed twice (the idea of Liger Kernel, Hsu et al. 2024, §3.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, chunk: int = 1024) -> Tensor:
+    """The cross-entropy of ``x @ weight.T`` with a target, summed over tokens; scalar, float32.
+
+    Args:
+        x: T D.
+        weight: V D.
+        target: T, int64, below V.
+        chunk: tokens whose logits are held at once.
+    """
+    wanted = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if wanted else x.dtype
+    total: Tensor = _LinearCrossEntropy.apply(x.to(dtype), weight.to(dtype), target, chunk)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The products are in the inputs' precision, the softmax and the sums over chunks in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, chunk: int) -> Tensor:
+        total = x.new_zeros((), dtype=torch.float32)
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        grad_x = torch.empty_like(x) if wants_x else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        with torch.autocast(x.device.type, enabled=False):
+            for start in range(0, len(x), chunk):
+                part, right = x[start : start + chunk], target[start : start + chunk]
+                logits = (part @ weight.T).float()  # c V
+                total += F.cross_entropy(logits, right, reduction="sum")
+                if grad_x is None and grad_weight is None:
+                    continue
+                grad = logits.softmax(-1)
+                grad.scatter_add_(1, right[:, None], grad.new_full((len(right), 1), -1.0))
+                grad = grad.to(x.dtype)
+                if grad_x is not None:
+                    grad_x[start : start + chunk] = grad @ weight
+                if grad_weight is not None:
+                    grad_weight += grad.T @ part
+        ctx.save_for_backward(grad_x, grad_weight)
+        ctx.dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_x, grad_weight = ctx.saved_tensors
+        (upper,) = upstream
+        return (
+            None if grad_x is None else (upper * grad_x).to(grad_x.dtype),
+            None if grad_weight is None else (upper * grad_weight).to(ctx.dtype),
+            None,
+            None,
+        )

@@ -1,0 +1,50 @@
+"""Captioning: a decoder learns to write what belongs to what it reads (CoCa, Yu et al. 2022, §3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mmformer.errors import InputError, nearest
+from mmformer.objectives.objective import Objective, ObjectiveSpec
+from mmformer.spec import Parts
+from mmformer.types import Batch, LossTerm, Outputs
+
+
+@dataclass(frozen=True)
+class CaptioningSpec(ObjectiveSpec):
+    """The cross-entropy of each token of a text after those before it; the mean over tokens, eos with them.
+
+    Attributes:
+        decoder: whose; it names the text that it writes, and what it reads.
+    """
+
+    decoder: str = "caption"
+
+    def build(self) -> Captioning:
+        return Captioning(self)
+
+    def check(self, parts: Parts) -> None:
+        if self.decoder not in parts.decoders:
+            raise InputError(
+                f"A captioning objective reads the decoder '{self.decoder}', but the model's decoders are "
+                f"{', '.join(parts.decoders) or 'none'}.{nearest(self.decoder, parts.decoders)}"
+            )
+
+
+class Captioning(Objective):
+    def __init__(self, spec: CaptioningSpec) -> None:
+        self.spec = spec
+
+    def items(self, batch: Batch) -> dict[str, Tensor]:
+        if batch.written is None:
+            raise InputError("A captioning objective needs texts to write, but the batch has none.")
+        return {"cross_entropy": batch.written.lengths.sum().float()}
+
+    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        if self.spec.decoder not in outputs.losses:
+            raise InputError(
+                f"The decoder '{self.spec.decoder}' wrote nothing: the batch lacks a text, or what the decoder reads."
+            )
+        return {"cross_entropy": outputs.losses[self.spec.decoder]}
