@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.nn.mixer import Aux
+from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require
@@ -30,6 +31,8 @@ class EncoderSpec:
         causal: each token sees itself and those before it only (CLIP's text).
         class_token: put a learned token first, for a pool that reads it.
         registers: learned tokens that hold no content (Darcet et al. 2023), after the class token.
+        packed: samples share rows where they differ in length, so that the stack does no work on padding. The result is
+            the same; it pays where most are much shorter than the longest.
     """
 
     tokenizer: TokenizerSpec
@@ -39,6 +42,7 @@ class EncoderSpec:
     causal: bool = False
     class_token: bool = False
     registers: int = 0
+    packed: bool = False
 
     def __post_init__(self) -> None:
         require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
@@ -102,11 +106,16 @@ class Encoder(nn.Module):
             )
         if self.special is not None:
             tokens = _put_first(self.special, tokens)
-        output = stack(tokens, causal=self.spec.causal, intermediates=intermediates)
-        embedding = self.pool(output.tokens)
+        packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
+        output = stack(packed.tokens if packed else tokens, causal=self.spec.causal, intermediates=intermediates)
+        left, kept = output.tokens, output.intermediates
+        if packed is not None:
+            left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)
+            kept = {layer: packed.unpack(x) for layer, x in kept.items()}
+        embedding = self.pool(left)
         if self.projection is not None:
             embedding = self.projection(embedding)
-        return Encoded(output.tokens, embedding, output.aux, output.intermediates)
+        return Encoded(left, embedding, output.aux, kept)
 
 
 def _put_first(special: Tensor, tokens: Tokens) -> Tokens:
