@@ -27,7 +27,7 @@ def save_classifier(folder: Path) -> Path:
     """A bundle that reads images alone, with the head ``colour`` alone."""
     dual = tiny_model(classes=len(COLOURS))
     spec = ModelSpec(
-        {"image": dual.stacks["image"]}, {"image": dual.encoders["image"]}, {"colour": dual.heads["colour"]}
+        {"image": dual.stacks["image"]}, {"image": dual.encoders["image"]}, heads={"colour": dual.heads["colour"]}
     )
     model = spec.build()
     model.initialise(0)

@@ -23,9 +23,11 @@ from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.spec import FAMILIES
+from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.optimizer import AdamWSpec, ConstantScheduleSpec, CosineScheduleSpec
@@ -49,10 +51,12 @@ MEMBERS: list[Any] = [
     ImagePatchesSpec((0.1, 0.2, 0.3), (1.0, 2.0, 3.0), 4),
     ConvolutionalStemSpec(channels=(3, 4)),
     TextTokensSpec("a b.model", 32, True, False),
+    SpectrogramPatchesSpec(8000, 256, 100, 32, 50.0, 3500.0, (8, 16), (4, 8), -5.0, 3.0),
     ContrastiveHeadSpec(0.5, 0.1),
     ClassificationHeadSpec("image", 3, 0.1),
     ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7),
     ClassificationSpec(0.5, "colour", "hue", 0.1),
+    CaptioningSpec(0.5, "writer"),
     RetrievalSpec(("text", "image"), (1, 2, 3)),
     AccuracySpec("colour", "hue"),
     ZeroShotSpec("colour", "classes.txt", ("a {}", "the {}"), "i", "t"),
@@ -126,7 +130,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 
 
 REFUSED: list[tuple[str, object, list[str]]] = [
-    ("stack", {}, ["unknown key 'stack'", "Did you mean 'stacks'?", "stacks, encoders, heads"]),
+    ("stack", {}, ["unknown key 'stack'", "Did you mean 'stacks'?", "stacks, encoders, decoders, heads"]),
     ("stacks.trunk.dpth", 1, ["unknown key 'stacks.trunk.dpth'", "Did you mean 'depth'?"]),
     ("stacks.trunk.foo", {}, ["unknown key 'stacks.trunk.foo'"]),
     ("stacks.trunk.layer.mixer.init_args", {"head": 4}, ["'stacks.trunk.layer.mixer.head'", "Did you mean 'heads'?"]),

@@ -45,12 +45,12 @@ def full(shards: Path, encoder: TextEncoder) -> list[Batch]:
 def train(
     spec: DataSpec, encoder: TextEncoder | None, first: int = 0, steps: int = STEPS, seed: int = 3
 ) -> list[Batch]:
-    return list(training_loader(spec, encoder, seed, first, steps))  # type: ignore[arg-type]  # a loader of Batches
+    return list(training_loader(spec, {"text": encoder} if encoder else {}, seed, first, steps))  # type: ignore[arg-type]  # a loader of Batches
 
 
 def failure(spec: DataSpec, encoder: TextEncoder) -> str:
     """What the first batch fails with."""
-    batches = iter(training_loader(spec, encoder, 3, 0, STEPS))
+    batches = iter(training_loader(spec, {"text": encoder}, 3, 0, STEPS))
     with pytest.raises(InputError) as caught:
         next(batches)
     if spec.workers:
@@ -105,7 +105,7 @@ def test_batches_do_not_depend_on_the_workers(
 @pytest.mark.parametrize("first", [0, 1, 3, 7, 9, 10])
 def test_a_run_may_begin_at_any_step(first: int, full: list[Batch], shards: Path, encoder: TextEncoder) -> None:
     spec = tiny_data(shards, labels=labels(shards))
-    loader = training_loader(spec, encoder, 3, first, STEPS)
+    loader = training_loader(spec, {"text": encoder}, 3, first, STEPS)
     assert len(loader) == STEPS, "the whole run's: Lightning counts on from where it was"
     assert equal(list(loader), full[first:])  # type: ignore[arg-type]
 
@@ -155,7 +155,7 @@ def test_the_global_random_state_is_left_alone(shards: Path, encoder: TextEncode
 
 def test_evaluation_reads_every_sample_once_as_it_is(shards: Path, encoder: TextEncoder) -> None:
     spec = tiny_data(shards, labels=labels(shards), workers=2)
-    batches: list[Batch] = list(evaluation_loader(spec, "val", encoder))  # type: ignore[arg-type]
+    batches: list[Batch] = list(evaluation_loader(spec, "val", {"text": encoder}))  # type: ignore[arg-type]
     assert [len(batch.keys) for batch in batches] == [3, 3, 2]
     keys = [key for batch in batches for key in batch.keys]
     assert keys == [f"{index:02d}" for index in range(48) if index % 6 == 4]
@@ -234,7 +234,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"evaluation_batch_size": 0}, "DataSpec.evaluation_batch_size must be at least 1, but is 0."),
     ({"workers": -1}, "DataSpec.workers must be at least 0, but is -1."),
     ({"cache_mib": -1}, "DataSpec.cache_mib must be at least 0, but is -1."),
-    ({"image": None, "text": None}, "data.image and data.text are both absent"),
+    ({"image": None, "text": None}, "data.image, data.text and data.audio are all absent"),
 ]
 
 

@@ -99,12 +99,12 @@ def test_an_optional_member_may_be_absent(written: list[bytes], cache_mib: int, 
     folder, classes = few(tmp_path, cls=written)
     spec = LabelInputSpec(classes, member="cls", optional=True)
     data = tiny_data(folder, labels={"colour": spec}, cache_mib=cache_mib)
-    batches: list[Batch] = list(evaluation_loader(data, "train", None))  # type: ignore[arg-type]
+    batches: list[Batch] = list(evaluation_loader(data, "train", {}))  # type: ignore[arg-type]
     found = [int(label) for batch in batches for label in batch.labels["colour"]]
     assert found == [int(data or b"-1") for data in written]
     strict = tiny_data(folder, labels={"colour": LabelInputSpec(classes, member="cls")})
     with pytest.raises(InputError, match="cls"):
-        list(evaluation_loader(strict, "train", None))
+        list(evaluation_loader(strict, "train", {}))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score, evaluate
 from mmformer.evaluation.retrieval import Retrieval, RetrievalSpec, ranks
+from mmformer.spec import Parts
 from mmformer.types import Batch, Outputs
 
 SPEC = RetrievalSpec(recall=(1, 3))
@@ -147,11 +148,11 @@ def test_values_out_of_range_are_refused(fields: dict[str, Any], message: str) -
 
 
 def test_a_model_that_does_not_fit_is_refused() -> None:
-    SPEC.check({"image": 4, "text": 4}, {}, ())
+    SPEC.check(Parts({"image": 4, "text": 4}, {}, {}, ()))
     with pytest.raises(InputError, match=r"RetrievalSpec.pair is 'text', but .* image, txt. Did you mean 'txt'"):
-        SPEC.check({"image": 4, "txt": 4}, {}, ())
+        SPEC.check(Parts({"image": 4, "txt": 4}, {}, {}, ()))
     with pytest.raises(InputError, match=r"'image' against 'text', but their embeddings are 4 and 5 wide"):
-        SPEC.check({"image": 4, "text": 5}, {}, ())
+        SPEC.check(Parts({"image": 4, "text": 5}, {}, {}, ()))
 
 
 def test_no_batch_at_all_is_refused() -> None:
@@ -172,10 +173,10 @@ def test_evaluating_leaves_the_model_as_it_was(training: bool) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     batches = [tiny_batch(TEXTS[:2]), tiny_batch(TEXTS[2:])]
-    one = evaluate(model, batches, {"r": SPEC}, None)
+    one = evaluate(model, batches, {"r": SPEC}, {})
     assert model.training is training
     assert torch.equal(torch.get_rng_state(), before), "no dropout, no draws"
-    assert evaluate(model, iter(batches), {"r": SPEC}, None) == one
+    assert evaluate(model, iter(batches), {"r": SPEC}, {}) == one
     assert set(one) == {f"r/{a}_to_{b}/{k}" for a, b in WAYS for k in ("R@1", "R@3", "median_rank")}
     assert all(parameter.grad is None for parameter in model.parameters())
     with torch.no_grad():
@@ -187,7 +188,7 @@ def test_evaluating_leaves_the_model_as_it_was(training: bool) -> None:
 def test_the_mode_is_restored_when_a_metric_fails() -> None:
     model = tiny_model().build().train()
     with pytest.raises(InputError):
-        evaluate(model, [Batch((), {})], {"r": SPEC}, None)
+        evaluate(model, [Batch((), {})], {"r": SPEC}, {})
     assert model.training
 
 
@@ -195,7 +196,7 @@ def test_two_metrics_of_one_kind_do_not_share() -> None:
     model = tiny_model().build()
     model.initialise(0)
     specs = {"a": SPEC, "b": dataclasses.replace(SPEC, recall=(2,))}
-    scores = evaluate(model, [tiny_batch(TEXTS)], specs, None)
+    scores = evaluate(model, [tiny_batch(TEXTS)], specs, {})
     assert {name.split("/")[0] for name in scores} == {"a", "b"}
     assert scores["a/image_to_text/median_rank"] == scores["b/image_to_text/median_rank"]
     assert "b/image_to_text/R@2" in scores

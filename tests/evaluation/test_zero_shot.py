@@ -16,10 +16,11 @@ from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec, check
 from mmformer.evaluation.metric import evaluate
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
 from mmformer.models.model import Model
+from mmformer.spec import Parts
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.types import Batch, Outputs
 
-ENCODER = TextTokensSpec(VOCABULARY, context_length=16).encoder()
+ENCODERS = {"text": TextTokensSpec(VOCABULARY, context_length=16).encoder()}
 NAMES = ["red", "a very light blue", "green", "", "black"]
 TEMPLATES = ("{}", "a {} square", "the colour {}!")
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def by_hand(model: Model, templates: tuple[str, ...]) -> Tensor:
     rows = []
     for name in NAMES:
         each = [
-            model(Batch((), {}, text=ENCODER.encode([template.replace("{}", name)]))).embedding["text"][0]
+            model(Batch((), {}, text=ENCODERS.encode([template.replace("{}", name)]))).embedding["text"][0]
             for template in templates
         ]
         mean = torch.stack([e / e.norm() for e in each]).sum(0) / len(each)
@@ -49,7 +50,7 @@ def by_hand(model: Model, templates: tuple[str, ...]) -> Tensor:
 @torch.no_grad()
 def test_prompts_are_ensembled(templates: tuple[str, ...], batch_size: int) -> None:
     model = build()
-    found = embed_classes(model, ENCODER, [[name] for name in NAMES], templates, "text", CPU, batch_size)
+    found = embed_classes(model, ENCODERS["text"], [[name] for name in NAMES], templates, "text", CPU, batch_size)
     assert found.shape == (5, 12)
     assert torch.allclose(found, by_hand(model, templates), atol=1e-5)
     assert torch.allclose(found.norm(dim=1), torch.ones(5), atol=1e-6)
@@ -66,9 +67,11 @@ def test_zero_shot_is_the_nearest_prompt(tmp_path: Path) -> None:
     target = torch.arange(40) % 6 - 1  # -1: without a label
     batch = batch._replace(labels={"colour": target})
     spec = ZeroShotSpec("colour", classes_file(tmp_path), TEMPLATES)
-    score = evaluate(model, [batch], {"z": spec}, ENCODER)["z/accuracy"]
+    score = evaluate(model, [batch], {"z": spec}, ENCODERS)["z/accuracy"]
     with torch.no_grad():
-        prompts = embed_classes(model, ENCODER, [[name or "nothing"] for name in NAMES], TEMPLATES, "text", CPU)
+        prompts = embed_classes(
+            model, ENCODERS["text"], [[name or "nothing"] for name in NAMES], TEMPLATES, "text", CPU
+        )
         images = model(batch).embedding["image"]
     right = seen = 0
     for image, label in zip(images, target.tolist(), strict=True):
@@ -84,9 +87,9 @@ def test_zero_shot_is_the_nearest_prompt(tmp_path: Path) -> None:
 def test_templates_change_the_score_or_at_least_the_prompts(tmp_path: Path) -> None:
     model = build()
     one = ZeroShotSpec("colour", classes_file(tmp_path)).build()
-    one.start(model, ENCODER, CPU)
+    one.start(model, ENCODERS, CPU)
     other = ZeroShotSpec("colour", classes_file(tmp_path), TEMPLATES).build()
-    other.start(model, ENCODER, CPU)
+    other.start(model, ENCODERS, CPU)
     assert one.prompts is not None
     assert other.prompts is not None
     assert not torch.allclose(one.prompts, other.prompts, atol=1e-3)
@@ -95,9 +98,9 @@ def test_templates_change_the_score_or_at_least_the_prompts(tmp_path: Path) -> N
 def test_alternative_names_of_a_class_are_ensembled_too() -> None:
     model = build()
     with torch.no_grad():
-        found = embed_classes(model, ENCODER, [["red", "scarlet"], ["blue"]], TEMPLATES, "text", CPU)
-        each = embed_classes(model, ENCODER, [["red"], ["scarlet"], ["blue"]], ("{}",), "text", CPU)
-        plain = embed_classes(model, ENCODER, [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
+        found = embed_classes(model, ENCODERS["text"], [["red", "scarlet"], ["blue"]], TEMPLATES, "text", CPU)
+        each = embed_classes(model, ENCODERS["text"], [["red"], ["scarlet"], ["blue"]], ("{}",), "text", CPU)
+        plain = embed_classes(model, ENCODERS["text"], [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
     assert found.shape == (2, 12)
     assert torch.allclose(plain[0], F.normalize(each[0] + each[1], dim=0), atol=1e-5)
     assert torch.allclose(plain[1], each[2], atol=1e-5)
@@ -108,16 +111,16 @@ def test_alternatives_are_split_in_the_file_of_classes_alone(tmp_path: Path) -> 
     model, path = build(), tmp_path / "classes.txt"
     path.write_text("red | scarlet\nblue\n")
     metric = ZeroShotSpec("colour", str(path)).build()
-    metric.start(model, ENCODER, CPU)
+    metric.start(model, ENCODERS, CPU)
     assert metric.prompts is not None
-    split = embed_classes(model, ENCODER, [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
-    literal = embed_classes(model, ENCODER, [["red | scarlet"], ["blue"]], ("{}",), "text", CPU)
+    split = embed_classes(model, ENCODERS["text"], [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
+    literal = embed_classes(model, ENCODERS["text"], [["red | scarlet"], ["blue"]], ("{}",), "text", CPU)
     assert torch.allclose(metric.prompts, split, atol=1e-6)
     assert not torch.allclose(literal[0], split[0], atol=1e-3)
     for line in ("red |", "| red", "red || scarlet", "|"):
         path.write_text(f"blue\n{line}\n")
         with pytest.raises(InputError) as caught:
-            metric.start(model, ENCODER, CPU)
+            metric.start(model, ENCODERS, CPU)
         assert f"the class '{line}' has an empty name beside a '|'" in str(caught.value)
 
 
@@ -132,7 +135,7 @@ def test_logits_that_are_not_numbers_are_no_answer() -> None:
 
 def test_zero_shot_with_embeddings_that_are_not_numbers_is_always_wrong(tmp_path: Path) -> None:
     metric = ZeroShotSpec("colour", classes_file(tmp_path)).build()
-    metric.start(build(), ENCODER, CPU)
+    metric.start(build(), ENCODERS, CPU)
     batch = Batch((), {"colour": torch.arange(5)})
     metric.update(Outputs.empty()._replace(embedding={"image": torch.full((5, 12), float("nan"))}), batch)
     assert metric.compute()["accuracy"].value == 0
@@ -174,7 +177,7 @@ def test_a_label_past_the_classes_is_refused() -> None:
 def test_zero_shot_needs_a_text_encoder(tmp_path: Path) -> None:
     metric = ZeroShotSpec("colour", classes_file(tmp_path)).build()
     with pytest.raises(InputError, match="needs a text encoder, but the model has none"):
-        metric.start(build(), None, CPU)
+        metric.start(build(), {}, CPU)
 
 
 HEADS: dict[str, Any] = {"contrastive": ContrastiveHeadSpec(), "colour": ClassificationHeadSpec("image", 5)}
@@ -192,12 +195,12 @@ CHECKS: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("spec", "message"), CHECKS, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_run_that_does_not_fit_is_refused(spec: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        spec.check({"image": 4, "text": 4, "wide": 7}, HEADS, ["colour", "hue"])
+        spec.check(Parts({"image": 4, "text": 4, "wide": 7}, HEADS, {}, ("colour", "hue")))
 
 
 def test_a_run_that_fits_is_not() -> None:
-    AccuracySpec("colour").check({"image": 4, "text": 4}, HEADS, ["colour"])
-    ZeroShotSpec("colour", "x").check({"image": 4, "text": 4}, HEADS, ["colour"])
+    AccuracySpec("colour").check(Parts({"image": 4, "text": 4}, HEADS, {}, ("colour",)))
+    ZeroShotSpec("colour", "x").check(Parts({"image": 4, "text": 4}, HEADS, {}, ("colour",)))
 
 
 @pytest.mark.parametrize("template", ["", "no place", "{} {}", "{name}", "{0} {0}", "{1}", "{", "{!r", "{}{x}"])

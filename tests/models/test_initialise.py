@@ -22,6 +22,7 @@ from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
 from mmformer.nn.stack import StackSpec
+from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
@@ -31,6 +32,7 @@ PARTS: dict[type, list[Any]] = {
         ImagePatchesSpec(patch=8),
         ConvolutionalStemSpec(channels=(4, 6), norm=RMSNormSpec()),
         TextTokensSpec(VOCABULARY, context_length=16),
+        SpectrogramPatchesSpec(),
     ],
     PoolSpec: [
         ClassTokenPoolSpec(),
@@ -69,7 +71,7 @@ def models() -> list[ModelSpec]:
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
         stack = StackSpec(16, 1, layer, position, input_norm=True)
-        made.append(ModelSpec({"s": stack}, {"e": encoder}, {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1]}))
+        made.append(ModelSpec({"s": stack}, {"e": encoder}, heads={"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1]}))
     return made
 
 

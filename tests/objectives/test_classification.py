@@ -12,6 +12,7 @@ from torch import Tensor
 from mmformer.errors import InputError
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
 from mmformer.objectives.classification import ClassificationSpec
+from mmformer.spec import Parts
 from mmformer.types import Batch, Outputs
 
 LOGITS = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -100,7 +101,7 @@ HEADS: dict[str, Any] = {"contrastive": ContrastiveHeadSpec(), "colour": Classif
 def test_a_model_that_does_not_fit_is_refused(fields: dict[str, Any], heads: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ClassificationSpec(**fields).check(Parts({"image": 4}, heads, {}, ("colour", "hue")))
-    ClassificationSpec(head="colour").check({"image": 4}, HEADS, ["colour"])
+    ClassificationSpec(head="colour").check(Parts({"image": 4}, HEADS, {}, ("colour",)))
 
 
 @pytest.mark.parametrize(

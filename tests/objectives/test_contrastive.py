@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mmformer.errors import InputError
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
 from mmformer.objectives.contrastive import ContrastiveSpec, _ContrastiveLoss, caption_identity, contrastive_loss
+from mmformer.spec import Parts
 from mmformer.types import Batch, Outputs, Text
 
 SAME = torch.tensor([5, 3, 5, 1, 3, 5, 9])
@@ -216,8 +217,8 @@ CHECKS: list[tuple[dict[str, Any], dict[str, int], str]] = [
 @pytest.mark.parametrize(("fields", "widths", "message"), CHECKS)
 def test_a_model_that_does_not_fit_is_refused(fields: dict[str, Any], widths: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ContrastiveSpec(**fields).check(widths, HEADS, ())
-    ContrastiveSpec().check({"image": 4, "text": 4}, HEADS, ())
+        ContrastiveSpec(**fields).check(Parts(widths, HEADS, {}, ()))
+    ContrastiveSpec().check(Parts({"image": 4, "text": 4}, HEADS, {}, ()))
 
 
 @pytest.mark.parametrize(

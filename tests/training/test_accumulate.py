@@ -261,11 +261,11 @@ class Balanced(nn.Module):
         self.inner, self.items = model(), items
         self.balance = nn.Parameter(torch.tensor([2.0]))
 
-    def forward(self, given: Batch) -> Outputs:
-        outputs = self.inner(given)
+    def forward(self, given: Batch, decode: bool = True) -> Outputs:
+        outputs = self.inner(given, decode=decode)
         assert given.image is not None
         asked = (self.balance * given.image.float().mean((1, 2, 3))).square().sum()
-        return outputs._replace(losses={"image/balance": LossTerm(asked, torch.tensor(self.items * len(given.keys)))})
+        return outputs._replace(aux={"image/balance": LossTerm(asked, torch.tensor(self.items * len(given.keys)))})
 
 
 @pytest.mark.parametrize("objectives", SETS)
