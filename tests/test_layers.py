@@ -31,12 +31,24 @@ KNOWS: dict[str, set[str]] = {
     "tokenizers": BASE | {"nn"},
     "models": BASE | {"nn", "tokenizers"},
     "objectives": BASE,
+    "generation": BASE | {"nn", "tokenizers", "models"},
     "data": BASE | {"files", "tokenizers"},
-    "evaluation": BASE | {"models", "data", "tokenizers"},
+    "evaluation": BASE | {"models", "data", "tokenizers", "generation"},
     "bundle": FILES_TOO | {"models", "data"},
-    "predictor": BASE | {"bundle", "models", "data", "tokenizers", "evaluation"},
+    "predictor": BASE | {"bundle", "models", "data", "tokenizers", "evaluation", "generation"},
     "training": FILES_TOO
-    | {"nn", "tokenizers", "models", "objectives", "data", "evaluation", "bundle", "predictor", "training"},
+    | {
+        "nn",
+        "tokenizers",
+        "models",
+        "generation",
+        "objectives",
+        "data",
+        "evaluation",
+        "bundle",
+        "predictor",
+        "training",
+    },
     "cli": FILES_TOO | {"schema", "training", "predictor", "bundle", "data", "tokenizers", "evaluation", "cli"},
     "__init__": {"predictor"},
     "__main__": {"cli"},
@@ -44,7 +56,9 @@ KNOWS: dict[str, set[str]] = {
 """Unit (a module or package directly under mmformer) -> the units that its files may import."""
 
 LIGHT = ("cli/*.py", "errors.py", "config.py", "schema.py", "spec.py", "files.py", "tokenizers/vocabulary.py")
-LIGHT_DATA = tuple(f"data/{name}.py" for name in ("manifest", "shards", "order", "seeding", "decode", "caption"))
+LIGHT_DATA = tuple(
+    f"data/{name}.py" for name in ("manifest", "shards", "order", "seeding", "decode", "caption", "sound")
+)
 HEAVY = {"torch", "torchvision", "torchaudio", "pytorch_lightning", "lightning_fabric", "timm", "tensorboard"}
 
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))

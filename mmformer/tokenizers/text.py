@@ -88,6 +88,7 @@ class TextTokens(nn.Module):
         self.spec = spec
         vocabulary = Vocabulary.load(spec.vocabulary)
         self.size, self.bos, self.eos = len(vocabulary), vocabulary.bos, vocabulary.eos
+        self.unwritten = [index for index in vocabulary.specials.values() if index != vocabulary.eos]
         # Padded, so that a sharded table splits evenly over any usual number of ranks.
         self.weight = nn.Parameter(torch.empty(vocabulary.padded_size(64), width))  # V D
         self.reset_parameters()

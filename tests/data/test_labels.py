@@ -63,7 +63,7 @@ def test_an_optional_label_may_be_absent_or_null(tmp_path: Path) -> None:
     dataset = SampleDataset(tiny_data(folder, labels={"colour": spec}), "train", OrderSpec(shuffle=False), 0, False)
     samples = [dataset[p] for p in range(4)]
     assert [sample.labels for sample in samples] == [{"colour": n} for n in (1, -1, -1, 0)]
-    labels = Collate(dataset.spec, None, 0, False)(samples).labels
+    labels = Collate(dataset.spec, {}, 0, False)(samples).labels
     assert labels["colour"].tolist() == [1, -1, -1, 0]
     assert labels["colour"].dtype == torch.int64
 

@@ -1,0 +1,96 @@
+"""A decoder, what it reads, and the cache: logits of the next id, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmformer.errors import InputError, nearest
+from mmformer.models.decoder import Decoder
+from mmformer.models.model import Model
+from mmformer.nn.stack import StackState
+from mmformer.types import Text, Tokens
+
+
+class Progress(NamedTuple):
+    """What is carried from one id to the next."""
+
+    stack: StackState
+    lengths: Tensor  # B, int64: ids so far, bos with them
+
+
+class Decoding:
+    """A decoder over a batch of inputs; it holds what it reads of them, and no progress.
+
+    Args:
+        model: in evaluation mode.
+        name: of the decoder.
+        memory: encoder -> what left its stack, for all that the decoder reads; B rows each.
+        rows: B, for a decoder that reads nothing.
+
+    Raises:
+        InputError: no such decoder, or nothing of an encoder that it reads.
+    """
+
+    def __init__(self, model: Model, name: str, memory: Mapping[str, Tokens], rows: int) -> None:
+        if name not in model.decoders:
+            known = ", ".join(model.decoders) or "none"
+            raise InputError(f"There is no decoder '{name}': the model's are {known}.{nearest(name, model.decoders)}")
+        decoder = model.decoders[name]
+        assert isinstance(decoder, Decoder)
+        missing = [read for read in decoder.spec.reads if read not in memory]
+        if missing:
+            raise InputError(f"The decoder '{name}' reads '{missing[0]}', but nothing of it was handed in.")
+        self.decoder, self.stack = decoder, model.stack_of(decoder.spec.stack)
+        self.memory = {read: memory[read] for read in decoder.spec.reads}
+        self.rows = rows
+
+    @property
+    def context_length(self) -> int:
+        """Ids at most in a text, eos with them."""
+        return self.decoder.spec.tokenizer.context_length
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.tokenizer.weight.device
+
+    def begin(self, prompt: Text) -> tuple[Tensor, Progress]:
+        """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""
+        decoded = self.decoder(prompt, self.memory, self.stack, state=self.stack.empty_state())
+        last = (prompt.lengths - 1)[:, None, None].expand(-1, 1, decoded.x.shape[2])
+        assert decoded.state is not None
+        return self._logits(decoded.x.gather(1, last)), Progress(decoded.state, prompt.lengths)
+
+    def step(self, ids: Tensor, progress: Progress) -> tuple[Tensor, Progress]:
+        """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
+        text = Text(ids[:, None], torch.ones_like(ids))
+        decoded = self.decoder(text, self.memory, self.stack, progress.lengths, progress.stack)
+        assert decoded.state is not None
+        return self._logits(decoded.x), Progress(decoded.state, progress.lengths + 1)
+
+    def select(self, rows: Tensor) -> Decoding:
+        """The same over some rows, which may be there several times."""
+        other = object.__new__(Decoding)
+        other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
+        other.memory = select(self.memory, rows)
+        return other
+
+    def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
+        logits = self.decoder.logits(x[:, 0]).float()
+        logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
+        return logits
+
+
+def select(value: Any, rows: Tensor) -> Any:
+    """Rows of every tensor in a tree of tuples and dictionaries; the batch is each tensor's first axis."""
+    if isinstance(value, Tensor):
+        return value.index_select(0, rows)
+    if isinstance(value, dict):
+        return {key: select(item, rows) for key, item in value.items()}
+    if isinstance(value, tuple):
+        items = (select(item, rows) for item in value)
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value

@@ -1,0 +1,116 @@
+"""What every way of writing shares: how long a text may be, and what it may repeat."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmformer.errors import InputError
+from mmformer.generation.decoding import Decoding
+from mmformer.spec import family, require
+from mmformer.types import Text
+
+
+class Written(NamedTuple):
+    """One text."""
+
+    ids: list[int]  # what follows the prompt, without eos
+    score: float  # the sum of its ids' log-probabilities, eos with them; by beams, over their length (see there)
+
+
+@family
+@dataclass(frozen=True)
+class GenerationSpec(ABC):
+    """A way to choose ids. Lengths count what follows the prompt, without eos.
+
+    Attributes:
+        min_length: eos is not written before so many ids.
+        max_length: a text is cut after so many ids; None: at the decoder's context length, prompt and eos with it.
+        repetition_penalty: logits of ids that the text has already are divided by it where positive, multiplied where
+            negative (CTRL, Keskar et al. 2019, §4.1); 1 does nothing.
+        no_repeat_ngram: no run of so many ids is written twice; 0: they may be.
+    """
+
+    min_length: int = 0
+    max_length: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.min_length >= 0, self, "min_length", "at least 0")
+        longer = self.max_length is None or self.max_length >= max(1, self.min_length)
+        require(longer, self, "max_length", f"None, or at least 1 and at least min_length ({self.min_length})")
+        require(self.repetition_penalty > 0, self, "repetition_penalty", "positive")
+        require(self.no_repeat_ngram >= 0, self, "no_repeat_ngram", "at least 0")
+
+    @abstractmethod
+    def write(self, decoding: Decoding, prompt: Text, first: int = 0) -> list[Written]:
+        """A text for each row.
+
+        Args:
+            decoding: of B rows.
+            prompt: ids that begin with bos, B rows of any lengths, padded on the right.
+            first: the number of the first row among all inputs, of which a batch may be a part: what is random for an
+                input is a function of its number.
+
+        Raises:
+            InputError: the context length leaves no room for so long a text.
+        """
+
+
+def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> int:
+    """How many ids may be written at most.
+
+    Raises:
+        InputError: the decoder's context length does not have so many.
+    """
+    left = decoding.context_length - int(prompt.lengths.max())
+    wanted = spec.max_length or max(1, spec.min_length)
+    if left < wanted:
+        before = int(prompt.lengths.max()) - 1
+        raise InputError(
+            f"{type(spec).__name__} is to write {wanted} ids, but the decoder's context_length is "
+            f"{decoding.context_length}, which with eos and a prompt of {before} ids leaves {max(left, 0)}: "
+            f"{'shorten the prompt' if before else 'lower the length'}."
+        )
+    return spec.max_length or left
+
+
+def begin_history(prompt: Text) -> Tensor:
+    """The prompts without bos, moved to the right: B L, −1 where there is nothing."""
+    ids, lengths = prompt.ids[:, 1:], prompt.lengths - 1
+    place = torch.arange(ids.shape[1], device=ids.device) - (ids.shape[1] - lengths[:, None])
+    return torch.where(place >= 0, ids.gather(1, place.clamp(min=0)), -1)
+
+
+def constrain(logits: Tensor, history: Tensor, written: int, spec: GenerationSpec, eos: int) -> Tensor:
+    """The logits with what the spec forbids at −∞: B V.
+
+    Args:
+        logits: B V.
+        history: B T, the ids of each text so far, its last in the last column; −1 before its first.
+        written: how many of them follow the prompt.
+        eos: its id.
+    """
+    if spec.repetition_penalty != 1 and history.shape[1]:
+        there = torch.zeros_like(logits, dtype=torch.bool)
+        there = there.scatter_add(1, history.clamp(min=0), history >= 0)
+        punished = torch.where(logits > 0, logits / spec.repetition_penalty, logits * spec.repetition_penalty)
+        logits = torch.where(there, punished, logits)
+    size = spec.no_repeat_ngram
+    if size and history.shape[1] >= size:
+        runs = history.unfold(1, size, 1)  # B runs size
+        same = (runs[..., :-1] == history[:, None, history.shape[1] - size + 1 :]).all(-1)
+        last = runs[..., -1]
+        banned = torch.zeros_like(logits, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
+        logits = logits.masked_fill(banned, float("-inf"))
+    if written < spec.min_length:
+        logits = logits.clone()
+        logits[:, eos] = float("-inf")
+    # Where nothing is left to write, the text ends.
+    stuck = logits.isneginf().all(1, keepdim=True)
+    return torch.where(stuck & (torch.arange(logits.shape[1], device=logits.device) == eos), 0.0, logits)

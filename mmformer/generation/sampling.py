@@ -1,0 +1,108 @@
+"""One id after the other: the likeliest, or one that is drawn."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmformer.generation.decoding import Decoding, select
+from mmformer.generation.generation import GenerationSpec, Written, begin_history, constrain, room
+from mmformer.spec import require
+from mmformer.types import Text
+
+
+@dataclass(frozen=True)
+class _OneByOneSpec(GenerationSpec):
+    @abstractmethod
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """The next id of each row: B.
+
+        Args:
+            logits: B V.
+            uniform: B, float64, drawn from [0, 1) for each row and step.
+        """
+
+    @torch.inference_mode()
+    def write(self, decoding: Decoding, prompt: Text, first: int = 0) -> list[Written]:
+        longest, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
+        uniform = self._uniform(first, decoding.rows, longest + 1).to(decoding.device)
+        ids: list[list[int]] = [[] for _ in range(decoding.rows)]
+        scores = [0.0] * decoding.rows
+        rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
+        logits, progress = decoding.begin(prompt)
+        for written in range(longest):
+            logits = constrain(logits, history, written, self, eos)
+            chosen = self.choose(logits, uniform[rows, written])
+            log_probability = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+            for row, index, value in zip(rows.tolist(), chosen.tolist(), log_probability.tolist(), strict=True):
+                scores[row] += value
+                if index != eos:
+                    ids[row].append(index)
+            going = (chosen != eos).nonzero()[:, 0]
+            if written + 1 == longest or not len(going):
+                break
+            history = torch.cat((history, chosen[:, None]), dim=1)
+            if len(going) < len(rows):  # texts that have ended cost nothing
+                rows, history, chosen = rows[going], history[going], chosen[going]
+                decoding, progress = decoding.select(going), select(progress, going)
+            logits, progress = decoding.step(chosen, progress)
+        return [Written(*pair) for pair in zip(ids, scores, strict=True)]
+
+    def _uniform(self, first: int, rows: int, steps: int) -> Tensor:
+        return torch.zeros(rows, steps, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class GreedySpec(_OneByOneSpec):
+    """The likeliest id, each time; of equal ones the first."""
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class SamplingSpec(_OneByOneSpec):
+    """An id drawn from those that are likely enough. What is drawn for an input does not depend on its batch.
+
+    Attributes:
+        temperature: logits are divided by it; low ones are bold.
+        top_k: only so many of the likeliest (Fan et al. 2018, §5.1); None: all.
+        top_p: only the likeliest whose probabilities add up to so much, and the one that reaches it (nucleus sampling,
+            Holtzman et al. 2019, §3.1); 1: all.
+        seed: of what is drawn.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.temperature > 0, self, "temperature", "positive (GreedySpec takes the likeliest)")
+        require(self.top_k is None or self.top_k >= 1, self, "top_k", "None or at least 1")
+        require(0 < self.top_p <= 1, self, "top_p", "above 0 and at most 1")
+        require(0 <= self.seed < 2**31, self, "seed", "from 0 to below 2^31")
+
+    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        probability = (logits / self.temperature).softmax(-1)
+        likeliest, order = torch.sort(probability, dim=-1, descending=True, stable=True)
+        before = likeliest.cumsum(-1) - likeliest  # what the likelier ones add up to
+        keep = before < self.top_p
+        if self.top_k is not None:
+            keep[:, self.top_k :] = False
+        mass = likeliest.where(keep, 0.0).double().cumsum(-1)
+        # The first whose cumulative mass passes the draw: inverse transform sampling.
+        place = (mass <= uniform[:, None] * mass[:, -1:]).sum(-1, keepdim=True)
+        last = keep.sum(-1, keepdim=True) - 1
+        chosen: Tensor = order.gather(1, torch.minimum(place, last))[:, 0]
+        return chosen
+
+    def _uniform(self, first: int, rows: int, steps: int) -> Tensor:
+        # Philox: a stream for each (seed, number). PyTorch's generator would keep 32 bits of a seed that holds both.
+        streams = (np.random.Philox(key=[self.seed, number]) for number in range(first, first + rows))
+        return torch.from_numpy(np.stack([np.random.Generator(stream).random(steps) for stream in streams]))
