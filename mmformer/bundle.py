@@ -2,8 +2,8 @@
 
 model.yaml          the model's spec, with the format's version
 model.safetensors   its parameters, float32, by name
-text.model          its vocabulary (where it reads text)
-transforms.yaml     what makes a picture into what it reads, and the names of the classes its heads tell apart
+NAME.model          its vocabulary (where it reads or writes text), by the name of the part that it is of
+transforms.yaml     what makes pictures and sounds into what it reads, and the names of the classes its heads tell apart
 README.md           a model card: what it was trained on, how, and how well it does
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from safetensors.torch import load_file, save_file
 import mmformer.models  # noqa: F401  # the specs' names have to be known to YAML
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
 from mmformer.models.head import ClassificationHeadSpec
 from mmformer.models.model import Model, ModelSpec
+from mmformer.tokenizers.tokenizer import TokenizerSpec
 
 VERSION = 1
 
@@ -38,10 +40,12 @@ class Transforms:
 
     Attributes:
         image: for pictures; None when the model reads none.
+        audio: for sounds; None when the model reads none.
         classes: head -> the names of its classes, in order.
     """
 
     image: ImageTransformSpec | None = None
+    audio: AudioTransformSpec | None = None
     classes: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -119,17 +123,14 @@ def _read_spec(folder: Path) -> ModelSpec:
     if not isinstance(data.get("model"), dict):
         raise InputError(f"{where}: model must be a mapping, but is {data.get('model')!r:.80}.")
     spec = parse(ModelSpec, data["model"], str(where))
-    encoders = {}
-    for name, encoder in spec.encoders.items():
-        paths: dict[str, Any] = {}
-        for attribute in encoder.tokenizer.files:
-            file = getattr(encoder.tokenizer, attribute)
-            # A bundle names files beside it; anything else could reach out of it.
-            if Path(file).name != file or not (folder / file).is_file():
-                raise InputError(f"{where}: the {attribute} '{file}' is not a file of the bundle {folder}.")
-            paths[attribute] = str(folder / file)
-        encoders[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(encoder.tokenizer, **paths))
-    return dataclasses.replace(spec, encoders=encoders)
+
+    def placed(name: str, file: str) -> str:
+        # A bundle names files beside it; anything else could reach out of it.
+        if Path(file).name != file or not (folder / file).is_file():
+            raise InputError(f"{where}: '{file}', which {name} reads, is not a file of the bundle {folder}.")
+        return str(folder / file)
+
+    return _renamed(spec, placed)
 
 
 def _check_classes(transforms: Transforms, spec: ModelSpec, folder: Path) -> None:
@@ -149,19 +150,35 @@ def _float32(value: torch.Tensor) -> torch.Tensor:
 
 
 def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The spec with the files that it names copied into a folder, and named by what they are called there."""
-    encoders = {}
-    for name, encoder in spec.encoders.items():
-        renamed = {}
-        for attribute in encoder.tokenizer.files:
-            source = Path(getattr(encoder.tokenizer, attribute))
-            target = f"{name}{source.suffix}"
-            shutil.copyfile(source, folder / target)
-            renamed[attribute] = target
-        encoders[name] = dataclasses.replace(
-            encoder, tokenizer=dataclasses.replace(encoder.tokenizer, **renamed) if renamed else encoder.tokenizer
-        )
-    return dataclasses.replace(spec, encoders=encoders)
+    """The spec with its files copied into a folder, each once, and named by what they are called there."""
+    copied: dict[Path, str] = {}
+
+    def copy(part: str, file: str) -> str:
+        source = Path(file).resolve()
+        if source not in copied:
+            copied[source] = f"{part}{source.suffix}"
+            shutil.copyfile(source, folder / copied[source])
+        return copied[source]
+
+    return _renamed(spec, copy)
+
+
+def _renamed(spec: ModelSpec, rename: Callable[[str, str], str]) -> ModelSpec:
+    """The spec with every file that its tokenizers name renamed, given the name of the encoder or decoder."""
+
+    def tokenizer(name: str, old: TokenizerSpec) -> Any:
+        files = {attribute: rename(name, getattr(old, attribute)) for attribute in old.files}
+        return dataclasses.replace(old, **files) if files else old
+
+    encoders = {
+        name: dataclasses.replace(part, tokenizer=tokenizer(name, part.tokenizer))
+        for name, part in spec.encoders.items()
+    }
+    decoders = {
+        name: dataclasses.replace(part, tokenizer=tokenizer(name, part.tokenizer))
+        for name, part in spec.decoders.items()
+    }
+    return dataclasses.replace(spec, encoders=encoders, decoders=decoders)
 
 
 def _write_yaml(path: Path, data: object) -> None:

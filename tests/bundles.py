@@ -12,7 +12,7 @@ from mmformer.bundle import Transforms, save_bundle
 from mmformer.data.inputs import ImageTransformSpec
 from mmformer.models.model import ModelSpec
 
-TRANSFORMS = Transforms(ImageTransformSpec((SIDE, SIDE)), {"colour": list(COLOURS)})
+TRANSFORMS = Transforms(ImageTransformSpec((SIDE, SIDE)), classes={"colour": list(COLOURS)})
 
 
 def save_dual(folder: Path, seed: int = 0) -> Path:

@@ -161,7 +161,7 @@ def test_a_vocabulary_outside_of_the_bundle_is_not_read(bundle: Path, name: str)
         data["model"]["encoders"]["text"]["tokenizer"]["init_args"]["vocabulary"] = name
 
     change(bundle / "model.yaml", edit)
-    refused(bundle, f"the vocabulary '{name}' is not a file of the bundle")
+    refused(bundle, f"'{name}', which text reads, is not a file of the bundle")
 
 
 def at(*keys: str, value: Any) -> Callable[[Any], None]:

@@ -34,8 +34,10 @@ KNOWS: dict[str, set[str]] = {
     "generation": BASE | {"nn", "tokenizers", "models"},
     "data": BASE | {"files", "tokenizers"},
     "evaluation": BASE | {"models", "data", "tokenizers", "generation"},
-    "bundle": FILES_TOO | {"models", "data"},
-    "predictor": BASE | {"bundle", "models", "data", "tokenizers", "evaluation", "generation"},
+    "bundle": FILES_TOO | {"models", "data", "tokenizers"},
+    "reader": BASE | {"bundle", "models", "data", "tokenizers"},
+    "inference": BASE | {"bundle", "models", "reader"},
+    "predictor": BASE | {"bundle", "models", "data", "evaluation", "generation", "inference", "reader"},
     "training": FILES_TOO
     | {
         "nn",

@@ -16,7 +16,7 @@ from tiny import COLOURS, tiny_batch
 from torch import Tensor
 
 import mmformer
-from mmformer import predictor as module
+from mmformer import reader as module
 from mmformer.errors import InputError
 from mmformer.predictor import Match, Predictor
 
@@ -170,10 +170,10 @@ def test_labels_are_taken_as_they_are_written(model: Predictor) -> None:
 def test_the_scale_is_the_heads_and_bounded(bundle: Path) -> None:
     other = mmformer.load(bundle)
     head = other.model.heads["contrastive"]
-    assert other._scale() == pytest.approx(1 / 0.07)
+    assert other.scale() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         head.log_scale.fill_(50.0)  # type: ignore[operator, union-attr]
-    assert other._scale() == pytest.approx(100) == other.model(tiny_batch(["a"])).scale["contrastive"].item()
+    assert other.scale() == pytest.approx(100) == other.model(tiny_batch(["a"])).scale["contrastive"].item()
 
 
 def test_answers_have_types() -> None:
@@ -240,10 +240,10 @@ def test_progress_counts_every_value_once(bundle: Path) -> None:
 
 def test_pictures_are_decoded_a_batch_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    read, embed = module.read_picture, Predictor._embed
+    read, model = module.read_picture, mmformer.load(bundle, batch_size=2)
     monkeypatch.setattr(module, "read_picture", lambda *arguments: (events.append("read"), read(*arguments))[1])
-    monkeypatch.setattr(Predictor, "_embed", lambda *arguments: (events.append("embed"), embed(*arguments))[1])
-    mmformer.load(bundle, batch_size=2).embed(image=[pixels(seed) for seed in range(5)])
+    model.model.register_forward_pre_hook(lambda *_: events.append("embed"))
+    model.embed(image=[pixels(seed) for seed in range(5)])
     assert events == ["read", "read", "embed", "read", "read", "embed", "read", "embed"]
 
 
@@ -276,16 +276,16 @@ WRONG_CALLS = [
     (call("classify", PICTURE, templates=["a {}"]), "Prompt templates are for labels"),
     (call("classify", PICTURE, head="color"), "classification head is asked.*colour.*Did you mean 'colour'?"),
     (call("classify", PICTURE, ["cat"], top=0), "top must be at least 1, but is 0"),
-    (call("embed"), "either text=... or image=..."),
-    (call("embed", text="cat", image=PICTURE), "either text=... or image=..."),
-    (call("embed", text=[]), "There are no texts to embed"),
+    (call("embed"), r"embed takes exactly one of text=..., image=..., audio=..., but was handed none"),
+    (call("embed", text="cat", image=PICTURE), "but was handed text and image"),
+    (call("embed", text=[]), "There are no texts: the list is empty"),
     (call("embed", text=["cat", 5]), "A text must be a string, but is int"),
-    (call("retrieve", text="cat"), "searches either texts"),
-    (call("retrieve", text="cat", texts=["a"], images=[PICTURE]), "searches either texts"),
-    (call("retrieve", images=[PICTURE]), "asks with either text=... or image=..."),
-    (call("retrieve", text="cat", image=PICTURE, images=[PICTURE]), "asks with either text=... or image=..."),
+    (call("retrieve", text="cat"), r"exactly one of texts=..., images=..., audios=..., but was handed none"),
+    (call("retrieve", text="cat", texts=["a"], images=[PICTURE]), "but was handed texts and images"),
+    (call("retrieve", images=[PICTURE]), r"exactly one of text=..., image=..., audio=..., but was handed none"),
+    (call("retrieve", text="cat", image=PICTURE, images=[PICTURE]), "but was handed text and image"),
     (call("retrieve", text="cat", images=[]), "There are no pictures: the list is empty"),
-    (call("retrieve", text="cat", texts=[]), "There are no texts to embed: the list is empty"),
+    (call("retrieve", text="cat", texts=[]), "There are no texts: the list is empty"),
     (call("retrieve", text="cat", images=[PICTURE], top=0), "top must be at least 1, but is 0"),
 ]
 

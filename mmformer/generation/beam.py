@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class BeamSpec(GenerationSpec):
         require(self.beams >= 1, self, "beams", "at least 1")
 
     @torch.inference_mode()
-    def write(self, decoding: Decoding, prompt: Text, first: int = 0) -> list[Written]:
+    def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
         longest, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
         search = _Search.begin(self, decoding, prompt)
         logits, progress = decoding.begin(prompt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,14 +49,14 @@ class GenerationSpec(ABC):
         require(self.no_repeat_ngram >= 0, self, "no_repeat_ngram", "at least 0")
 
     @abstractmethod
-    def write(self, decoding: Decoding, prompt: Text, first: int = 0) -> list[Written]:
+    def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
         """A text for each row.
 
         Args:
             decoding: of B rows.
             prompt: ids that begin with bos, B rows of any lengths, padded on the right.
-            first: the number of the first row among all inputs, of which a batch may be a part: what is random for an
-                input is a function of its number.
+            numbers: of the rows among all inputs, of which a batch may be a part: what is random for an input is a
+                function of its number; None: 0 and on.
 
         Raises:
             InputError: the context length leaves no room for so long a text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,9 @@ class _OneByOneSpec(GenerationSpec):
         """
 
     @torch.inference_mode()
-    def write(self, decoding: Decoding, prompt: Text, first: int = 0) -> list[Written]:
+    def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
         longest, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
-        uniform = self._uniform(first, decoding.rows, longest + 1).to(decoding.device)
+        uniform = self._uniform(numbers or range(decoding.rows), longest).to(decoding.device)
         ids: list[list[int]] = [[] for _ in range(decoding.rows)]
         scores = [0.0] * decoding.rows
         rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
@@ -52,8 +53,8 @@ class _OneByOneSpec(GenerationSpec):
             logits, progress = decoding.step(chosen, progress)
         return [Written(*pair) for pair in zip(ids, scores, strict=True)]
 
-    def _uniform(self, first: int, rows: int, steps: int) -> Tensor:
-        return torch.zeros(rows, steps, dtype=torch.float64)
+    def _uniform(self, numbers: Sequence[int], steps: int) -> Tensor:
+        return torch.zeros(len(numbers), steps, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class SamplingSpec(_OneByOneSpec):
         chosen: Tensor = order.gather(1, torch.minimum(place, last))[:, 0]
         return chosen
 
-    def _uniform(self, first: int, rows: int, steps: int) -> Tensor:
+    def _uniform(self, numbers: Sequence[int], steps: int) -> Tensor:
         # Philox: a stream for each (seed, number). PyTorch's generator would keep 32 bits of a seed that holds both.
-        streams = (np.random.Philox(key=[self.seed, number]) for number in range(first, first + rows))
+        streams = (np.random.Philox(key=[self.seed, number]) for number in numbers)
         return torch.from_numpy(np.stack([np.random.Generator(stream).random(steps) for stream in streams]))

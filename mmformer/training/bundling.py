@@ -26,7 +26,12 @@ def write_bundle(
         scores: for the model card.
         measured_on: what they were measured on.
     """
-    transforms = Transforms(None if run.data.image is None else run.data.image.transform, class_names(run))
+    data = run.data
+    transforms = Transforms(
+        None if data.image is None else data.image.transform,
+        None if data.audio is None else data.audio.transform,
+        class_names(run),
+    )
     save_bundle(folder, model, transforms, _card(run, model, step, scores, measured_on))
 
 

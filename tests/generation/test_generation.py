@@ -74,7 +74,9 @@ def test_a_text_does_not_depend_on_its_batch(kind: str, name: str) -> None:
     whole = SPECS[name].write(together, prompt)
     for row in range(6):
         rows = torch.tensor([row])
-        alone = SPECS[name].write(together.select(rows), prompt.rows(rows)._replace(ids=prompt.ids[rows]), first=row)
+        alone = SPECS[name].write(
+            together.select(rows), prompt.rows(rows)._replace(ids=prompt.ids[rows]), numbers=[row]
+        )
         assert alone[0].ids == whole[row].ids
 
 
@@ -135,10 +137,7 @@ def log_probability(made: Decoding, ids: list[int], ends: bool) -> float:
 
 def test_more_beams_are_no_worse() -> None:
     made, prompt = decoding("cross", 6, small=12), prompts(6, ragged=False)
-    scores = [
-        [text.score for text in BeamSpec(6, 6, beams=k, length_penalty=0.0).write(made, prompt)]
-        for k in (1, 16)
-    ]
+    scores = [[text.score for text in BeamSpec(6, 6, beams=k, length_penalty=0.0).write(made, prompt)] for k in (1, 16)]
     assert sum(b > a + 1e-4 for a, b in zip(*scores, strict=True)) >= 1
     assert sum(scores[1]) >= sum(scores[0])
 

@@ -1,0 +1,44 @@
+"""Texts, not ids: prompts in, what a decoder writes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from mmformer.generation.decoding import Decoding
+from mmformer.generation.generation import GenerationSpec
+from mmformer.models.model import Model
+from mmformer.types import Text, Tokens
+
+
+def write_texts(
+    model: Model,
+    name: str,
+    memory: Mapping[str, Tokens],
+    prompts: Sequence[str],
+    spec: GenerationSpec,
+    numbers: Sequence[int] | None = None,
+) -> list[str]:
+    """What a decoder writes after each prompt, with the prompt.
+
+    Args:
+        model: in evaluation mode.
+        name: of the decoder.
+        memory: encoder -> what left its stack, a row for each prompt.
+        prompts: what the texts begin with; "" for nothing.
+        spec: how ids are chosen.
+        numbers: of the rows among all inputs (see ``GenerationSpec.write``).
+    """
+    decoding = Decoding(model, name, memory, len(prompts))
+    tokenizer = decoding.decoder.spec.tokenizer
+    vocabulary = tokenizer.encoder().vocabulary
+    spaced = [prompt and " " + prompt for prompt in prompts] if tokenizer.prefix_space else list(prompts)
+    begun = vocabulary.encode_many(spaced)
+    lengths = torch.tensor([1 + len(ids) for ids in begun])
+    ids = torch.full((len(begun), int(lengths.max())), vocabulary.pad, dtype=torch.int64)  # B L
+    for row, given in zip(ids, begun, strict=True):
+        row[: 1 + len(given)] = torch.tensor([vocabulary.bos, *given])
+    written = spec.write(decoding, Text(ids, lengths).to(decoding.device), numbers)
+    texts = [vocabulary.decode([*given, *text.ids]) for given, text in zip(begun, written, strict=True)]
+    return [text.removeprefix(" ") for text in texts] if tokenizer.prefix_space else texts

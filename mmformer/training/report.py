@@ -1,0 +1,87 @@
+"""``report.png``: held-out pictures, with what the trained model calls them and writes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import mmformer
+from mmformer.data.dataset import SampleDataset
+from mmformer.data.decode import decode_image
+from mmformer.data.order import OrderSpec
+from mmformer.evaluation.metric import Score
+from mmformer.models.head import ContrastiveHeadSpec
+from mmformer.models.model import ModelSpec
+from mmformer.predictor import Predictor
+from mmformer.training.run import RunSpec
+from mmformer.training.sheet import Card, draw_sheet
+
+NUMBER = 18
+LABELS = 3
+
+
+def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> list[Card]:
+    """Draw the first pictures of the test split into ``report.png`` of a run's folder, as its bundle sees them.
+
+    Where the model compares images with texts, labels are the texts of the whole split; otherwise its own classes.
+
+    Returns:
+        The cards; empty, and no file is written, where there are no pictures or the model says nothing of them.
+    """
+    data = run.data
+    if data.image is None or data.test is None:
+        return []
+    dataset = SampleDataset(data, data.test, OrderSpec(shuffle=False), seed=0, training=False)
+    samples = [dataset[number] for number in range(len(dataset))]
+    shown = samples[:NUMBER]
+    files = [dataset.reader[number].members[data.image.member] for number in range(len(shown))]
+    names = [sample.target or sample.text for sample in samples]
+    model = mmformer.load(output / "bundle")
+    labels = _labels(run.model, model, files, list(dict.fromkeys(name for name in names if name)))
+    captions = _captions(run.model, model, files)
+    if not labels and not captions:
+        return []
+    cards = [
+        Card(
+            decode_image(files[place], sample.key),
+            names[place],
+            captions[place] if captions else None,
+            list(labels[place].items()) if labels else [],
+        )
+        for place, sample in enumerate(shown)
+    ]
+    said = ["what it writes of each"] * bool(captions) + [f"the {LABELS} names that fit it best"] * bool(labels)
+    line = f"{len(cards)} pictures that training never saw: the name, {', '.join(said)}; the right one in green."
+    draw_sheet(output.name, [line], cards, _footer(scores)).save(output / "report.png", optimize=True)
+    return cards
+
+
+def _labels(spec: ModelSpec, model: Predictor, files: list[bytes], names: list[str]) -> list[dict[str, float]]:
+    """The likeliest labels of each picture; empty where the model has none to give."""
+    read = {encoder.tokenizer.modality for encoder in spec.encoders.values()}
+    compares = any(isinstance(head, ContrastiveHeadSpec) for head in spec.heads.values())
+    if {"image", "text"} <= read and compares and len(names) > 1:
+        return model.classify(files, names, top=LABELS)
+    if "image" in read and len(model.transforms.classes) == 1:
+        return model.classify(files, top=LABELS)
+    return []
+
+
+def _captions(spec: ModelSpec, model: Predictor, files: list[bytes]) -> list[str]:
+    """What the first decoder that reads nothing but images writes; empty where there is none."""
+    for name, decoder in spec.decoders.items():
+        if decoder.reads and all(spec.encoders[read].tokenizer.modality == "image" for read in decoder.reads):
+            captions: list[str] = model.caption(image=files, decoder=name)
+            return captions
+    return []
+
+
+def _footer(scores: Mapping[str, Score]) -> str:
+    """The recalls at 1, or else the first score, each with its chance."""
+    best = {name: score for name, score in scores.items() if name.endswith("R@1")} or dict(list(scores.items())[:1])
+    parts = [
+        f"{name.rpartition('/')[0].partition('/')[2].replace('_to_', ' to ') or name} {score.value:.1f} {score.unit}"
+        + (f" (chance {score.chance:.2g})" if score.chance is not None else "")
+        for name, score in best.items()
+    ]
+    return "R@1 over the split: " * any(name.endswith("R@1") for name in best) + " · ".join(parts)
