@@ -53,18 +53,27 @@ class HeadOutput:
 
 @dataclass(frozen=True)
 class ContrastiveHeadSpec(HeadSpec):
-    """A learned temperature on cosine similarities (CLIP, Radford et al. 2021, §2.5).
+    """A learned temperature on cosine similarities (CLIP, Radford et al. 2021, §2.5), and a bias for the sigmoid loss.
+
+    The defaults are CLIP's. SigLIP's (Zhai et al. 2023, §3.2) are a temperature of 0.1 without a bound, bias -10.
 
     Attributes:
         temperature: at the start.
-        lowest_temperature: the learned one goes no lower; CLIP's is 0.01.
+        lowest_temperature: the learned one goes no lower; None: it may.
+        bias: learned too, added to the scaled similarities: where it starts. The sigmoid loss needs one, since most
+            pairs are negative; a softmax has no use for it. None: none.
     """
 
     temperature: float = 0.07
-    lowest_temperature: float = 0.01
+    lowest_temperature: float | None = 0.01
+    bias: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.lowest_temperature > 0, self, "lowest_temperature", "positive")
+        require(self.temperature > 0, self, "temperature", "positive")
+        require(self.bias is None or math.isfinite(self.bias), self, "bias", "None or finite")
+        if self.lowest_temperature is None:
+            return
+        require(self.lowest_temperature > 0, self, "lowest_temperature", "None or positive")
         good = self.temperature >= self.lowest_temperature
         require(good, self, "temperature", f"at least lowest_temperature ({self.lowest_temperature})")
 
@@ -73,26 +82,32 @@ class ContrastiveHeadSpec(HeadSpec):
 
 
 class ContrastiveHead(Head):
-    undecayed = ("log_scale",)
+    undecayed = ("log_scale", "bias")
 
     def __init__(self, spec: ContrastiveHeadSpec) -> None:
         super().__init__()
         self.spec = spec
         self.log_scale = nn.Parameter(torch.empty(1))  # of shape (1,): FSDP2 cannot shard a scalar
+        self.bias = None if spec.bias is None else nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.log_scale, -math.log(self.spec.temperature))
+        if self.bias is not None and self.spec.bias is not None:
+            nn.init.constant_(self.bias, self.spec.bias)
 
     @property
     def scale(self) -> Tensor:
         """The factor on cosine similarities, (1,): the inverse temperature, bounded."""
+        log_scale = self.log_scale.float()
+        if self.spec.lowest_temperature is None:
+            return log_scale.exp()
         highest = -math.log(self.spec.lowest_temperature)
-        bounded: Tensor = _Bounded.apply(self.log_scale.float(), highest)  # type: ignore[no-untyped-call]
+        bounded: Tensor = _Bounded.apply(log_scale, highest)  # type: ignore[no-untyped-call]
         return bounded.exp()
 
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput:
-        return HeadOutput(scale=self.scale)
+        return HeadOutput(scale=self.scale, bias=None if self.bias is None else self.bias.float())
 
 
 class _Bounded(torch.autograd.Function):

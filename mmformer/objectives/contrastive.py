@@ -13,85 +13,33 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from mmformer.errors import InputError, nearest
-from mmformer.objectives.objective import Objective, ObjectiveSpec
-from mmformer.spec import Parts, require
-from mmformer.types import Batch, LossTerm, Outputs, Text
+from mmformer.errors import InputError
+from mmformer.objectives.pairwise import Pairwise, PairwiseSpec, chunks
+from mmformer.types import Outputs
 
 
 @dataclass(frozen=True)
-class ContrastiveSpec(ObjectiveSpec):
+class ContrastiveSpec(PairwiseSpec):
     """Each sample's embedding in one modality picks out its own in another, both ways, among the whole batch.
 
-    Attributes:
-        pairs: encoders that are held against each other.
-        head: the model's contrastive head, which owns the temperature.
-        same_caption_positive: samples whose captions are equal count as each other's positives, in equal shares,
-            instead of being pushed apart. Captions are compared as the model reads them, after they are cut to the
-            context length. In a batch without text, each sample is its own positive alone.
-        chunk: rows of logits held at once.
+    Samples of equal captions share the target in equal parts. The fields are ``PairwiseSpec``'s.
     """
-
-    pairs: tuple[tuple[str, str], ...] = (("image", "text"),)
-    head: str = "contrastive"
-    same_caption_positive: bool = True
-    chunk: int = 1024
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(len(self.pairs) >= 1, self, "pairs", "at least one pair of encoders")
-        distinct = all(a != b for a, b in self.pairs) and len({frozenset(p) for p in self.pairs}) == len(self.pairs)
-        require(distinct, self, "pairs", "different pairs of two different encoders")
-        require(self.chunk >= 1, self, "chunk", "at least 1")
 
     def build(self) -> Contrastive:
         return Contrastive(self)
 
-    def check(self, parts: Parts) -> None:
-        if not hasattr(parts.heads.get(self.head), "temperature"):
+    def check_bias(self, has_bias: bool) -> None:
+        if has_bias:
             raise InputError(
-                f"A contrastive objective reads the head '{self.head}', but the model's heads are "
-                f"{', '.join(parts.heads) or 'none'}: add a ContrastiveHeadSpec of that name."
-                f"{nearest(self.head, parts.heads)}"
+                f"ContrastiveSpec reads the head '{self.head}', which has a bias, but what is added to every logit is "
+                f"nothing to a softmax: leave the head's bias out, or take a SigmoidContrastiveSpec."
             )
-        for pair in self.pairs:
-            for name in pair:
-                if name not in parts.embedding_widths:
-                    raise InputError(
-                        f"ContrastiveSpec.pairs has '{name}', but the model's encoders are "
-                        f"{', '.join(parts.embedding_widths)}.{nearest(name, parts.embedding_widths)}"
-                    )
-            first, second = (parts.embedding_widths[name] for name in pair)
-            if first != second:
-                raise InputError(
-                    f"ContrastiveSpec.pairs holds '{pair[0]}' against '{pair[1]}', but their embeddings are {first} "
-                    f"and {second} wide: give both encoders the same embedding."
-                )
 
 
-class Contrastive(Objective):
-    couples_samples = True
-
-    def __init__(self, spec: ContrastiveSpec) -> None:
-        self.spec = spec
-
-    def items(self, batch: Batch) -> dict[str, Tensor]:
-        number = torch.tensor(float(len(batch.keys)))
-        return {f"{a}_{b}": number for a, b in self.spec.pairs}
-
-    def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
-        same = caption_identity(batch.text) if self.spec.same_caption_positive and batch.text is not None else None
-        terms: dict[str, LossTerm] = {}
-        for a, b in self.spec.pairs:
-            if a not in outputs.embedding or b not in outputs.embedding:
-                missing = a if a not in outputs.embedding else b
-                raise InputError(f"A contrastive objective reads '{missing}', but the batch has no such modality.")
-            x, y = (F.normalize(outputs.embedding[name].float(), dim=-1) for name in (a, b))
-            total = contrastive_loss(x, y, outputs.scale[self.spec.head], same, self.spec.chunk)
-            terms[f"{a}_{b}"] = LossTerm(total, total.new_tensor(float(x.shape[0])))
-        return terms
+class Contrastive(Pairwise):
+    def loss(self, x: Tensor, y: Tensor, outputs: Outputs, same: Tensor | None) -> Tensor:
+        return contrastive_loss(x, y, outputs.scale[self.spec.head], same, self.spec.chunk)
 
 
 def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = None, chunk: int = 1024) -> Tensor:
@@ -111,22 +59,6 @@ def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = 
     return total
 
 
-def caption_identity(text: Text) -> Tensor:
-    """A number for every caption, equal where the captions are equal: B, int64.
-
-    Captions are their ids, as the model reads them: two that differ only past the context length are equal. The number
-    is a hash, a sum of ids times fixed odd 64-bit factors that depend on the place, so that comparing N captions needs
-    no sorting on the device. Captions that differ in one place never agree; others agree by chance, which is about
-    2^-64 a pair if the factors are as good as random. Whoever knows them can make captions that do.
-    """
-    place = torch.arange(1, text.ids.shape[1] + 1, device=text.ids.device)
-    factor = place * -7046029254386353131  # the golden ratio in 64 bits, as in SplitMix64's increment
-    factor = (factor ^ (factor >> 30)) * -4658895280553007687
-    factor = ((factor ^ (factor >> 27)) * -7723592293110705685) | 1
-    real = place <= text.lengths[:, None]
-    return (text.ids * factor * real).sum(1)
-
-
 class _ContrastiveLoss(torch.autograd.Function):
     """Two passes over row chunks: one for the log-sum-exps of rows and columns, one for the gradient."""
 
@@ -136,7 +68,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         rows = x.new_empty(number)
         columns = x.new_full((number,), float("-inf"))
         agreement = x.new_zeros(())  # sum over samples of the mean logit of their positives
-        for part in _chunks(number, chunk):
+        for part in chunks(number, chunk):
             logits = scale * (x[part] @ y.T)  # c N
             rows[part] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
@@ -151,7 +83,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         x, y, scale, same, rows, columns = ctx.saved_tensors
         number = x.shape[0]
         grad_x, grad_y, grad_scale = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(scale)
-        for part in _chunks(number, ctx.chunk):
+        for part in chunks(number, ctx.chunk):
             cosine = x[part] @ y.T  # c N
             logits = scale * cosine
             grad = ((logits - rows[part, None]).exp() + (logits - columns).exp()) / 2
@@ -161,10 +93,6 @@ class _ContrastiveLoss(torch.autograd.Function):
             grad_y += scale * (grad.T @ x[part])
         (upper,) = upstream
         return upper * grad_x, upper * grad_y, upper * grad_scale, None, None
-
-
-def _chunks(number: int, chunk: int) -> list[slice]:
-    return [slice(start, min(start + chunk, number)) for start in range(0, number, chunk)]
 
 
 def _target(same: Tensor | None, part: slice, number: int, like: Tensor) -> Tensor:

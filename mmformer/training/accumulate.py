@@ -75,7 +75,8 @@ def accumulate(
             weighed = _total(shares, weights)[0]
             loss = weighed.detach() if loss is None else loss + weighed.detach()
             pieces.append(weighed)
-        backward(torch.stack([piece.float() for piece in pieces]).sum())
+        if pieces:  # all of what this part would carry on may be frozen
+            backward(torch.stack([piece.float() for piece in pieces]).sum())
         _add(sums, asked | terms)
     assert loss is not None, "a run has at least one objective"
     means = _total(sums, weights)[1] if sums else {}
@@ -102,7 +103,7 @@ class _Gathered(NamedTuple):
         for key, value in _coupled_fields(outputs).items():
             gradient = self.leaves[key].grad
             # A scale is the same in every micro-batch: its gradient goes back through the first of them.
-            if gradient is None or (key[0] in _SHARED and index):
+            if gradient is None or not value.requires_grad or (key[0] in _SHARED and index):
                 continue
             size = len(value)
             rows = gradient if key[0] in _SHARED else gradient[index * size : (index + 1) * size]
@@ -126,10 +127,11 @@ def _gather(
             with _dropout(seed):
                 parts.append(_coupled_fields(model(part, decode=False)))
     torch.clear_autocast_cache()  # casts made without a graph would cut the second pass's gradient off
-    leaves = {
-        key: (value.clone() if key[0] in _SHARED else torch.cat([part[key] for part in parts])).requires_grad_()
-        for key, value in parts[0].items()
-    }
+    leaves = {}
+    for key, value in parts[0].items():
+        whole = value.clone() if key[0] in _SHARED else torch.cat([part[key] for part in parts])
+        # Detached: a head may hand out a parameter itself, which has a gradient even where no graph is made.
+        leaves[key] = whole.detach().requires_grad_()
     gathered = Outputs.empty()
     for (field, name), leaf in leaves.items():
         getattr(gathered, field)[name] = leaf

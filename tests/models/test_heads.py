@@ -136,3 +136,28 @@ def test_the_bound_holds_in_a_compiled_pass_and_through_the_model() -> None:
     built = head(LIMIT + 1)
     compiled = torch.compile(lambda: built.scale, backend="eager", fullgraph=True)
     assert torch.equal(compiled(), built.scale)
+
+
+def test_without_a_bound_the_scale_is_that_of_its_parameter() -> None:
+    built = ContrastiveHeadSpec(0.1, None).build({})
+    assert built.scale.item() == pytest.approx(10, rel=1e-6)
+    with torch.no_grad():
+        built.log_scale.fill_(LIMIT + 2)
+    assert built.scale.item() == pytest.approx(100 * math.exp(2), rel=1e-5)
+    assert gradient(built, -3.0) == pytest.approx(-300 * math.exp(2), rel=1e-5), "both ways"
+
+
+def test_a_bias_is_there_where_it_is_asked_for() -> None:
+    without, built = ContrastiveHeadSpec().build({}), ContrastiveHeadSpec(0.1, None, -10.0).build({})
+    assert [name for name, _ in without.named_parameters()] == ["log_scale"]
+    assert without(Outputs.empty(), Batch((), {})).bias is None
+    model = dataclasses.replace(tiny_model(), heads={"c": ContrastiveHeadSpec(bias=-10.0)}).build()
+    model.initialise(0)
+    outputs = model(tiny_batch(TEXTS))
+    assert outputs.bias["c"].tolist() == [-10.0]
+    outputs.bias["c"].sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"heads.c.bias"}
+    with torch.device("meta"):
+        meta = ContrastiveHeadSpec(bias=-10.0).build({})
+    meta.to_empty(device="cpu").reset_parameters()
+    assert torch.equal(meta.bias, built.bias)

@@ -280,7 +280,9 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: ClassificationHeadSpec("image", 1), "ClassificationHeadSpec.classes must be at least 2"),
     (lambda: ClassificationHeadSpec("image", 2, 1.0), "ClassificationHeadSpec.dropout must be at least 0 and below 1"),
     (lambda: ContrastiveHeadSpec(0.001), "ContrastiveHeadSpec.temperature must be at least lowest_temperature (0.01)"),
-    (lambda: ContrastiveHeadSpec(lowest_temperature=0), "ContrastiveHeadSpec.lowest_temperature must be positive"),
+    (lambda: ContrastiveHeadSpec(0.1, 0.0), "ContrastiveHeadSpec.lowest_temperature must be None or positive"),
+    (lambda: ContrastiveHeadSpec(0.0, None), "ContrastiveHeadSpec.temperature must be positive"),
+    (lambda: ContrastiveHeadSpec(bias=float("nan")), "ContrastiveHeadSpec.bias must be None or finite, but is nan"),
     (
         lambda: ModelSpec({"trunk": TRUNK, "more": TRUNK}, {"image": EncoderSpec(PATCHES, "trunk")}),
         "model.stacks.more is named by no encoder",

@@ -1,23 +1,20 @@
-"""The contrastive loss against plain autograd, in value and gradient, whatever its chunks; and what counts as equal."""
+"""The softmax loss against plain autograd, in value and gradient, whatever its chunks; and the objective over it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import tiny_batch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
-from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
-from mmformer.objectives.contrastive import ContrastiveSpec, _ContrastiveLoss, caption_identity, contrastive_loss
+from mmformer.models.head import ContrastiveHeadSpec
+from mmformer.objectives.contrastive import ContrastiveSpec, _ContrastiveLoss, contrastive_loss
 from mmformer.spec import Parts
-from mmformer.types import Batch, Outputs, Text
+from mmformer.types import Outputs
 
 SAME = torch.tensor([5, 3, 5, 1, 3, 5, 9])
 
@@ -97,48 +94,6 @@ def test_memory_grows_with_the_chunk() -> None:
     assert sum(kept) <= 2 * 300 * 4 + 2 * 300 + 1
 
 
-# ------------------------------------------------------------------------------------------------- captions
-
-
-def test_equal_captions_have_equal_numbers() -> None:
-    texts = ["red", "a red heart", "red", "heart red a", "", "red red", "a red heart", ""]
-    number = caption_identity(tiny_batch(texts).text)  # type: ignore[arg-type]
-    assert number.dtype == torch.int64
-    expected = torch.tensor([[a == b for b in texts] for a in texts])
-    assert torch.equal(number[:, None] == number[None, :], expected)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(1, 8191), min_size=1, max_size=24), min_size=2, max_size=30))
-def test_different_captions_have_different_numbers(rows: list[list[int]]) -> None:
-    length = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-    number = caption_identity(Text(ids, torch.tensor([len(row) for row in rows])))
-    assert (number[:, None] == number[None, :]).tolist() == [[a == b for b in rows] for a in rows]
-
-
-def test_padding_does_not_count() -> None:
-    ids = torch.tensor([[7, 8, 3, 0, 0], [7, 8, 3, 4, 9]])
-    one = caption_identity(Text(ids, torch.tensor([3, 3])))
-    assert one[0] == one[1]
-    assert torch.equal(caption_identity(Text(ids[:, :3], torch.tensor([3, 3]))), one)
-
-
-def test_captions_that_differ_past_the_context_length_are_equal() -> None:
-    """They are compared as the model reads them: tiny's context is 16 tokens."""
-    start = "a large red square on the left of a small blue square"
-    number = caption_identity(tiny_batch([f"{start} {start} one", f"{start} {start} two", "one", "two"]).text)  # type: ignore[arg-type]
-    assert (number[:, None] == number[None, :]).sum() == 6
-    assert number[0] == number[1]
-
-
-def test_many_captions_do_not_collide() -> None:
-    ids = torch.randint(5, 8192, (50_000, 8), generator=torch.Generator().manual_seed(0)).unique(dim=0)
-    assert len(caption_identity(Text(ids, torch.full((len(ids),), 8))).unique()) == len(ids)
-    near = torch.tensor([[a, b, c] for a in range(30) for b in range(30) for c in range(30)])
-    assert len(caption_identity(Text(near, torch.full((len(near),), 3))).unique()) == len(near)
-
-
 # ------------------------------------------------------------------------------------------------- the objective
 
 
@@ -200,42 +155,11 @@ def test_chunks_change_nothing() -> None:
     assert torch.allclose(ContrastiveSpec(chunk=4).build().losses(made, batch)["image_text"].total, whole, atol=1e-5)
 
 
-def test_a_modality_that_the_batch_lacks_is_refused() -> None:
-    with pytest.raises(InputError, match="reads 'text', but the batch has no such modality"):
-        ContrastiveSpec().build().losses(outputs("image"), Batch(("a",) * 6, {}))
-
-
-HEADS: dict[str, Any] = {"contrastive": ContrastiveHeadSpec(), "colour": ClassificationHeadSpec("image", 2)}
-CHECKS: list[tuple[dict[str, Any], dict[str, int], str]] = [
-    ({"head": "contrst"}, {"image": 4, "text": 4}, "reads the head 'contrst', but .* Did you mean 'contrastive'"),
-    ({"head": "colour"}, {"image": 4, "text": 4}, "reads the head 'colour', but .*add a ContrastiveHeadSpec"),
-    ({}, {"image": 4, "txt": 4}, "pairs has 'text', but the model's encoders are image, txt. Did you mean 'txt'"),
-    ({}, {"image": 4, "text": 5}, "'image' against 'text', but their embeddings are 4 and 5 wide"),
-]
-
-
-@pytest.mark.parametrize(("fields", "widths", "message"), CHECKS)
-def test_a_model_that_does_not_fit_is_refused(fields: dict[str, Any], widths: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        ContrastiveSpec(**fields).check(Parts(widths, HEADS, {}, ()))
-    ContrastiveSpec().check(Parts({"image": 4, "text": 4}, HEADS, {}, ()))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"weight": 0.0}, "ContrastiveSpec.weight must be positive"),
-        ({"weight": float("nan")}, "ContrastiveSpec.weight must be positive"),
-        ({"pairs": ()}, "ContrastiveSpec.pairs must be at least one pair"),
-        ({"pairs": (("a", "a"),)}, "ContrastiveSpec.pairs must be different pairs of two different encoders"),
-        ({"pairs": (("a", "b"), ("b", "a"))}, "ContrastiveSpec.pairs must be different pairs"),
-        ({"chunk": 0}, "ContrastiveSpec.chunk must be at least 1"),
-    ],
-)
-def test_values_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        ContrastiveSpec(**fields)
-    assert str(caught.value).startswith(message)
+def test_a_head_with_a_bias_is_refused() -> None:
+    """Added to every logit, it changes no softmax: a parameter that never learns."""
+    parts = Parts({"image": 4, "text": 4}, {"contrastive": ContrastiveHeadSpec(bias=-10.0)}, {}, ())
+    with pytest.raises(InputError, match=r"'contrastive', which has a bias, but .* take a SigmoidContrastiveSpec"):
+        ContrastiveSpec().check(parts)
 
 
 def test_every_field_has_a_test() -> None:
