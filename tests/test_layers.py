@@ -51,7 +51,8 @@ KNOWS: dict[str, set[str]] = {
         "predictor",
         "training",
     },
-    "cli": FILES_TOO | {"schema", "training", "predictor", "bundle", "data", "tokenizers", "evaluation", "cli"},
+    "cli": FILES_TOO
+    | {"schema", "training", "predictor", "bundle", "data", "tokenizers", "evaluation", "generation", "cli"},
     "__init__": {"predictor"},
     "__main__": {"cli"},
 }

@@ -1,4 +1,4 @@
-"""Pictures and lists of texts as people name them on a command line."""
+"""Pictures, sounds and lists of texts as people name them on a command line."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ from itertools import islice
 from pathlib import Path
 
 from mmformer.data.decode import DECODERS, decode_image
+from mmformer.data.sound import decode_sound
 from mmformer.errors import InputError, nearest
 
 PICTURES = "A picture is a file, a folder (all in it and below), or a pattern in quotes such as 'shots/*.png'."
+SOUNDS = "A sound is a file, a folder (all in it and below), or a pattern in quotes such as 'calls/*.wav'."
 """For a command's help."""
 
 SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_image)
 """How a picture's name ends."""
 
+SOUND_SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_sound)
+"""How a sound's name ends."""
+
 
 def find_pictures(given: Sequence[str]) -> list[Path]:
-    """The pictures that files, folders and patterns name, each once, in this order; those of a folder are sorted.
+    """The pictures that files, folders and patterns name; see ``find_files``."""
+    return find_files(given, "picture", SUFFIXES)
 
-    A file that is named itself is taken whatever its name; a folder or a pattern gives what is called like a picture.
+
+def find_sounds(given: Sequence[str]) -> list[Path]:
+    """The sounds that files, folders and patterns name; see ``find_files``."""
+    return find_files(given, "sound", SOUND_SUFFIXES)
+
+
+def find_files(given: Sequence[str], kind: str, suffixes: tuple[str, ...]) -> list[Path]:
+    """What files, folders and patterns name, each once, in this order; the files of a folder are sorted.
+
+    A file that is named itself is taken whatever its name; a folder or a pattern gives what has one of the suffixes.
     Hidden files are left out of folders.
 
     Raises:
@@ -32,9 +47,9 @@ def find_pictures(given: Sequence[str]) -> list[Path]:
         if is_file(name):
             found[path] = None
         elif _exists(path):
-            found |= dict.fromkeys(_in_folder(path))
+            found |= dict.fromkeys(_in_folder(path, kind, suffixes))
         elif glob.has_magic(name):
-            found |= dict.fromkeys(_matches(name))
+            found |= dict.fromkeys(_matches(name, kind, suffixes))
         else:
             raise InputError(f"{name}: there is no such file or folder.{_near(path)}")
     return list(found)
@@ -78,25 +93,25 @@ def read_lines(path: str) -> list[str]:
     return texts
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    pictures = [path for path in sorted(folder.rglob("*")) if _is_picture(path) and not _hidden(path, folder)]
-    if not pictures:
-        raise InputError(f"{folder}: there is no picture ({', '.join(SUFFIXES)}) in this folder or below it.")
-    return pictures
+def _in_folder(folder: Path, kind: str, suffixes: tuple[str, ...]) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if _is_one(path, suffixes) and not _hidden(path, folder)]
+    if not found:
+        raise InputError(f"{folder}: there is no {kind} ({', '.join(suffixes)}) in this folder or below it.")
+    return found
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, kind: str, suffixes: tuple[str, ...]) -> list[Path]:
     # pathlib's own patterns must be relative
     matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
-    pictures = [path for path in matches if _is_picture(path)]
-    if not pictures:
-        found = f"{len(matches)} files or folders, but none is a picture ({', '.join(SUFFIXES)})"
+    named = [path for path in matches if _is_one(path, suffixes)]
+    if not named:
+        found = f"{len(matches)} files or folders, but none is a {kind} ({', '.join(suffixes)})"
         raise InputError(f"The pattern '{pattern}' matches {found if matches else 'nothing'}.")
-    return pictures
+    return named
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _is_one(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes and path.is_file()
 
 
 def _hidden(path: Path, folder: Path) -> bool:

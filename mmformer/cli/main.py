@@ -18,9 +18,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "fit": ("train", "Train", "train a model from a YAML file"),
     "validate": ("train", "Train", "measure a run's model on its validation split"),
     "test": ("train", "Train", "measure a run's model on its test split"),
-    "classify": ("use", "Use a trained model", "name what is in pictures, by any labels"),
-    "retrieve": ("use", "Use a trained model", "find pictures by a text, or texts by a picture"),
-    "embed": ("use", "Use a trained model", "write embeddings of pictures or texts"),
+    "classify": ("classify", "Use a trained model", "name what is in pictures, by any labels"),
+    "caption": ("caption", "Use a trained model", "write what pictures or sounds are"),
+    "retrieve": ("retrieve", "Use a trained model", "find pictures, sounds or texts by any of them"),
+    "similarity": ("similarity", "Use a trained model", "compare pictures, sounds and texts"),
+    "embed": ("embed", "Use a trained model", "write embeddings of pictures, sounds or texts"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
 }
 
@@ -28,6 +30,7 @@ EXAMPLES = """\
 Examples:
   mmformer fit --config configs/runs/emoji_quickstart.yaml
   mmformer classify runs/emoji_quickstart/bundle picture.png --labels "cat,dog,pizza"
+  mmformer caption runs/emoji_quickstart/bundle pictures/
   mmformer retrieve runs/emoji_quickstart/bundle --images pictures/ "a red heart"
 """
 

@@ -36,9 +36,12 @@ WRONG = {
         ("", ["arguments are required: PICTURE", "mmformer classify --help"]),
     ],
     "retrieve": [
-        ("cat", ["needs what to look among: --images, --texts or --texts-file."]),
-        ("--images shots", ["needs what to look for: a TEXT or an --image."]),
-        ("--images shots cat --image shots/a.png", ["needs either a TEXT or an --image, not both."]),
+        ("cat", ["needs what to look among: --images, --sounds, --texts or --texts-file."]),
+        ("--images shots", ["needs what to look for: a TEXT, an --image or a --sound."]),
+        (
+            "--images shots cat --image shots/a.png",
+            ["needs one of them, not text and picture: a TEXT, an --image or a --sound."],
+        ),
         ("--images shots --texts cat dog", ["--texts: not allowed with argument --images."]),
         ("--texts cat --texts-file label.txt dog", ["--texts-file: not allowed with argument --texts."]),
         ("--images shots/a.png shots/c.bmp cat", ["'shots/c.bmp' is a path", "repeat --images", "use --image"]),
@@ -50,7 +53,7 @@ WRONG = {
         ("--texts a cat --top x", ["--top: must be a whole number, at least 1, but is 'x'."]),
     ],
     "embed": [
-        ("--json", ["embed needs --images, --texts or --texts-file."]),
+        ("--json", ["embed needs --images, --audio, --texts or --texts-file."]),
         ("--images shots", ["needs a file to write, --output FILE (.npz, .safetensors, .jsonl), or --json to print."]),
         ("--images shots --output e.csv", ["e.csv: its name must end with .npz, .safetensors, .jsonl, not '.csv'."]),
         ("--images shots --output no/e.npz", ["no/e.npz: there is no folder no. Create it first."]),
@@ -58,7 +61,7 @@ WRONG = {
         ("--images shots --output label.npz", ["--output label.npz: this file is there already", "(--overwrite)"]),
         ("--images shots --outptu e.npz", ["--outptu", "Did you mean '--output'?"]),
         ("--images shots --output e.npz --json", ["--json: not allowed with argument --output."]),
-        ("--images shots/a.png --texts shots/a.png --json", ["One of the texts is the path of one of the pictures"]),
+        ("--images shots/a.png --texts shots/a.png --json", ["A text is also the path of a file"]),
         ("--texts __metadata__ --output e.safetensors", ["safetensors keeps the name __metadata__ for itself"]),
         ("--texts \udcff --json", ["'\\udcff' is not valid Unicode"]),
         ("--images broken.png --output e.npz", ["broken.png: not a whole PNG"]),

@@ -1,0 +1,94 @@
+"""``mmformer caption``: what a model writes of pictures or sounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from mmformer.cli import bundles
+from mmformer.cli.arguments import Parser
+from mmformer.cli.bundles import load
+from mmformer.cli.inputs import PICTURES, SOUNDS, find_pictures, find_sounds
+from mmformer.cli.output import print_json, print_table, progress
+from mmformer.errors import InputError
+
+_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+_BEAMS = ("beams", "length_penalty")
+
+
+def run(command: str, words: Sequence[str]) -> int:
+    """Run ``mmformer caption WORDS``; the exit code.
+
+    Raises:
+        InputError: wrong words, or what they name cannot be used.
+    """
+    return bundles.run(command, words, _add_caption, _caption)
+
+
+def _add_caption(parser: Parser) -> None:
+    parser.description = (
+        f"Write captions: the likeliest word each time, or by --beams, or drawn (--temperature, --top-k, --top-p).\n"
+        f"{PICTURES}\n{SOUNDS}"
+    )
+    parser.epilog = """examples:
+  mmformer caption BUNDLE cat.png shots/
+  mmformer caption BUNDLE 'shots/*.jpg' --beams 4 --length-penalty 0.6 --json
+  mmformer caption BUNDLE cat.png --top-p 0.9 --seed 7 --prompt "a photo of"
+  mmformer caption BUNDLE --sounds calls/"""
+    parser.add_argument("inputs", metavar="PICTURE", nargs="*", help="a file, a folder or a pattern")
+    parser.add_argument("--sounds", nargs="+", action="extend", default=[], metavar="SOUND", help="instead of pictures")
+    parser.add_argument("--prompt", default="", metavar="TEXT", help="what each caption begins with")
+    parser.add_argument("--decoder", metavar="NAME", help="which, where the bundle has several")
+    parser.add_argument("--beams", type=int, metavar="N", help="search with so many texts side by side")
+    power = "power of the length that a text's score is divided by (default: 1)"
+    parser.add_argument("--length-penalty", type=float, metavar="POWER", help=power)
+    parser.add_argument("--temperature", type=float, metavar="T", help="draw; below 1 bolder, above 1 freer")
+    parser.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that add up to P")
+    parser.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
+    parser.add_argument("--min-length", type=int, metavar="N", help="tokens at least (default: 0)")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: what the model holds)")
+    parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: write what is new (default: 1)")
+    parser.add_argument("--no-repeat-ngram", type=int, metavar="N", help="no run of N tokens twice (default: 0, any)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _caption(args: argparse.Namespace) -> int:
+    if bool(args.inputs) == bool(args.sounds):
+        raise InputError("caption needs pictures or --sounds, and not both.")
+    modality = "image" if args.inputs else "audio"
+    paths = [str(path) for path in (find_pictures(args.inputs) if args.inputs else find_sounds(args.sounds))]
+    drawn, beams = _given(args, _SAMPLING), _given(args, _BEAMS)
+    if drawn and beams:
+        raise InputError(f"{_option(next(iter(drawn)))} draws words, {_option(next(iter(beams)))} searches: give one.")
+    if beams and "beams" not in beams:
+        raise InputError("--length-penalty is for a search with beams: give --beams too.")
+    if drawn.keys() == {"seed"}:
+        raise InputError("--seed is of what is drawn: give --temperature, --top-k or --top-p too.")
+
+    from mmformer.generation.beam import BeamSpec
+    from mmformer.generation.sampling import GreedySpec, SamplingSpec
+
+    common = _given(args, ("min_length", "max_length", "repetition_penalty", "no_repeat_ngram"))
+    kind = BeamSpec if beams else SamplingSpec if drawn else GreedySpec
+    spec = kind(**common, **drawn, **beams)
+    model = load(args)
+    with progress("captioning", len(paths), args.batch_size) as done:
+        options: dict[str, Any] = {modality: paths, "prompt": args.prompt, "decoder": args.decoder}
+        captions = model.caption(**options, spec=spec, progress=done)
+    named = list(zip(paths, captions, strict=True))
+    if args.json:
+        print_json({modality: path, "caption": caption} for path, caption in named)
+    else:
+        # One group without a name of its own would stand above the table.
+        print_table(("", "picture" if modality == "image" else "sound", "caption"), [("", named)])
+    return 0
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,72 @@
+"""``mmformer classify``: labels for pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from mmformer.cli import bundles
+from mmformer.cli.arguments import Parser
+from mmformer.cli.bundles import add_output, listed, load
+from mmformer.cli.inputs import PICTURES, find_pictures, read_lines
+from mmformer.cli.output import print_json, print_table, progress, short
+from mmformer.errors import InputError
+
+
+def run(command: str, words: Sequence[str]) -> int:
+    """Run ``mmformer classify WORDS``; the exit code.
+
+    Raises:
+        InputError: wrong words, or what they name cannot be used.
+    """
+    return bundles.run(command, words, _add_classify, _classify)
+
+
+def _add_classify(parser: Parser) -> None:
+    parser.description = f"Say which labels fit pictures best.\n{PICTURES}"
+    parser.epilog = """examples:
+  mmformer classify BUNDLE cat.png --labels "cat,dog,pizza"
+  mmformer classify BUNDLE shots/ --labels-file animals.txt --template "a photo of a {}" --template "a drawing of a {}"
+  mmformer classify BUNDLE 'shots/*.jpg' --json        # the classes that the bundle's own head knows"""
+    parser.add_argument("inputs", metavar="PICTURE", nargs="+", help="a file, a folder or a pattern")
+    labels = parser.add_mutually_exclusive_group()
+    among = "choose among these, with commas between them (default: the classes that the bundle's head knows)"
+    labels.add_argument("--labels", action="append", metavar="LIST", help=among)
+    labels.add_argument("--labels-file", metavar="FILE", help="choose among these, one a line")
+    templates = parser.add_mutually_exclusive_group()
+    prompt = "a prompt with {} for the label; give several to average them (default: {})"
+    templates.add_argument("--template", action="append", metavar="TEXT", help=prompt)
+    templates.add_argument("--templates-file", metavar="FILE", help="prompts, one a line")
+    parser.add_argument("--head", metavar="NAME", help="whose classes, where the bundle has several heads")
+    add_output(parser, "labels to show for each picture")
+
+
+def _classify(args: argparse.Namespace) -> int:
+    labels = listed(args.labels, "--labels", args.labels_file)
+    templates = args.template if args.templates_file is None else read_lines(args.templates_file)
+    if labels is None and templates is not None:
+        raise InputError("A template is for labels, but there are none: give --labels or --labels-file too.")
+    if labels is not None and args.head is not None:
+        raise InputError(f"--head {args.head} means that head's own classes: give either --head or labels.")
+    pictures = find_pictures(args.inputs)
+    model = load(args)
+    with progress("classifying", len(pictures), args.batch_size) as done:
+        answers = model.classify(
+            pictures, labels, templates=templates or ("{}",), head=args.head, top=args.top, progress=done
+        )
+    named = list(zip(map(str, pictures), answers, strict=True))
+    if args.json:
+        print_json(
+            {
+                "image": name,
+                "label": next(iter(answer)),
+                "probabilities": {label: short(value) for label, value in answer.items()},
+            }
+            for name, answer in named
+        )
+    else:
+        groups = [
+            (name, [(label, f"{100 * value:.1f} %") for label, value in answer.items()]) for name, answer in named
+        ]
+        print_table(("picture", "label", "probability"), groups)
+    return 0

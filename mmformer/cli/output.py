@@ -1,0 +1,59 @@
+"""What the commands on a bundle print: tables for a person, JSON for a program, a bar while it takes time."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def progress(what: str, total: int, batch_size: int) -> Iterator[Callable[[int], object]]:
+    """A bar where someone watches and there is more than one batch to watch."""
+    from tqdm import tqdm
+
+    off = None if total > batch_size else True
+    with tqdm(total=total, desc=what, disable=off, leave=False, file=sys.stderr) as bar:
+        yield bar.update
+
+
+def short(value: float) -> float:
+    """A float32 with the digits that it has."""
+    return float(f"{value:.9g}")
+
+
+def print_json(rows: Iterable[dict[str, Any]]) -> None:
+    """One document, a list, with a line for each of its objects."""
+    print("[" + ",\n ".join(map(json.dumps, rows)) + "]")
+
+
+def print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
+    """Rows in groups; the name of a group stands at its first row, or above the table where there is only one."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not strings: brackets in a name would be read as markup.
+    alone = len(groups) == 1
+    table = Table()
+    for column in columns[alone:]:
+        table.add_column(column, justify="right" if column == columns[-1] else "left", overflow="fold")
+    for name, rows in groups:
+        for place, row in enumerate(rows):
+            first = () if alone else (name if place == 0 else "",)
+            table.add_row(*(Text(_visible(cell)) for cell in (*first, *row)))
+        if any(len(rows) > 1 for _, rows in groups):
+            table.add_section()
+    # Where it is not a terminal that reads, lines need not be folded.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    if alone:
+        console.print(Text(_visible(groups[0][0])))
+    console.print(table)
+
+
+def _visible(text: str) -> str:
+    """Without what a terminal would obey or could not show."""
+    joiners = "\u200c\u200d"
+    return "".join(c if c.isprintable() or c in joiners else c.encode("unicode_escape").decode() for c in text)
