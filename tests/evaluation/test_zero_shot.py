@@ -37,7 +37,7 @@ def by_hand(model: Model, templates: tuple[str, ...]) -> Tensor:
     rows = []
     for name in NAMES:
         each = [
-            model(Batch((), {}, text=ENCODERS.encode([template.replace("{}", name)]))).embedding["text"][0]
+            model(Batch((), {}, text=ENCODERS["text"].encode([template.replace("{}", name)]))).embedding["text"][0]
             for template in templates
         ]
         mean = torch.stack([e / e.norm() for e in each]).sum(0) / len(each)
