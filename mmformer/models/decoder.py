@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class DecoderSpec:
     def __post_init__(self) -> None:
         ends = self.tokenizer.end and not self.tokenizer.begin
         require(ends, self, "tokenizer", "one with end and without begin: the decoder puts bos first itself")
+        known = all(how in get_args(Reading) for how in self.reads.values())
+        require(known, self, "reads", f"encoders, each read as one of {', '.join(get_args(Reading))}")
         require(self.chunk >= 1, self, "chunk", "at least 1")
 
     def read_as(self, how: Reading) -> tuple[str, ...]:
@@ -107,19 +109,22 @@ class Decoder(nn.Module):
         output = stack(tokens, causal=True, prefix=prefix, memory=read, state=state)
         return Decoded(output.tokens.x[:, -length:], output.tokens, output.state, output.aux)
 
+    @property
+    def pieces(self) -> Tensor:
+        """V D, what logits are products with: a row for each of the vocabulary's pieces, and none of the padding's."""
+        weight = self.tokenizer.weight if self.output is None else self.output.weight
+        return weight[: self.tokenizer.size]
+
     def logits(self, x: Tensor) -> Tensor:
-        """... D -> ... V; ids that pad the vocabulary to a round size are never chosen."""
-        logits = F.linear(x, self.tokenizer.weight if self.output is None else self.output.weight)
-        logits[..., self.tokenizer.size :] = float("-inf")
-        return logits
+        """... D -> ... V."""
+        return F.linear(x, self.pieces)
 
     def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
         first = text.ids.new_full((len(text.ids), 1), self.tokenizer.bos)
         decoded = self(Text(torch.cat((first, text.ids[:, :-1]), dim=1), text.lengths), memory, stack)
         real = torch.arange(text.ids.shape[1], device=text.ids.device) < text.lengths[:, None]  # B L
-        weight = self.tokenizer.weight if self.output is None else self.output.weight
-        total = linear_cross_entropy(decoded.x[real], weight, text.ids[real], self.spec.chunk)
+        total = linear_cross_entropy(decoded.x[real], self.pieces, text.ids[real], self.spec.chunk)
         return LossTerm(total, text.lengths.sum().float()), decoded
 
     def _bridged(self, name: str, tokens: Tokens) -> Tokens:

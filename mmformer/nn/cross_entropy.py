@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, chunk: int = 1024) -> Tensor:
-    """The cross-entropy of ``x @ weight.T`` with a target, summed over tokens; scalar, float32.
+    """The cross-entropy of ``x @ weight.T`` with a target, summed over tokens; scalar, float32 or wider.
 
     Args:
         x: T D.
@@ -26,23 +26,26 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, chunk: int =
     """
     wanted = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if wanted else x.dtype
+    if not torch.is_grad_enabled():  # a Function is told what its inputs want, not whether anyone will ask
+        x, weight = x.detach(), weight.detach()
     total: Tensor = _LinearCrossEntropy.apply(x.to(dtype), weight.to(dtype), target, chunk)  # type: ignore[no-untyped-call]
     return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The products are in the inputs' precision, the softmax and the sums over chunks in float32."""
+    """The products are in the inputs' precision, the softmax and the sums over chunks in float32 at least."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, chunk: int) -> Tensor:
-        total = x.new_zeros((), dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        total = x.new_zeros((), dtype=wide)
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if wants_x else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), chunk):
                 part, right = x[start : start + chunk], target[start : start + chunk]
-                logits = (part @ weight.T).float()  # c V
+                logits = (part @ weight.T).to(wide)  # c V
                 total += F.cross_entropy(logits, right, reduction="sum")
                 if grad_x is None and grad_weight is None:
                     continue
