@@ -81,22 +81,31 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
     _check_classes(transforms, spec, folder)
     with torch.device("meta"):
         model = spec.build()
-    try:
-        state = load_file(folder / "model.safetensors", device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / 'model.safetensors'}: damaged, it cannot be read: {error}.") from error
-    check_state(state, model, str(folder / "model.safetensors"))
+    state = read_state(folder / "model.safetensors", device)
+    check_state(state, model.state_dict(), str(folder / "model.safetensors"))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
     return model.eval(), transforms
 
 
-def check_state(state: Mapping[str, torch.Tensor], model: Model, where: str) -> None:
-    """Refuse parameters that do not fit a model, showing both sides.
+def read_state(file: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """The parameters in a safetensors file, by name.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return load_file(file, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged, it cannot be read: {error}.") from error
+
+
+def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse parameters that do not fit a model's, showing both sides.
 
     Raises:
         InputError: missing, unknown or differently shaped parameters.
     """
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in expected.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     problems = [f"missing: {name} {wanted[name]}" for name in wanted.keys() - found.keys()]
     problems += [f"unknown: {name} {found[name]}" for name in found.keys() - wanted.keys()]

@@ -50,6 +50,10 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
         return build(parser, parser.parse_object(copy.deepcopy(data)), spec)
     except ArgumentError as error:
         raise InputError(f"{at(where)}{find_mistake(spec, data) or explain(error)}") from error
+    except ValueError as error:
+        # Of a spec that may be null, jsonargparse tells what both types said, after what the spec itself said.
+        refused = error.__cause__
+        raise refused if isinstance(refused, InputError) else error from None
 
 
 def build(parser: ArgumentParser, namespace: Namespace, spec: type[S]) -> S:

@@ -17,7 +17,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Everything in it is on the disk before that. Killed in between, what stood there stands there still, beside a
     ``.partial`` or ``.old`` that the next call removes.
     """
-    partial, old = folder.with_name(folder.name + ".partial"), folder.with_name(folder.name + ".old")
+    partial, old = partial_of(folder), folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
         old.rename(folder)  # killed between the two renamings below
     for left in (partial, old):
@@ -32,6 +32,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial.rename(folder)
     sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def partial_of(folder: Path) -> Path:
+    """What a folder is called while it is written."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -16,6 +16,8 @@ from mmformer.data import augment, caption
 from mmformer.errors import InputError
 from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.generation.beam import BeamSpec
+from mmformer.generation.sampling import GreedySpec, SamplingSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
@@ -26,6 +28,7 @@ from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositi
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
+from mmformer.objectives.sigmoid import SigmoidContrastiveSpec
 from mmformer.spec import FAMILIES
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
@@ -57,6 +60,10 @@ MEMBERS: list[Any] = [
     ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7),
     ClassificationSpec(0.5, "colour", "hue", 0.1),
     CaptioningSpec(0.5, "writer"),
+    SigmoidContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7),
+    GreedySpec(1, 9, 1.5, 3),
+    SamplingSpec(1, 9, 1.5, 3, 0.7, 5, 0.9, 11),
+    BeamSpec(1, 9, 1.5, 3, 6, 0.8),
     RetrievalSpec(("text", "image"), (1, 2, 3)),
     AccuracySpec("colour", "hue"),
     ZeroShotSpec("colour", "classes.txt", ("a {}", "the {}"), "i", "t"),

@@ -30,7 +30,9 @@ KNOWS: dict[str, set[str]] = {
     "nn": BASE,
     "tokenizers": BASE | {"nn"},
     "models": BASE | {"nn", "tokenizers"},
-    "objectives": BASE,
+    "collectives": set(),
+    "objectives": BASE | {"collectives"},
+    "parallel": BASE | {"nn", "models"},
     "generation": BASE | {"nn", "tokenizers", "models"},
     "data": BASE | {"files", "tokenizers"},
     "evaluation": BASE | {"models", "data", "tokenizers", "generation"},
@@ -39,6 +41,7 @@ KNOWS: dict[str, set[str]] = {
     "inference": BASE | {"bundle", "models", "reader"},
     "predictor": BASE | {"bundle", "models", "data", "evaluation", "generation", "inference", "reader"},
     "training": FILES_TOO
+    | {"collectives", "parallel"}
     | {
         "nn",
         "tokenizers",

@@ -30,7 +30,10 @@ def run(command: str, words: Sequence[str]) -> int:
 
 
 def _add_embed(parser: Parser) -> None:
-    parser.description = f"Write embeddings of pictures, sounds and texts: float32, of unit length, by path or text.\n{PICTURES}\n{SOUNDS}"
+    parser.description = (
+        "Write embeddings of pictures, sounds and texts: float32, of unit length, by path or text.\n"
+        f"{PICTURES}\n{SOUNDS}"
+    )
     parser.epilog = """examples:
   mmformer embed BUNDLE --images shots/ --output shots.npz        # numpy.load("shots.npz")["shots/cat.png"]
   mmformer embed BUNDLE --images a.png b.png --texts "cat,dog" --output both.jsonl

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from mmformer.cli.inputs import SUFFIXES
 if TYPE_CHECKING:
     from mmformer.evaluation.metric import Score
     from mmformer.training.run import RunSpec
+    from mmformer.training.sheet import Card
 
 
 def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = False) -> None:
@@ -38,12 +39,19 @@ def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = 
     Console().print(table)
 
 
-def print_end(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> None:
-    """The scores, the bundle's path, and what to type next."""
+def print_end(run: RunSpec, output: Path, scores: Mapping[str, Score], cards: Sequence[Card] = ()) -> None:
+    """The scores, three captions, what the run has left, and what to type next."""
     if scores:
         print_scores(scores, f"split {run.data.test}, which training never saw")
-    bundle = output / "bundle"
-    print(f"\nThe model: {bundle}\n\nTry next:")
+    captions = [card for card in cards if card.caption is not None][:3]
+    if captions:
+        print()
+    for card in captions:
+        print(f"It writes of {card.name or 'a picture'}: “{card.caption}”")
+    print(f"\nThe model: {output / 'bundle'}")
+    if cards:
+        print(f"What it says of {len(cards)} pictures: {output / 'report.png'}")
+    print("\nTry next:")
     for command in next_commands(run, output):
         print(f"  {program()} {command}")
 
@@ -62,6 +70,8 @@ def next_commands(run: RunSpec, output: Path) -> list[str]:
         commands.append(f"retrieve {bundle} --images {pictures} {_quoted(query)}")
     elif "image" in read:
         commands.append(f"classify {bundle} {picture}")
+    if "image" in read and any(decoder.reads for decoder in run.model.decoders.values()):
+        commands.append(f"caption {bundle} {pictures}")
     return [*commands, f"test --output {_word(output)}"]
 
 

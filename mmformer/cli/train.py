@@ -55,14 +55,15 @@ def fit(words: Sequence[str]) -> int:
     from mmformer.training.fit import fit as start
 
     try:
-        scores = start(spec, output, resume="resume" in given.own, overwrite="overwrite" in given.own)
+        result = start(spec, output, resume="resume" in given.own, overwrite="overwrite" in given.own)
     except KeyboardInterrupt:
         print(f"\nInterrupted. {program()} fit --output {output} --resume goes on from the last checkpoint, if any.")
         raise
     except OSError as error:
         error.filename = error.filename or str(output)  # a full disk names no file
         raise
-    print_end(spec, output, scores)
+    if result is not None:
+        print_end(spec, output, result.scores, result.cards)
     return 0
 
 

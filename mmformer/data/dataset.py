@@ -240,31 +240,44 @@ def pad_sounds(sounds: Sequence[np.ndarray], rate: int) -> Audio:
 
 
 class PositionBatches(Sampler[list[int]]):
-    """The positions of some batches, one after the other.
+    """The positions of some batches, one after the other; of several ranks, those in one's own lanes.
+
+    Position p belongs to lane p mod lanes, and their number is a multiple of the ranks'.
 
     Its length is that of the whole run, with the batches before ``start``: Lightning takes up its own count of batches
     where a resumed run does, and would otherwise end its epoch too early and begin again at ``start``.
     """
 
-    def __init__(self, start: int, stop: int, batch_size: int) -> None:
-        self.start, self.stop, self.batch_size = start, stop, batch_size
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.start, self.stop, self.batch_size, self.rank, self.ranks = start, stop, batch_size, rank, ranks
 
     def __len__(self) -> int:
         return -(-self.stop // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(self.start, self.stop, self.batch_size):
-            yield list(range(first, min(first + self.batch_size, self.stop)))
+            batch = range(first, min(first + self.batch_size, self.stop))
+            yield [position for position in batch if position % self.ranks == self.rank]
 
 
 def training_loader(
-    spec: DataSpec, encoders: Mapping[str, TextEncoder], seed: int, first_step: int, steps: int
+    spec: DataSpec,
+    encoders: Mapping[str, TextEncoder],
+    seed: int,
+    first_step: int,
+    steps: int,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> DataLoader[Sample]:
-    """The batches of updates ``first_step`` to ``steps - 1``: update u covers positions u × batch_size onwards."""
+    """The batches of updates ``first_step`` to ``steps - 1``: update u covers positions u × batch_size onwards.
+
+    Of several ranks, each reads its part of every batch.
+    """
     dataset = SampleDataset(spec, spec.train, spec.order, seed, training=True)
     if len(dataset) < 1:
         raise InputError(f"{spec.source}: the split '{spec.train}' has no samples.")
-    batches = PositionBatches(first_step * spec.batch_size, steps * spec.batch_size, spec.batch_size)
+    first, last = first_step * spec.batch_size, steps * spec.batch_size
+    batches = PositionBatches(first, last, spec.batch_size, rank, ranks)
     return _loader(dataset, batches, Collate(spec, encoders, seed, training=True), spec.workers)
 
 

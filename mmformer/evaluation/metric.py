@@ -57,7 +57,7 @@ class Metric(ABC):
         """The scores over all that it has seen."""
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: sharded parameters are gathered into tensors that training goes on with
 def evaluate(
     model: Model,
     batches: Iterable[Batch],

@@ -99,11 +99,14 @@ class ContrastiveHead(Head):
     @property
     def scale(self) -> Tensor:
         """The factor on cosine similarities, (1,): the inverse temperature, bounded."""
-        log_scale = self.log_scale.float()
+        return self.scale_of(self.log_scale)
+
+    def scale_of(self, log_scale: Tensor) -> Tensor:
+        """The scale that a value of the parameter means."""
         if self.spec.lowest_temperature is None:
-            return log_scale.exp()
+            return log_scale.float().exp()
         highest = -math.log(self.spec.lowest_temperature)
-        bounded: Tensor = _Bounded.apply(log_scale, highest)  # type: ignore[no-untyped-call]
+        bounded: Tensor = _Bounded.apply(log_scale.float(), highest)  # type: ignore[no-untyped-call]
         return bounded.exp()
 
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput:

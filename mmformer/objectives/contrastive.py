@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmformer import collectives
 from mmformer.errors import InputError
 from mmformer.objectives.pairwise import Pairwise, PairwiseSpec, chunks
 from mmformer.types import Outputs
@@ -45,6 +46,9 @@ class Contrastive(Pairwise):
 def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = None, chunk: int = 1024) -> Tensor:
     """The softmax contrastive loss, summed over samples; each sample's is the mean of its two directions.
 
+    Over several processes, which hold as many samples each, every sample is held against those of all of them, and the
+    sum is over a process's own: the processes' sums add up to the loss of one process.
+
     Args:
         x: N E, of unit length, float32.
         y: N E, of unit length, float32; row i belongs to row i of x.
@@ -53,10 +57,16 @@ def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = 
         chunk: rows of logits held at once.
     """
     with torch.autocast(x.device.type, enabled=False):
-        total: Tensor = _ContrastiveLoss.apply(  # type: ignore[no-untyped-call]
-            x.float(), y.float(), scale.float(), same, chunk
-        )
-    return total
+        x, y, scale = x.float(), y.float(), scale.float()
+        if collectives.world_size() == 1:
+            total: Tensor = _ContrastiveLoss.apply(x, y, scale, same, chunk)  # type: ignore[no-untyped-call]
+            return total
+        first = collectives.rank() * len(x)
+        everyone = None if same is None else collectives.gather_rows(same)
+        ways = [(x, collectives.gather_rows(y)), (y, collectives.gather_rows(x))]
+        losses = [_OneWayLoss.apply(a, b, scale, everyone, first, chunk) for a, b in ways]  # type: ignore[no-untyped-call]
+        both: Tensor = (losses[0] + losses[1]) / 2
+        return both
 
 
 class _ContrastiveLoss(torch.autograd.Function):
@@ -103,3 +113,31 @@ def _target(same: Tensor | None, part: slice, number: int, like: Tensor) -> Tens
         return target
     positive = (same[part, None] == same[None, :]).to(like.dtype)
     return positive / positive.sum(1, keepdim=True)
+
+
+class _OneWayLoss(torch.autograd.Function):
+    """Some of the rows against all columns, in one pass over row chunks, which makes the value and the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None, first: int, chunk: int) -> Tensor:
+        grad_x, grad_y, grad_scale = (torch.zeros_like(value) for value in (x, y, scale))
+        total = x.new_zeros(())
+        for part in chunks(len(x), chunk):
+            place = slice(first + part.start, first + part.stop)
+            target = _target(same, place, len(y), x)
+            cosine = x[part] @ y.T  # c N
+            logits = scale * cosine
+            total += (logits.logsumexp(1) - (logits * target).sum(1)).sum()
+            grad = logits.softmax(1) - target  # d loss / d logits
+            grad_x[part] = scale * (grad @ y)
+            grad_y += scale * (grad.T @ x[part])
+            grad_scale += (grad * cosine).sum()
+        ctx.save_for_backward(grad_x, grad_y, grad_scale)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        grad_x, grad_y, grad_scale = ctx.saved_tensors
+        (upper,) = upstream
+        return upper * grad_x, upper * grad_y, upper * grad_scale, None, None, None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mmformer import collectives
 from mmformer.errors import InputError
 from mmformer.objectives.pairwise import Pairwise, PairwiseSpec, chunks
 from mmformer.types import Outputs
@@ -40,7 +41,8 @@ class SigmoidContrastiveSpec(PairwiseSpec):
 
 class SigmoidContrastive(Pairwise):
     def loss(self, x: Tensor, y: Tensor, outputs: Outputs, same: Tensor | None) -> Tensor:
-        number = torch.arange(len(x), device=x.device) if same is None else same
+        first = collectives.rank() * len(x)
+        number = torch.arange(first, first + len(x), device=x.device) if same is None else same
         head, chunk = self.spec.head, self.spec.chunk
         return sigmoid_loss(x, y, outputs.scale[head], outputs.bias[head], number, number, chunk)
 
@@ -49,6 +51,9 @@ def sigmoid_loss(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: Tensor, columns: Tensor, chunk: int = 1024
 ) -> Tensor:
     """The sigmoid contrastive loss, summed over every row of x with every row of y.
+
+    Over several processes, which hold as many samples each, y is that of all of them: the processes' sums add up to the
+    loss of one process. The gradient of y is what all of them say, for a loss that all weigh alike.
 
     Args:
         x: M E, of unit length, float32.
@@ -73,9 +78,14 @@ class _SigmoidLoss(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, rows: Tensor, columns: Tensor, chunk: int
     ) -> Tensor:
-        gradients = tuple(torch.zeros_like(value) for value in (x, y, scale, bias))
-        total = _add_block(x, y, scale, bias, rows, columns, chunk, gradients)
-        ctx.save_for_backward(*gradients)
+        grad_x, grad_y, grad_scale, grad_bias = (torch.zeros_like(value) for value in (x, y, scale, bias))
+        total = x.new_zeros(())
+        # Each process's y goes round the ring with its gradient so far, and comes home with all of it.
+        for _ in range(collectives.world_size()):
+            gradients = (grad_x, grad_y, grad_scale, grad_bias)
+            total = total + _add_block(x, y, scale, bias, rows, columns, chunk, gradients)
+            y, columns, grad_y = collectives.pass_on(y, columns, grad_y)
+        ctx.save_for_backward(grad_x, grad_y, grad_scale, grad_bias)
         return total
 
     @staticmethod

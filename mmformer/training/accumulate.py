@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mmformer import collectives
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
+from mmformer.parallel.sharding import synchronise_gradients
 from mmformer.types import Batch, LossTerm, Outputs
 
 Backward = Callable[..., Any]
@@ -41,6 +43,8 @@ def accumulate(
 ) -> dict[str, Tensor]:
     """Add a batch's gradient to the parameters' ``.grad``.
 
+    Over several processes the batch is this one's part of it, and gradients and losses are those of the whole.
+
     Args:
         weights: objective -> weight of its mean losses.
         parts: micro-batches; the batch divides evenly.
@@ -50,25 +54,30 @@ def accumulate(
         "loss", the weighted sum, and "objective/name", each mean loss; detached.
     """
     assert AUX not in objectives, f"the name {AUX} is that of what layers ask for"
+    # Sharded gradients are averaged over the processes, whose losses are parts of one sum.
+    processes = collectives.world_size()
     if parts == 1:
         outputs = model(batch)
         terms = _asked(outputs) | _terms(outputs, objectives, batch)
-        total, means = _total(terms, weights)
-        backward(total)
-        return {"loss": total.detach(), **means}
+        total, means = _total(_over_ranks(terms), weights)
+        backward(total * processes)
+        return collectives.sum_over_ranks({"loss": total.detach(), **means})
     micro = split(batch, parts)
     coupled = {name: objective for name, objective in objectives.items() if objective.couples_samples}
     single = {name: objective for name, objective in objectives.items() if not objective.couples_samples}
     gathered = _gather(model, coupled, weights, batch, micro, backward) if coupled else None
-    items = {f"{o}/{name}": n for o, objective in single.items() for name, n in objective.items(batch).items()}
+    items = collectives.sum_over_ranks(
+        {f"{o}/{name}": n for o, objective in single.items() for name, n in objective.items(batch).items()}
+    )
     sums: dict[str, LossTerm] = {}
     loss = None if gathered is None else gathered.loss
     for index, part in enumerate(micro):
+        synchronise_gradients(model, index == parts - 1)
         with nullcontext() if gathered is None else _dropout(gathered.seeds[index]):
             outputs = model(part)
         asked, terms = _asked(outputs), _terms(outputs, single, part)
         # Weighed by the whole batch's items; what layers ask for knows no items beforehand, and counts by parts.
-        shares = {name: LossTerm(term.total, term.items * parts) for name, term in asked.items()}
+        shares = {name: LossTerm(term.total, term.items * parts) for name, term in _over_ranks(asked).items()}
         shares |= {name: LossTerm(term.total, items[name]) for name, term in terms.items()}
         pieces = [] if gathered is None else gathered.carry(outputs, index)
         if shares:
@@ -76,11 +85,11 @@ def accumulate(
             loss = weighed.detach() if loss is None else loss + weighed.detach()
             pieces.append(weighed)
         if pieces:  # all of what this part would carry on may be frozen
-            backward(torch.stack([piece.float() for piece in pieces]).sum())
+            backward(torch.stack([piece.float() for piece in pieces]).sum() * processes)
         _add(sums, asked | terms)
     assert loss is not None, "a run has at least one objective"
-    means = _total(sums, weights)[1] if sums else {}
-    return {"loss": loss, **({} if gathered is None else gathered.means), **means}
+    means = _total(_over_ranks(sums), weights)[1] if sums else {}
+    return collectives.sum_over_ranks({"loss": loss, **({} if gathered is None else gathered.means), **means})
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
@@ -135,7 +144,7 @@ def _gather(
     gathered = Outputs.empty()
     for (field, name), leaf in leaves.items():
         getattr(gathered, field)[name] = leaf
-    total, means = _total(_terms(gathered, objectives, batch), weights)
+    total, means = _total(_over_ranks(_terms(gathered, objectives, batch)), weights)
     backward(total)
     return _Gathered(leaves, seeds, total.detach(), means)
 
@@ -173,6 +182,12 @@ def _terms(outputs: Outputs, objectives: Mapping[str, Objective], batch: Batch) 
         seen = _coupled(outputs) if objective.couples_samples else outputs
         terms |= {f"{objective_name}/{name}": term for name, term in objective.losses(seen, batch).items()}
     return terms
+
+
+def _over_ranks(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:
+    """The terms of this process, with the items of all: its parts of the whole batch's means."""
+    items = collectives.sum_over_ranks({name: term.items for name, term in terms.items()})
+    return {name: LossTerm(term.total, items[name]) for name, term in terms.items()}
 
 
 def _total(terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:

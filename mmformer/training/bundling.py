@@ -58,11 +58,12 @@ def class_names(run: RunSpec) -> dict[str, list[str]]:
 
 def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], measured_on: str) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    averaged = "" if run.ema is None else " Its weights are averages over the updates."
     lines = [
         "# Model card",
         "",
         f"An mmformer model of {parameters:,} parameters, trained for {step:,} updates of {run.data.batch_size} "
-        f"samples of `{run.data.source}` (split {run.data.train}), with seed {run.seed}.",
+        f"samples of `{run.data.source}` (split {run.data.train}), with seed {run.seed}.{averaged}",
         "",
         *_scores(scores, measured_on),
         "## Use",

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from mmformer.files import whole_folder
+from mmformer import collectives
+from mmformer.files import partial_of, whole_folder
+from mmformer.training.processes import is_first
 from mmformer.training.run import CheckpointSpec
 from mmformer.training.task import TrainingTask
 
@@ -33,7 +35,19 @@ class Checkpoint(pl.Callback):
             return
         assert isinstance(pl_module, TrainingTask)
         pl_module.check_finite()
-        with whole_folder(self.output / "checkpoints" / f"step-{trainer.global_step:09d}") as partial:
+        self._save(trainer, self.output / "checkpoints" / f"step-{trainer.global_step:09d}")
+        if is_first():
+            for old in whole_checkpoints(self.output)[: -self.spec.keep]:
+                shutil.rmtree(old.parent)
+
+    def _save(self, trainer: pl.Trainer, folder: Path) -> None:
+        """All processes write into the folder that the first one makes, and renames when they have."""
+        if not is_first():
+            collectives.barrier()
+            trainer.save_checkpoint(partial_of(folder) / "state.ckpt")
+            collectives.barrier()
+            return
+        with whole_folder(folder) as partial:
+            collectives.barrier()
             trainer.save_checkpoint(partial / "state.ckpt")
-        for old in whole_checkpoints(self.output)[: -self.spec.keep]:
-            shutil.rmtree(old.parent)
+            collectives.barrier()

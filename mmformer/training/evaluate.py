@@ -9,11 +9,14 @@ from pathlib import Path
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
+from mmformer import collectives
 from mmformer.data.dataset import Sample, evaluation_loader
 from mmformer.evaluation.metric import Score, evaluate
 from mmformer.models.model import Model
+from mmformer.parallel.sharding import whole_model
 from mmformer.tokenizers.text import TextEncoder
 from mmformer.training.bundling import write_bundle
+from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
 
@@ -41,11 +44,12 @@ class Evaluation(pl.Callback):
             self._encoders = self.run.model.text_encoders()
             self._loader = evaluation_loader(self.run.data, self.run.data.validation, self._encoders)
         metrics = self.run.evaluation.metrics
-        scores = evaluate(pl_module.built, self._loader, metrics, self._encoders, pl_module.device)
-        for logger in trainer.loggers:
-            values = {f"validation/{name}": score.value for name, score in scores.items()}
-            logger.log_metrics(values, trainer.global_step)
-        self._keep_best(pl_module.built, scores, trainer.global_step)
+        with pl_module.averaged():
+            scores = evaluate(pl_module.built, self._loader, metrics, self._encoders, pl_module.device)
+            for logger in trainer.loggers:
+                values = {f"validation/{name}": score.value for name, score in scores.items()}
+                logger.log_metrics(values, trainer.global_step)
+            self._keep_best(pl_module.built, scores, trainer.global_step)
 
     def _keep_best(self, model: Model, scores: Mapping[str, Score], step: int) -> None:
         name = self.run.checkpoint.best
@@ -54,7 +58,10 @@ class Evaluation(pl.Callback):
         value = scores[name].value * (1 if self.run.checkpoint.mode == "max" else -1)
         if value > self.best:  # never where it is not a number
             self.best = value
-            write_bundle(self.output / "best", self.run, model, step, scores, f"split {self.run.data.validation}")
+            whole = whole_model(model)
+            if is_first():
+                write_bundle(self.output / "best", self.run, whole, step, scores, f"split {self.run.data.validation}")
+            collectives.barrier()
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +17,7 @@ from mmformer.config import to_yaml
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
+from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle
 from mmformer.training.checkpoint import Checkpoint
 from mmformer.training.evaluate import Evaluation, score_split
@@ -23,9 +25,12 @@ from mmformer.training.metrics import MetricsTable
 from mmformer.training.optimizer import parameter_table
 from mmformer.training.output import begin, check_new, check_resumed, step_of
 from mmformer.training.pictures import write_pictures
+from mmformer.training.processes import is_first, trainer_arguments
 from mmformer.training.progress import Progress
 from mmformer.training.rehearsal import rehearse
+from mmformer.training.report import write_report
 from mmformer.training.run import RunSpec
+from mmformer.training.sheet import Card
 from mmformer.training.task import TrainingTask
 
 # What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps, a loader that is
@@ -40,34 +45,44 @@ _OWN_CHOICES = (
 )
 
 
-def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> dict[str, Score]:
+class Result(NamedTuple):
+    """What a run has come to."""
+
+    scores: dict[str, Score]  # on the test split; empty when there is no such split or metric
+    cards: list[Card]  # what the model says of some pictures of it
+
+
+def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> Result | None:
     """Train, and write a run's folder.
 
     Args:
-        output: the run's folder: config.yaml, parameters.tsv (what decays and what does not), checkpoints/,
-            metrics.csv, tensorboard/, bundle/ (the end), best/ (where a score was named), pictures/ (to try it on).
+        output: the run's folder: config.yaml, parameters.tsv (what trains, decays, is loaded), checkpoints/,
+            metrics.csv, tensorboard/, bundle/ (the end), best/ (where a score was named), pictures/ (to try it on),
+            report.png (some of them, with what the model says).
         resume: go on from the last whole checkpoint in it.
         overwrite: replace what a former run left in it, once the new one is known to start.
 
     Returns:
-        The bundle's scores on the test split; empty when there is no such split or metric.
+        What the bundle can do on the test split; None in all processes but the first.
 
     Raises:
         InputError: the folder may not be used so, something that the run needs is missing, or training diverged.
     """
     last = check_resumed(run, output) if resume else None
-    if not resume:
+    if not resume and is_first():
         check_new(output, overwrite)
     task = TrainingTask(run)
     task.configure_model()
     rehearse(run, task.built)
     # Lightning's notes on the machine and on other products are not about this run; its warnings stay.
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     trainer = _trainer(run, output, 0 if last is None else step_of(last))
-    if not resume:
-        begin(output, overwrite)
-    write_whole(output / "config.yaml", to_yaml(run))
-    write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.weight_decay))
+    if is_first():
+        if not resume:
+            begin(output, overwrite)
+        write_whole(output / "config.yaml", to_yaml(run))
+        write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.weight_decay, task.loaded))
     with warnings.catch_warnings():
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -77,7 +92,8 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
             if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-    return _finish(run, output, task, trainer)
+    with task.averaged():
+        return _finish(run, output, task, trainer)
 
 
 def _trainer(run: RunSpec, output: Path, first_step: int) -> pl.Trainer:
@@ -91,8 +107,8 @@ def _trainer(run: RunSpec, output: Path, first_step: int) -> pl.Trainer:
         callbacks.append(Progress(first_step, spec.max_steps))
     check_accelerator(spec.accelerator)
     return pl.Trainer(
+        **trainer_arguments(run.parallel),
         accelerator=spec.accelerator,
-        devices=1,
         precision=spec.precision,
         max_steps=spec.max_steps,
         max_epochs=-1,
@@ -121,16 +137,18 @@ def check_accelerator(name: str) -> None:
         raise InputError(f"trainer.accelerator is '{name}', but this machine has only {' and '.join(have)}.")
 
 
-def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer) -> dict[str, Score]:
-    """Write the bundle, then measure what was written, not what is in memory."""
-    model, step, device = task.built.cpu(), trainer.global_step, str(trainer.strategy.root_device)
+def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer) -> Result | None:
+    """Write the bundle, then measure what was written, not what is in memory: the first process does, alone."""
+    model, step, device = whole_model(task.built).cpu(), trainer.global_step, str(trainer.strategy.root_device)
+    if not is_first():
+        return None
     write_bundle(output / "bundle", run, model, step, {}, "")
     write_pictures(run, output / "pictures")
-    if run.data.test is None or not run.evaluation.metrics:
-        return {}
-    scores = score_bundle(run, output / "bundle", run.data.test, device)
-    write_bundle(output / "bundle", run, model, step, scores, f"the held-out split {run.data.test}")
-    return scores
+    scores: dict[str, Score] = {}
+    if run.data.test is not None and run.evaluation.metrics:
+        scores = score_bundle(run, output / "bundle", run.data.test, device)
+        write_bundle(output / "bundle", run, model, step, scores, f"the held-out split {run.data.test}")
+    return Result(scores, write_report(run, output, scores))
 
 
 def score_bundle(run: RunSpec, bundle: Path, split: str, device: str = "cpu") -> dict[str, Score]:

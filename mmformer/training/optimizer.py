@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,12 +84,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [group for group in groups if group["params"]]
 
 
-def parameter_table(model: nn.Module, weight_decay: float) -> str:
-    """Every parameter, its shape, its size and its weight decay, as tab-separated text with a header."""
-    lines = ["parameter\tshape\tsize\tweight_decay"]
-    for name, parameter, decay in decays(model):
-        shape = "x".join(map(str, parameter.shape))
-        lines.append(f"{name}\t{shape}\t{parameter.numel()}\t{weight_decay if decay else 0.0}")
+def parameter_table(model: nn.Module, weight_decay: float, loaded: Collection[str] = ()) -> str:
+    """Every parameter, as tab-separated text with a header: its shape, its size, its weight decay, whether it trains,
+    and whether it began with a loaded weight.
+    """
+    trained = {name: decay for name, _, decay in decays(model)}
+    lines = ["parameter\tshape\tsize\tweight_decay\ttrains\tloaded"]
+    for name, parameter in model.named_parameters():
+        cells = (
+            name,
+            "x".join(map(str, parameter.shape)),
+            parameter.numel(),
+            weight_decay if trained.get(name) else 0.0,
+            "yes" if name in trained else "no",
+            "yes" if name in loaded else "no",
+        )
+        lines.append("\t".join(map(str, cells)))
     return "\n".join(lines) + "\n"
 
 

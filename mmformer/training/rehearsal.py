@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from mmformer.data.dataset import evaluation_loader, read_classes, training_loader
@@ -31,11 +30,14 @@ def rehearse(run: RunSpec, model: Model) -> None:
     encoders = run.model.text_encoders()
     batch = _first(training_loader(run.data, encoders, run.seed, 0, 1))
     model.eval()
-    with torch.no_grad():
-        for spec in run.objectives.values():
-            objective = spec.build()
-            prepared = objective.prepare(batch, seed=0)
-            objective.losses(model(prepared), prepared)
+    for name, spec in run.objectives.items():
+        objective = spec.build()
+        prepared = objective.prepare(batch, seed=0)
+        losses = objective.losses(model(prepared), prepared)
+        if run.freeze and not any(loss.total.requires_grad for loss in losses.values()):
+            raise InputError(
+                f"freeze: objectives.{name} reaches no parameter that trains: freeze less, or leave the objective out."
+            )
     model.train()
     splits = [run.data.validation] if run.evaluation.every_steps is not None else []
     splits += [run.data.test] if run.evaluation.metrics else []

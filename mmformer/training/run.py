@@ -14,8 +14,11 @@ from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
 from mmformer.objectives.objective import ObjectiveSpec
+from mmformer.parallel.sharding import ParallelSpec
 from mmformer.spec import Parts, require
 from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.training.average import EMASpec
+from mmformer.training.initial import InitialSpec
 from mmformer.training.optimizer import AdamWSpec, CosineScheduleSpec, OptimizerSpec, ScheduleSpec
 from mmformer.types import MODALITIES
 
@@ -113,8 +116,13 @@ class RunSpec:
         optimizer: how parameters move.
         schedule: the learning rate over the steps.
         trainer: steps, precision, device.
+        parallel: over how many processes it is spread.
         checkpoint: what is kept to go on from.
         evaluation: what is measured.
+        ema: averages of the weights, which are measured and kept in their place; None: none.
+        initial: weights to begin with; None: all are drawn, from the seed.
+        freeze: patterns of the names of parameters that do not train, such as ``encoders.image.*``; ``parameters.tsv``
+            in a run's output has all names.
         logging: where numbers go.
         seed: of the first weights, the order, the augmentations, the captions and dropout.
     """
@@ -125,8 +133,12 @@ class RunSpec:
     optimizer: OptimizerSpec = field(default_factory=AdamWSpec)
     schedule: ScheduleSpec = field(default_factory=CosineScheduleSpec)
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
+    parallel: ParallelSpec = field(default_factory=ParallelSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    ema: EMASpec | None = None
+    initial: InitialSpec | None = None
+    freeze: tuple[str, ...] = ()
     logging: LoggingSpec = field(default_factory=LoggingSpec)
     seed: int = 0
 
@@ -152,6 +164,7 @@ class RunSpec:
         for metric in self.evaluation.metrics.values():
             metric.check(parts)
         self._check_batches()
+        self.parallel.check(self.data.batch_size, self.trainer.accumulate_grad_batches, self.data.order.lanes)
         self._check_modalities()
         self._check_evaluation()
 

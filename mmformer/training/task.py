@@ -7,6 +7,7 @@ position, what a resumed run goes on from, is the number of updates times the ba
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,13 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmformer import collectives
 from mmformer.data.dataset import Sample, training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.models.head import ContrastiveHead
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
+from mmformer.parallel.sharding import is_sharded, shard, whole
 from mmformer.training.accumulate import accumulate
+from mmformer.training.average import WeightAverage
+from mmformer.training.freeze import freeze
+from mmformer.training.initial import load_initial
 from mmformer.training.run import RunSpec
 from mmformer.types import Batch
 
@@ -33,6 +39,8 @@ class TrainingTask(pl.LightningModule):
         self.automatic_optimization = False
         self.run = run
         self.model: Model | None = None
+        self.average: WeightAverage | None = None
+        self.loaded: frozenset[str] = frozenset()  # parameters that begin with weights from a file
         self.latest: tuple[int, Tensor, Tensor]  # updates done, the last one's loss and gradient norm
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 
@@ -43,27 +51,42 @@ class TrainingTask(pl.LightningModule):
         return self.model
 
     def configure_model(self) -> None:
-        if self.model is not None:
+        """Build the model; once there are several processes, shard it. Both are done once."""
+        if self.model is None:
+            with torch.device("meta"):
+                model = self.run.model.build()
+            self.model = model.to_empty(device="cpu")
+            self.model.initialise(self.run.seed)
+            if self.run.initial is not None:
+                self.loaded = load_initial(self.model, self.run.initial)
+            freeze(self.model, self.run.freeze)
+        elif self.device_mesh is None or is_sharded(self.model):
             return
-        with torch.device("meta"):
-            model = self.run.model.build()
-        self.model = model.to_empty(device="cpu")
-        self.model.initialise(self.run.seed)
+        if self.device_mesh is not None:
+            shard(self.model.to(self.trainer.strategy.root_device), self.device_mesh["data_parallel"])
+        if self.run.ema is not None:
+            self.average = self.run.ema.build(self.model)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model has the averages of its weights, where the run asks for them: what is measured and kept."""
+        return nullcontext() if self.average is None else self.average.applied(self.built)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.run.optimizer.build(self.built)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         run = self.run
-        return training_loader(run.data, run.model.text_encoders(), run.seed, self.global_step, run.trainer.max_steps)
+        ranks = (collectives.rank(), collectives.world_size())
+        encoders, steps = run.model.text_encoders(), run.trainer.max_steps
+        return training_loader(run.data, encoders, run.seed, self.global_step, steps, *ranks)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, trainer = self.global_step, self.run.trainer
-        # Whatever else drew from the global stream, dropout is a function of (seed, step).
-        torch.manual_seed(derive(self.run.seed, "dropout", step))
+        # Whatever else drew from the global stream, dropout is a function of (seed, step, rank).
+        torch.manual_seed(derive(self.run.seed, "dropout", step, *((rank,) if (rank := collectives.rank()) else ())))
         for name, objective in self.objectives.items():
             batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}"))
         optimizer = self.optimizers(use_pl_optimizer=True)
@@ -77,8 +100,10 @@ class TrainingTask(pl.LightningModule):
             self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
         )
         limit = trainer.gradient_clip_val
-        norm = torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit))
         optimizer.step()
+        if self.average is not None:
+            self.average.update(self.built, step + 1)
         self.latest = (step + 1, losses["loss"], norm)
         self._log(losses, norm, lr, step + 1)
 
@@ -109,7 +134,9 @@ class TrainingTask(pl.LightningModule):
         values |= {"train/gradient_norm": norm, "train/lr": lr}
         for name, head in self.built.heads.items():
             if isinstance(head, ContrastiveHead):
-                values[f"train/{name}_scale"] = head.scale.detach()
+                values[f"train/{name}_scale"] = head.scale_of(whole(head.log_scale.detach()))
+                if head.bias is not None:
+                    values[f"train/{name}_bias"] = whole(head.bias.detach())
         # Not through Lightning, which logs after the callbacks: a checkpoint would be there before its step's row.
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, updates)

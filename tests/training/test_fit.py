@@ -244,7 +244,9 @@ def test_every_field_changes_the_weights(change: str, plain: tuple[RunSpec, Path
 
 def test_without_a_test_split_there_are_no_scores(plain: tuple[RunSpec, Path], tmp_path: Path) -> None:
     run, output = plain
-    assert fit(run, tmp_path / "run") == {}
+    result = fit(run, tmp_path / "run")
+    assert result is not None
+    assert result.scores == {}
     assert (output / "bundle" / "model.safetensors").is_file()
     assert not (output / "best").exists()
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step-000000002"], "the last one"

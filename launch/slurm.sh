@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Train on GPUs of a SLURM cluster: one process a GPU. A job that is preempted or runs out of time is put back into the
+# queue by SLURM, and goes on from its last checkpoint.
+#
+#   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 --time 24:00:00 launch/slurm.sh \
+#     --config configs/runs/emoji_full.yaml --output runs/full
+#   NODES=4 GPUS=8 launch/slurm.sh --dry-run --config ... --output ...      # print what a job would start
+#
+# --ntasks-per-node and --gpus-per-node must be equal. parallel.shard is set to all of the tasks. All other words are
+# fit's; --output is required, a folder that all machines share. PYTHON is the interpreter (default: .venv/bin/python
+# of the folder that sbatch is called from).
+#SBATCH --job-name mmformer
+#SBATCH --cpus-per-task 8
+#SBATCH --requeue
+#SBATCH --open-mode append
+#SBATCH --output mmformer-%j.log
+set -euo pipefail
+
+dry=
+if [[ "${1:-}" == --dry-run ]]; then dry=yes; shift; fi
+if [[ $# -eq 0 || "$1" == -h || "$1" == --help ]]; then
+  sed -n '2,/^#SBATCH/p' "$0" | sed -e '$d' -e 's/^# \{0,1\}//'
+  exit 0
+fi
+
+output=
+words=("$@")
+for ((i = 0; i < ${#words[@]}; i++)); do
+  case "${words[i]}" in
+    --output) output=${words[i + 1]:-} ;;
+    --output=*) output=${words[i]#--output=} ;;
+  esac
+done
+if [[ -z "$output" ]]; then
+  echo "launch/slurm.sh: --output DIR is required: a job that is put back into the queue goes on from there." >&2
+  exit 2
+fi
+if [[ -z "$dry" && -z "${SLURM_JOB_ID:-}" ]]; then
+  echo "launch/slurm.sh: this is for sbatch; --dry-run prints what a job would start." >&2
+  exit 2
+fi
+
+if [[ -n "$dry" ]]; then
+  tasks=$((${NODES:-1} * ${GPUS:-1}))
+else
+  tasks=$SLURM_NTASKS
+fi
+# A checkpoint is there only whole: whether one is decides between a first start and going on.
+if compgen -G "$output/checkpoints/step-*[0-9]" > /dev/null; then words+=(--resume); fi
+command=(srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m mmformer fit "${words[@]}" --parallel.shard "$tasks")
+
+if [[ -n "$dry" ]]; then
+  printf '%q ' "${command[@]}"
+  echo
+  exit 0
+fi
+exec "${command[@]}"

@@ -1,0 +1,81 @@
+"""What processes tell each other. Where there is one process, each of these means the obvious: nothing is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def barrier() -> None:
+    """Wait for all."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of each scalar over all processes, which have the same names; no gradient flows."""
+    if world_size() == 1 or not values:
+        return dict(values)
+    total = torch.stack([value.detach().float().reshape(()) for value in values.values()])
+    dist.all_reduce(total)
+    return dict(zip(values, total.unbind(), strict=True))
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """All processes' rows, in the order of their numbers: n ... -> (world n) ...; all have as many.
+
+    The gradient of a process's rows is the sum of what all processes say of them: with a loss whose parts the processes
+    hold, that is the gradient of the sum of the parts.
+    """
+    if world_size() == 1:
+        return x
+    if not x.is_floating_point():
+        return _gather(x)
+    gathered: Tensor = _GatherRows.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (gradient,) = upstream
+        own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
+
+
+def _gather(x: Tensor) -> Tensor:
+    gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(gathered, x.contiguous())
+    return gathered
+
+
+def pass_on(*values: Tensor) -> tuple[Tensor, ...]:
+    """Hand tensors to the next process and take those of the one before, round a ring; no gradient flows."""
+    size, own = world_size(), rank()
+    if size == 1:
+        return values
+    sent, received = [value.contiguous() for value in values], [torch.empty_like(value) for value in values]
+    operations = [dist.P2POp(dist.isend, value, (own + 1) % size) for value in sent]
+    operations += [dist.P2POp(dist.irecv, value, (own - 1) % size) for value in received]
+    for request in dist.batch_isend_irecv(operations):
+        request.wait()
+    return tuple(received)

@@ -1,0 +1,107 @@
+"""Two real processes on gloo: what each says of its part adds up to what one says of the whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer import collectives
+from mmformer.objectives.contrastive import contrastive_loss
+from mmformer.objectives.sigmoid import sigmoid_loss
+
+WORLD = 2
+ROWS = 6
+
+
+def values() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (F.normalize(torch.randn(ROWS, 5, generator=generator), dim=-1) for _ in range(2))
+    return x, y, torch.tensor([7.0]), torch.tensor([-2.0]), torch.tensor([1, 2, 1, 3, 2, 1])
+
+
+def softmax(part: slice) -> dict[str, Tensor]:
+    x, y, scale, _, same = values()
+    x, y, scale = (value.requires_grad_() for value in (x[part], y[part], scale))
+    total = contrastive_loss(x, y, scale, same[part], chunk=2)
+    alone = contrastive_loss(x, y, scale, None, chunk=4)
+    (total + 0.5 * alone).backward()
+    return told(total + 0.5 * alone, x, y, scale)
+
+
+def sigmoid(part: slice) -> dict[str, Tensor]:
+    x, y, scale, bias, same = values()
+    x, y, scale, bias = (value.requires_grad_() for value in (x[part], y[part], scale, bias))
+    total = sigmoid_loss(x, y, scale, bias, same[part], same[part], chunk=2)
+    (3 * total).backward()
+    return {**told(3 * total, x, y, scale), "bias": bias.grad if bias.grad is not None else torch.zeros(1)}
+
+
+def told(total: Tensor, x: Tensor, y: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    assert x.grad is not None and y.grad is not None and scale.grad is not None
+    return {"total": total.detach()[None], "scale": scale.grad, "x": x.grad, "y": y.grad}
+
+
+def gathering(part: slice) -> dict[str, Tensor]:
+    x = values()[0][part].requires_grad_()
+    weight = torch.arange(ROWS * 5.0).view(ROWS, 5)
+    everyone = collectives.gather_rows(x)
+    total = (collectives.rank() + 1) * (everyone * weight).sum()
+    total.backward()
+    assert x.grad is not None
+    numbers = collectives.gather_rows(torch.arange(part.start, part.stop))
+    return {"rows": everyone.detach(), "x": x.grad, "numbers": numbers.float()}
+
+
+def work(rank: int, function: Callable[[slice], dict[str, Tensor]], folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    try:
+        size = ROWS // WORLD
+        torch.save(function(slice(rank * size, (rank + 1) * size)), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def on_two(function: Callable[[slice], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
+    multiprocessing.spawn(work, (function, str(folder)), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("function", [softmax, sigmoid])
+def test_a_loss_and_its_gradient_are_those_of_one_process(function: Any, tmp_path: Path) -> None:
+    whole, parts = function(slice(0, ROWS)), on_two(function, tmp_path)
+    for name, value in whole.items():
+        found = [part[name] for part in parts]
+        # A process's own rows, and its share of what all processes share.
+        together = torch.cat(found) if name in ("x", "y") else torch.stack(found).sum(0)
+        assert torch.allclose(together, value, atol=1e-6, rtol=1e-6), name
+    assert not torch.allclose(parts[0]["total"], parts[1]["total"])
+
+
+def test_rows_are_gathered_in_order_and_their_gradients_added(tmp_path: Path) -> None:
+    parts = on_two(gathering, tmp_path)
+    for rank, part in enumerate(parts):
+        assert torch.equal(part["rows"], values()[0])
+        assert part["numbers"].tolist() == list(range(ROWS))
+        own = torch.arange(ROWS * 5.0).view(ROWS, 5)[rank * 3 : rank * 3 + 3]
+        assert torch.equal(part["x"], (1 + 2) * own), "what both processes said of these rows"
+
+
+def test_one_process_is_told_nothing_new() -> None:
+    x = torch.randn(3, 2)
+    assert collectives.world_size() == 1
+    assert collectives.rank() == 0
+    assert collectives.gather_rows(x) is x
+    assert collectives.pass_on(x) == (x,)
+    assert collectives.sum_over_ranks({"a": x}) == {"a": x}
+    collectives.barrier()
