@@ -52,6 +52,10 @@ OVERRIDES: list[tuple[list[str], str, object]] = [
     (["--data.image.augment", "[]"], "data.image.augment", []),
     (["--evaluation.metrics.retrieval.recall", "[5]"], "evaluation.metrics.retrieval.init_args.recall", [5]),
     (["--trainer.gradient_clip_val", "null"], "trainer.gradient_clip_val", None),
+    (["--ema.decay", "0.9"], "ema", {"decay": 0.9, "warmup": True}),
+    (["--ema.decay", "0.9", "--ema", "null"], "ema", None),
+    (["--freeze", "[encoders.image.*, '*.bias']"], "freeze", ["encoders.image.*", "*.bias"]),
+    (["--initial.path", "a/bundle"], "initial", {"path": "a/bundle", "parameters": ["*"]}),
     (["--seed", "7", "--trainer.max_steps", "3"], "trainer.max_steps", 3),
 ]
 
@@ -109,6 +113,11 @@ WRONG: list[tuple[str, list[str]]] = [
     ("--objectives.contrastive.head colour", ["head 'colour'", "contrastive"]),
     ("--objectives.contrastive.pairs [[image,txt]]", ["'txt'", "Did you mean 'text'?"]),
     ("--model.encoders.text.embedding 7", ["12", "7", "same embedding"]),
+    ("--ema.decay 1", ["EMASpec.decay must be above 0 and below 1, but is 1.0"]),
+    ("--ema.dcay 0.9", ["ema.dcay'", "Did you mean 'decay'?"]),
+    ("--freeze encoders.image", ["freeze", "list"]),
+    ("--initial.parameters []", ["initial", "path"]),
+    ("--data.image.transform.size [0,1]", ["ImageTransformSpec.size must be at least 1 pixel", "(0, 1)"]),
     ("--data.text null", ["The model reads text, but data.text is absent"]),
 ]
 

@@ -22,6 +22,7 @@ from mmformer.cli.main import main
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
 from mmformer.training import checkpoint
+from mmformer.training.average import EMASpec
 from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.evaluate import Evaluation
 from mmformer.training.fit import fit
@@ -40,10 +41,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(shards: Path, steps: int = STEPS, every: int | None = EVERY, workers: int = 0, keep: int = 2) -> RunSpec:
-    """Dropout, augmentation, sampled captions, evaluation and the best bundle: everything that could go astray."""
+    """Dropout, augmentation, sampled captions, averages, evaluation, the best bundle: all that could go astray."""
     run = tiny_run(shards, dropout=0.2, steps=steps, data={"workers": workers, "test": None})
     return dataclasses.replace(
         run,
+        ema=EMASpec(decay=0.9),
         evaluation=EvaluationSpec(run.evaluation.metrics, every_steps=4),
         checkpoint=CheckpointSpec(every, keep=keep, best="retrieval/image_to_text/median_rank", mode="min"),
     )
