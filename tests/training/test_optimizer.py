@@ -120,9 +120,10 @@ def test_an_empty_group_is_left_out() -> None:
 def test_the_table_says_what_decays() -> None:
     model = tiny_model().build()
     header, *rows = [line.split("\t") for line in parameter_table(model, 0.2).splitlines()]
-    assert header == ["parameter", "shape", "size", "weight_decay"]
+    assert header == ["parameter", "shape", "size", "weight_decay", "trains", "loaded"]
     assert [row[0] for row in rows] == [name for name, _, _ in decays(model)]
-    table = {name: (shape, int(size), float(decay)) for name, shape, size, decay in rows}
+    assert {tuple(row[4:]) for row in rows} == {("yes", "no")}
+    table = {name: (shape, int(size), float(decay)) for name, shape, size, decay, *_ in rows}
     assert table["encoders.text.projection.weight"] == ("12x16", 192, 0.2)
     assert table["heads.contrastive.log_scale"] == ("1", 1, 0.0)
     assert sum(size for _, size, _ in table.values()) == sum(p.numel() for p in model.parameters())

@@ -1,0 +1,116 @@
+"""Weights from a bundle or a file: exactly those that were asked for, and both sides of whatever does not fit."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from bundles import save_dual
+from safetensors.torch import load_file, save_file
+from tiny import COLOURS, tiny_model, tiny_run, write_shards
+from torch import Tensor
+
+from mmformer.errors import InputError
+from mmformer.models.model import Model
+from mmformer.training.fit import fit
+from mmformer.training.initial import InitialSpec, load_initial
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dual(tmp_path_factory.mktemp("dual") / "bundle", seed=5)
+
+
+def model(classes: int = len(COLOURS)) -> Model:
+    built = tiny_model(classes=classes).build()
+    built.initialise(0)
+    return built
+
+
+def weights(bundle: Path) -> dict[str, Tensor]:
+    return load_file(bundle / "model.safetensors")
+
+
+def equal(built: Model, name: str, values: dict[str, Tensor]) -> bool:
+    return torch.equal(built.state_dict()[name], values[name])
+
+
+@pytest.mark.parametrize("inside", ["", "model.safetensors"])
+def test_all_weights_are_those_of_a_bundle_or_a_file(inside: str, bundle: Path) -> None:
+    built, first = model(), model().state_dict()
+    loaded = load_initial(built, InitialSpec(str(bundle / inside)))
+    assert loaded == first.keys()
+    assert all(equal(built, name, weights(bundle)) for name in loaded)
+    assert not all(equal(built, name, first) for name in loaded)
+
+
+def test_patterns_choose_what_is_taken_and_the_rest_is_drawn(bundle: Path) -> None:
+    """The classes differ: the head is not taken, and need not fit."""
+    built, first = model(classes=3), model(classes=3).state_dict()
+    loaded = load_initial(built, InitialSpec(str(bundle), ("stacks.*", "encoders.image.*")))
+    assert loaded == {name for name in first if name.startswith(("stacks.", "encoders.image."))}
+    for name in first:
+        assert equal(built, name, weights(bundle) if name in loaded else first), name
+
+
+def test_half_precision_becomes_single(bundle: Path, tmp_path: Path) -> None:
+    half = {name: value.half() for name, value in weights(bundle).items()}
+    save_file(half, tmp_path / "half.safetensors")
+    built = model()
+    load_initial(built, InitialSpec(str(tmp_path / "half.safetensors")))
+    assert all(value.dtype == torch.float32 for value in built.state_dict().values())
+    assert all(equal(built, name, {name: value.float()}) for name, value in half.items())
+
+
+def test_what_does_not_fit_is_told_from_both_sides(bundle: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load_initial(model(classes=3), InitialSpec(str(bundle)))
+    file = bundle / "model.safetensors"
+    assert f"initial.path: {file}: 2 parameters do not fit" in str(caught.value)
+    assert "heads.colour.projection.weight: the model has (3, 12), the file (8, 12)" in str(caught.value)
+    with pytest.raises(InputError, match=r"unknown: heads\.colour\.projection\.bias \(8,\)"):
+        load_initial(model(classes=0), InitialSpec(str(bundle)))
+
+
+def test_what_the_file_lacks_is_told(bundle: Path, tmp_path: Path) -> None:
+    few = {name: value for name, value in weights(bundle).items() if not name.startswith("heads.")}
+    save_file(few, tmp_path / "few.safetensors")
+    built, first = model(), model().state_dict()
+    with pytest.raises(InputError, match=r"missing: heads\.contrastive\.log_scale \(1,\)"):
+        load_initial(built, InitialSpec(str(tmp_path / "few.safetensors")))
+    assert all(equal(built, name, first) for name in first), "nothing was loaded"
+
+
+def test_what_cannot_be_read_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("no weights")
+    for path, parameters, message in (
+        (tmp_path / "nowhere", ("*",), r"initial\.path: there is no file .*nowhere: name a bundle"),
+        (tmp_path, ("*",), r"initial\.path: there is no file .*model\.safetensors: name a bundle"),
+        (tmp_path / "text.safetensors", ("*",), r"text\.safetensors: damaged, it cannot be read"),
+        (bundle, ("stack.*",), r"initial\.parameters: no parameter .* like 'stack\.\*'\. Did you mean 'stacks\.\*'\?"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_initial(model(), InitialSpec(str(path), parameters))
+    with pytest.raises(InputError, match=r"InitialSpec\.parameters must be at least one pattern"):
+        InitialSpec("a", ())
+
+
+def test_a_run_begins_with_them_and_may_freeze_them(bundle: Path, tmp_path: Path) -> None:
+    """Locked-image tuning (LiT, Zhai et al. 2022): the image tower is another model's, and stays."""
+    run = dataclasses.replace(
+        tiny_run(write_shards(tmp_path / "shards"), steps=2),
+        initial=InitialSpec(str(bundle), ("*.image.*",)),
+        freeze=("*.image.*",),
+    )
+    fit(run, tmp_path / "run")
+    ended, given = weights(tmp_path / "run" / "bundle"), weights(bundle)
+    same = {name for name in ended if torch.equal(ended[name], given[name])}
+    image = {name for name in ended if ".image." in name}
+    assert image
+    assert same == image
+    with (tmp_path / "run" / "parameters.tsv").open() as file:
+        rows = {row["parameter"]: (row["trains"], row["loaded"]) for row in csv.DictReader(file, delimiter="\t")}
+    assert rows == {name: ("no", "yes") if name in image else ("yes", "no") for name in ended}
