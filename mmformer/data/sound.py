@@ -87,4 +87,6 @@ def decode_sound(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> So
         ) from error
     if not len(samples):
         raise InputError(f"{name}: there is no sample in this sound. Replace it or leave it out.")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{name}: some samples are NaN or infinite. Replace it or leave it out.")
     return Sound(np.ascontiguousarray(samples.mean(axis=1)), rate)

@@ -6,6 +6,7 @@ alone, so that a clip's tokens do not depend on what it is batched with.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,15 +60,26 @@ class SpectrogramPatchesSpec(TokenizerSpec):
         require(0 <= self.lowest < nyquist, self, "lowest", f"from 0 to below half the rate ({nyquist:g} Hz)")
         top = self.highest is None or self.lowest < self.highest <= nyquist
         require(top, self, "highest", f"None, or above lowest and at most half the rate ({nyquist:g} Hz)")
-        require(
-            self.patch[0] >= 1 and 1 <= self.patch[1] <= self.bands, self, "patch", "frames and bands of at least 1"
-        )
+        large = self.patch[0] >= 1 and 1 <= self.patch[1] <= self.bands
+        require(large, self, "patch", f"at least 1 frame and 1 band, and at most the {self.bands} bands")
         require(min(self.step) >= 1, self, "stride", "at least 1 frame and 1 band")
+        empty = self._empty_bands()
+        require(
+            not empty, self, "bands", f"so few that each holds a frequency of the window's; {empty} would hold none"
+        )
         whole = (self.bands - self.patch[1]) % self.step[1] == 0
         require(whole, self, "stride", f"one whose patches end with the last of the {self.bands} bands")
         gap = self.step[0] <= self.patch[0] and self.step[1] <= self.patch[1]
         require(gap, self, "stride", f"at most the patch {self.patch}, or there would be sound that nothing reads")
         require(self.std > 0, self, "std", "positive")
+
+    def _empty_bands(self) -> int:
+        """How many mel bands lie between two of the transform's frequencies."""
+        highest = self.rate / 2 if self.highest is None else self.highest
+        low, high = (2595 * math.log10(1 + hertz / 700) for hertz in (self.lowest, highest))
+        mels = [low + (high - low) * place / (self.bands + 1) for place in range(self.bands + 2)]
+        edges = [700 * (10 ** (mel / 2595) - 1) * self.window / self.rate for mel in mels]  # in frequencies
+        return sum(math.floor(a) + 1 >= b for a, b in zip(edges, edges[2:], strict=False))
 
     @property
     def step(self) -> tuple[int, int]:
@@ -122,19 +134,23 @@ class SpectrogramPatches(nn.Module):
         spec = self.spec
         self._check(audio)
         with torch.autocast(audio.samples.device.type, enabled=False):
-            real = torch.arange(audio.samples.shape[1], device=audio.samples.device) < audio.lengths[:, None]
-            samples = torch.where(real, audio.samples, 0.0)
-            frames = -(-torch.clamp(audio.lengths - spec.window, min=0) // spec.hop) + 1  # B
+            samples, lengths = audio.samples, audio.lengths
+            frames = -(-torch.clamp(lengths - spec.window, min=0) // spec.hop) + 1  # B
             count = -(-max(samples.shape[1] - spec.window, 0) // spec.hop) + 1
+            past = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]  # B S
+            samples = samples.masked_fill(past, 0.0)
             samples = F.pad(samples, (0, (count - 1) * spec.hop + spec.window - samples.shape[1]))
+            there = torch.arange(count, device=samples.device) < frames[:, None]  # B T
+            # Only frames that hold sound: the transforms of padding would cost as much.
+            cut = samples.unfold(1, spec.window, spec.hop)[there]  # N window
             # Made on each pass: a buffer would be lost when a model is built on the meta device.
-            window = torch.hann_window(spec.window, device=samples.device)
-            spectrum = torch.fft.rfft(samples.unfold(1, spec.window, spec.hop) * window)  # B T bins
-            power = spectrum.real.square() + spectrum.imag.square()
-            mel = (power @ self._filters(samples.device)).clamp(min=_FLOOR).log()  # B T bands
-            mel = (mel - spec.mean) / spec.std
-            past = torch.arange(count, device=mel.device) >= frames[:, None]  # B T
-            return mel.masked_fill(past[..., None], self._silence()), frames
+            cut *= torch.hann_window(spec.window, device=samples.device)
+            spectrum = torch.view_as_real(torch.fft.rfft(cut)).square().flatten(1)  # N (bins 2)
+            filters = self._filters(samples.device).repeat_interleave(2, dim=0)  # real and imaginary parts add up
+            power = spectrum @ filters  # N bands
+            mel = power.new_full((*there.shape, spec.bands), self._silence())  # B T bands
+            mel[there] = (power.clamp(min=_FLOOR).log() - spec.mean) / spec.std
+            return mel, frames
 
     def _filters(self, device: torch.device) -> Tensor:  # bins bands
         spec = self.spec

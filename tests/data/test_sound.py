@@ -1,0 +1,184 @@
+"""Sounds: every format, depth and rate; what is damaged is refused, and nothing else comes out of it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmformer.data.decode import decode
+from mmformer.data.manifest import Manifest
+from mmformer.data.shards import ShardReader
+from mmformer.data.sound import AudioTransformSpec, Sound, decode_sound
+from mmformer.data.waveform import listed_sounds, read_sound
+from mmformer.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+RATE = 16_000
+EXACT = {"PCM_16": 2**-15, "PCM_24": 2**-22, "PCM_32": 2**-22, "FLOAT": 0.0}
+
+
+def tone(seconds: float = 0.5, rate: int = RATE, frequency: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def written(samples: np.ndarray, rate: int = RATE, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("subtype", EXACT)
+def test_wav_is_read_as_it_was_written(subtype: str) -> None:
+    sound = decode_sound(written(tone(), subtype=subtype), "a.wav")
+    assert sound.rate == RATE
+    assert sound.samples.dtype == np.float32
+    assert np.abs(sound.samples - tone()).max() <= EXACT[subtype]
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "rate"),
+    [("FLAC", None, RATE), ("OGG", "VORBIS", 44_100), ("OGG", "OPUS", 48_000), ("MP3", None, 44_100)],
+)
+def test_other_formats_sound_the_same(kind: str, subtype: str | None, rate: int) -> None:
+    sound = decode_sound(written(tone(rate=rate), rate, kind, subtype), "a")
+    assert sound.rate == rate
+    spectrum = np.abs(np.fft.rfft(sound.samples))
+    frequency = spectrum.argmax() * rate / len(sound.samples)
+    assert frequency == pytest.approx(440, abs=5)
+    assert np.abs(sound.samples[rate // 10 : -rate // 10]).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_channels_are_averaged() -> None:
+    both = np.stack((tone(), np.zeros_like(tone())), axis=1)
+    assert np.allclose(decode_sound(written(both, subtype="FLOAT"), "a").samples, tone() / 2)
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100, 48_000])
+def test_other_rates_are_resampled(rate: int) -> None:
+    made = AudioTransformSpec(RATE)(Sound(tone(rate=rate), rate))
+    assert len(made) == pytest.approx(RATE / 2, abs=1)
+    inner = slice(RATE // 20, -RATE // 20)
+    wanted = tone(len(made) / RATE)[: len(made)]
+    assert np.abs(made[inner] - wanted[inner]).max() < 0.01
+
+
+def test_the_rate_of_the_file_is_kept_where_it_is_the_models() -> None:
+    assert np.array_equal(AudioTransformSpec(RATE)(Sound(tone(), RATE)), tone())
+
+
+@pytest.mark.parametrize("rate", [RATE, 8000])
+def test_long_sounds_are_cut(rate: int) -> None:
+    assert len(AudioTransformSpec(RATE, seconds=0.25)(Sound(tone(rate=rate), rate))) == RATE // 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"rate": 0}, "rate must be at least 1"), ({"seconds": 0.0}, "seconds must be positive")]
+)
+def test_a_transform_that_cannot_be_is_refused(fields: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=f"AudioTransformSpec.{message}"):
+        AudioTransformSpec(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "a.wav: not a whole WAV, FLAC, Ogg or MP3 sound"),
+        (b"hello", "not a whole WAV, FLAC, Ogg or MP3 sound"),
+        (written(tone(), kind="AIFF"), "a AIFF sound; WAV, FLAC, Ogg and MP3 are read. Convert it"),
+        (written(np.zeros((0,), np.float32)), "there is no sample in this sound"),
+        (written(np.array([0.1, np.nan], np.float32), subtype="FLOAT"), "some samples are NaN or infinite"),
+    ],
+)
+def test_what_is_no_sound_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode_sound(data, "a.wav")
+
+
+def test_what_its_header_declares_too_long_is_not_decoded() -> None:
+    with pytest.raises(InputError, match=r"a: declares 1 seconds, but at most 0 are read. Cut it first"):
+        decode_sound(written(tone(1.0)), "a", max_seconds=0.4)
+
+
+KINDS = {kind: written(tone(0.1), kind=kind) for kind in ("WAV", "FLAC", "OGG", "MP3")}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(KINDS)), st.data())
+def test_damage_is_refused_or_heard_and_nothing_else(kind: str, data: st.DataObject) -> None:
+    damaged = bytearray(KINDS[kind])
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, min(len(damaged) - 1, 400)))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(damaged)))
+    try:
+        sound = decode_sound(bytes(damaged[:cut]), "a")
+    except InputError:
+        return
+    assert np.isfinite(sound.samples).all()
+    assert sound.rate >= 1
+
+
+def test_the_embedded_emoji_speak() -> None:
+    reader = ShardReader(Manifest.load(ROOT / "data" / "emoji"), "test")
+    raw = reader[0]
+    for member in ("en-0.ogg", "en-1.ogg"):
+        sound = decode(member, raw.members[member], raw.key)
+        assert sound.rate == RATE
+        assert 0.2 < len(sound.samples) / RATE < 4
+
+
+# ------------------------------------------------------------------------------------------------ as people have them
+
+
+def test_paths_bytes_arrays_and_tensors_are_one_sound(tmp_path: Path) -> None:
+    file = tmp_path / "a.wav"
+    file.write_bytes(written(tone(), subtype="FLOAT"))
+    stereo = np.stack((tone(), tone()))
+    for given_sound in (
+        file,
+        str(file),
+        file.read_bytes(),
+        (tone(), RATE),
+        (torch.from_numpy(tone()), RATE),
+        (stereo, RATE),
+    ):
+        single, sounds = listed_sounds(given_sound)
+        assert single
+        assert np.allclose(read_sound(sounds[0], "sound 0").samples, tone(), atol=1e-7)
+    single, sounds = listed_sounds([file, (tone(), RATE)])
+    assert not single
+    assert len(sounds) == 2
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32])
+def test_integers_are_of_full_range(kind: type) -> None:
+    samples = (tone() * np.iinfo(kind).max).astype(kind)
+    assert np.allclose(read_sound((samples, RATE), "s").samples, tone(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sound", "message"),
+    [
+        (tone(), r"but is an array alone: say how many samples a second it has, \(array, 16000\)"),
+        (5, "a sound must be a path, bytes, or .* but is int"),
+        ([tone()], r"sound 0: .* say how many samples a second it has"),
+        ([5], "sound 0: a sound must be a path, bytes"),
+        ((tone(), 0), "the rate must be a whole number of samples a second, but is 0"),
+        ((tone(), 1.5), "the rate must be a whole number"),
+        ((tone()[:0], RATE), "samples must be S or channels S, but their shape is"),
+        ((np.zeros((100, 2)), RATE), r"shape \(100, 2\) has more channels than samples: hand in its transpose"),
+        ((tone().astype(np.uint8), RATE), "samples must be floats, int16 or int32, but are uint8"),
+        ((np.array([np.nan]), RATE), "samples must be numbers, but some are NaN"),
+        ("nowhere.wav", "nowhere.wav: the sound cannot be read: No such file"),
+    ],
+)
+def test_what_is_none_is_told(sound: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        for place, one in enumerate(listed_sounds(sound)[1]):  # type: ignore[arg-type]
+            read_sound(one, f"sound {place}")
