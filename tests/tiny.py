@@ -19,6 +19,7 @@ from mmformer.data.inputs import ImageInputSpec, ImageTransformSpec, LabelInputS
 from mmformer.data.order import OrderSpec
 from mmformer.data.shards import RawSample, ShardWriter
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
 from mmformer.models.model import ModelSpec
@@ -109,21 +110,31 @@ def tiny_data(shards: Path, **changes: Any) -> DataSpec:
     return dataclasses.replace(spec, **changes)
 
 
-def tiny_model(dropout: float = 0.0, classes: int = 0, width: int = 16) -> ModelSpec:
-    """Two towers; with ``classes``, a classification head ``colour`` over the image's embedding too."""
+def tiny_model(dropout: float = 0.0, classes: int = 0, width: int = 16, caption: bool = False) -> ModelSpec:
+    """Two towers; with ``classes``, a classification head ``colour`` over the image's embedding too; with ``caption``,
+    a decoder of that name which reads the image.
+    """
     layer = LayerSpec(AttentionSpec(heads=2), GELUFeedForwardSpec(ratio=2, dropout=dropout), dropout=dropout)
     heads: dict[str, HeadSpec] = {"contrastive": ContrastiveHeadSpec()}
     if classes:
         heads["colour"] = ClassificationHeadSpec("image", classes, dropout=dropout)
+    words = TextTokensSpec(VOCABULARY, context_length=16)
+    stacks = {
+        "image": StackSpec(width, 2, layer, SinusoidalPositionSpec(axes=(1, 2))),
+        "text": StackSpec(width, 1, layer, RotaryPositionSpec()),
+    }
+    decoders = {}
+    if caption:
+        crossed = dataclasses.replace(layer, cross=AttentionSpec(heads=2))
+        stacks["caption"] = StackSpec(width, 1, crossed, RotaryPositionSpec())
+        decoders["caption"] = DecoderSpec(words, "caption", {"image": "cross"}, chunk=7)
     return ModelSpec(
-        stacks={
-            "image": StackSpec(width, 2, layer, SinusoidalPositionSpec(axes=(1, 2))),
-            "text": StackSpec(width, 1, layer, RotaryPositionSpec()),
-        },
+        stacks,
         encoders={
             "image": EncoderSpec(ImagePatchesSpec(patch=8), "image", embedding=12),
-            "text": EncoderSpec(TextTokensSpec(VOCABULARY, context_length=16), "text", embedding=12),
+            "text": EncoderSpec(words, "text", embedding=12),
         },
+        decoders=decoders,
         heads=heads,
     )
 

@@ -11,6 +11,7 @@ from tiny import tiny_batch, tiny_model
 from torch import Tensor, nn
 
 from mmformer.models.model import Model
+from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.objectives.objective import Objective, ObjectiveSpec
@@ -19,10 +20,13 @@ from mmformer.types import Batch, LossTerm, Outputs
 
 TEXTS = ["red", "a small blue square, on the left", "red", "green", "", "orange and large and far away", "blue", "pink"]
 CONTRASTIVE, CLASSIFICATION = ContrastiveSpec(chunk=3), ClassificationSpec(head="colour", weight=0.3, smoothing=0.1)
+CAPTIONING = CaptioningSpec(weight=0.5)
 SETS: dict[str, dict[str, ObjectiveSpec]] = {
     "contrastive": {"contrastive": CONTRASTIVE},
     "classification": {"colour": CLASSIFICATION},
     "both": {"contrastive": CONTRASTIVE, "colour": CLASSIFICATION},
+    "captioning": {"captioning": CAPTIONING},
+    "contrastive and captioning": {"contrastive": CONTRASTIVE, "captioning": CAPTIONING},
 }
 
 
@@ -32,8 +36,10 @@ def batch() -> Batch:
 
 
 def model(dropout: float = 0.0) -> Model:
-    built = tiny_model(dropout, classes=8).build().train()
+    built = tiny_model(dropout, classes=8, caption=True).build().train()
     built.initialise(1)
+    with torch.no_grad():
+        built.decoders["caption"].tokenizer.weight.mul_(20)  # type: ignore[operator, union-attr]  # some words are likelier
     return built
 
 
@@ -103,6 +109,22 @@ def test_the_loss_is_the_weighted_sum_of_the_means() -> None:
         assert torch.allclose(reported["colour/cross_entropy"], classification, atol=1e-5)
 
 
+def test_captions_are_weighed_by_their_tokens_whatever_micro_batch_they_are_in() -> None:
+    """One text of each part is long, the rest are short: a mean of the parts' means would be another number."""
+    given = tiny_batch(["a small blue square, on the left of it", "red", "", "", "green", "", "", "blue"])
+    built = model()
+    assert given.text is not None
+    each = built(given.rows(slice(0, 2))).losses["caption"], built(given.rows(slice(2, 8))).losses["caption"]
+    tokens = given.text.lengths.sum()
+    expected = 0.5 * (each[0].total + each[1].total) / tokens
+    parts_mean = 0.5 * sum(term.total / term.items for term in each) / 2
+    assert not torch.allclose(expected, parts_mean, rtol=1e-3), "the test can tell"
+    for parts in (1, 2, 4, 8):
+        _, reported = gradients(SETS["captioning"], parts, given=given)
+        assert torch.allclose(reported["loss"], expected, rtol=1e-5)
+        assert torch.allclose(reported["captioning/cross_entropy"], 2 * expected, rtol=1e-5)
+
+
 def test_weights_act() -> None:
     one, _ = gradients({"colour": ClassificationSpec(head="colour")}, 2)
     three, _ = gradients({"colour": ClassificationSpec(head="colour", weight=3.0)}, 2)
@@ -122,7 +144,7 @@ def test_gradients_add_to_what_is_there() -> None:
 
 def test_the_second_pass_replays_the_dropout_of_the_first() -> None:
     """Against one graph through all micro-batches, each run once with the same random stream."""
-    found, reported = gradients(SETS["both"], 4, dropout=0.3)
+    found, reported = gradients({**SETS["both"], "captioning": CAPTIONING}, 4, dropout=0.3)
     built, given = model(0.3), batch()
     torch.manual_seed(7)
     seeds = torch.randint(2**62, (4,)).tolist()
@@ -137,6 +159,9 @@ def test_the_second_pass_replays_the_dropout_of_the_first() -> None:
     )
     loss = CONTRASTIVE.build().losses(together, given)["image_text"].total / 8
     loss = loss + 0.3 * CLASSIFICATION.build().losses(together, given)["cross_entropy"].total / 5
+    assert given.text is not None
+    written = torch.stack([part.losses["caption"].total for part in parts]).sum()
+    loss = loss + 0.5 * written / given.text.lengths.sum()
     loss.backward()
     assert_close(found, {name: p.grad for name, p in built.named_parameters() if p.grad is not None}, 1e-6)
     assert torch.allclose(reported["loss"], loss.detach(), atol=1e-5)
@@ -211,7 +236,7 @@ def test_only_what_couples_samples_is_gathered(parts: int) -> None:
     assert not whole.tokens
     assert [tuple(outputs.logits["colour"].shape) for outputs, _ in colour.seen] == [(8 // parts, 8)] * parts
     assert [len(part.keys) for _, part in colour.seen] == [8 // parts] * parts
-    assert all(set(outputs.tokens) == {"image", "text"} for outputs, _ in colour.seen)
+    assert all(set(outputs.tokens) == {"image", "text", "caption"} for outputs, _ in colour.seen)
     assert all(outputs.logits["colour"].requires_grad for outputs, _ in colour.seen)
 
 
