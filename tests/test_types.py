@@ -1,0 +1,91 @@
+"""Batches are cut and moved as a whole: every value goes along, none longer than it must be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmformer.types import MODALITIES, Audio, Batch, LossTerm, Outputs, Text
+
+
+def text(*lengths: int) -> Text:
+    number = torch.arange(len(lengths))[:, None] * 100 + torch.arange(24)
+    return Text(number, torch.tensor(lengths))
+
+
+def full() -> Batch:
+    """Four samples, of which the last two are short."""
+    samples = torch.arange(40).float().view(4, 10)
+    return Batch(
+        tuple("abcd"),
+        {"colour": torch.tensor([1, -1, 2, 0])},
+        torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2),
+        text(20, 9, 3, 8),
+        Audio(samples, torch.tensor([10, 7, 2, 5]), 8000),
+        text(24, 1, 17, 9),
+        torch.tensor([40, 41, 42, 43]),
+    )
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    assert batch.image is not None and batch.text is not None and batch.audio is not None
+    assert batch.target is not None and batch.positions is not None
+    return [
+        *batch.labels.values(),
+        batch.image,
+        *batch.text,
+        batch.audio.samples,
+        batch.audio.lengths,
+        *batch.target,
+        batch.positions,
+    ]
+
+
+def test_rows_cut_everything_alike() -> None:
+    batch = full()
+    part = batch.rows(slice(2, 4))
+    assert batch.image is not None and part.image is not None
+    assert part.keys == ("c", "d")
+    assert part.labels["colour"].tolist() == [2, 0]
+    assert torch.equal(part.image, batch.image[2:])
+    assert part.text is not None and part.target is not None and part.audio is not None and part.positions is not None
+    assert part.text.lengths.tolist() == [3, 8]
+    assert part.text.ids.tolist() == [[200 + i for i in range(8)], [300 + i for i in range(8)]]
+    assert part.target.ids.shape == (2, 24), "17 in multiples of 8"
+    assert part.audio.samples.tolist() == [[20, 21, 22, 23, 24], [30, 31, 32, 33, 34]]
+    assert part.audio.lengths.tolist() == [2, 5]
+    assert part.audio.rate == 8000
+    assert part.positions.tolist() == [42, 43]
+
+
+def test_what_is_absent_stays_absent() -> None:
+    bare = Batch(("a", "b"), {})
+    for made in (bare.rows(slice(0, 1)), bare.to("cpu")):
+        assert made[1:] == ({}, None, None, None, None, None)
+    assert bare.written is None
+
+
+def test_to_moves_every_tensor() -> None:
+    moved = full().to("meta")
+    assert len(tensors(moved)) == 9
+    assert all(tensor.is_meta for tensor in tensors(moved))
+    assert moved.keys == tuple("abcd")
+    assert moved.audio is not None
+    assert moved.audio.rate == 8000
+
+
+def test_what_is_written_is_the_target_or_the_text() -> None:
+    batch = full()
+    assert batch.written is batch.target
+    assert batch._replace(target=None).written is batch.text
+
+
+def test_modalities_are_fields_of_a_batch() -> None:
+    assert set(MODALITIES) < set(Batch._fields)
+
+
+def test_empty_outputs_share_nothing() -> None:
+    one = Outputs.empty()
+    one.losses["caption"] = LossTerm(torch.tensor(1.0), torch.tensor(1.0))
+    assert Outputs.empty().losses == {}
+    assert len({id(part) for part in one}) == len(Outputs._fields)
