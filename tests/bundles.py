@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
+import soundfile
+import torch
 from PIL import Image
-from tiny import COLOURS, SIDE, tiny_model
+from tiny import COLOURS, SIDE, VOCABULARY, tiny_model
 
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.sound import AudioTransformSpec
+from mmformer.models.decoder import DecoderSpec
+from mmformer.models.encoder import EncoderSpec
+from mmformer.models.head import ContrastiveHeadSpec
 from mmformer.models.model import ModelSpec
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import GELUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.position import RotaryPositionSpec
+from mmformer.nn.stack import StackSpec
+from mmformer.tokenizers.audio import SpectrogramPatchesSpec
+from mmformer.tokenizers.image import ImagePatchesSpec
+from mmformer.tokenizers.text import TextTokensSpec
 
 TRANSFORMS = Transforms(ImageTransformSpec((SIDE, SIDE)), classes={"colour": list(COLOURS)})
 
@@ -51,3 +66,63 @@ def write_pictures(folder: Path) -> list[Path]:
         (folder / name).write_text("no picture")
     (folder / "folder.png").mkdir()
     return [folder / name for name in names]
+
+
+def trimodal_model() -> ModelSpec:
+    """Pictures, texts and sounds on one trunk, and decoders that read pictures (``caption``) or sounds (``hear``)."""
+    layer = LayerSpec(AttentionSpec(heads=2), GELUFeedForwardSpec(ratio=2))
+    reading = dataclasses.replace(layer, cross=AttentionSpec(heads=2))
+    words = TextTokensSpec(VOCABULARY, context_length=16)
+    sound = SpectrogramPatchesSpec(rate=8000, window=256, hop=128, bands=16, patch=(4, 16))
+    return ModelSpec(
+        stacks={
+            "trunk": StackSpec(16, 2, layer, RotaryPositionSpec((0, 1, 2))),
+            "writer": StackSpec(16, 1, reading, RotaryPositionSpec()),
+            "prefixed": StackSpec(16, 1, layer, RotaryPositionSpec()),
+        },
+        encoders={
+            "image": EncoderSpec(ImagePatchesSpec(patch=8), "trunk", embedding=12),
+            "text": EncoderSpec(words, "trunk", embedding=12, packed=True),
+            "sound": EncoderSpec(sound, "trunk", embedding=12, packed=True),
+        },
+        decoders={
+            "caption": DecoderSpec(words, "writer", {"image": "cross"}, tied=False),
+            "hear": DecoderSpec(words, "prefixed", {"sound": "prefix"}, tied=False),
+        },
+        heads={"contrastive": ContrastiveHeadSpec()},
+    )
+
+
+def save_trimodal(folder: Path) -> Path:
+    """A bundle of ``trimodal_model``, whose decoders are sharp enough to write different things."""
+    model = trimodal_model().build()
+    model.initialise(0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and ("writer" in name or "prefixed" in name or "decoders" in name):
+                parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
+    transforms = Transforms(ImageTransformSpec((SIDE, SIDE)), AudioTransformSpec(8000, seconds=0.5))
+    save_bundle(folder, model, transforms, "# A tiny model of three modalities\n")
+    return folder
+
+
+def tone(frequency: float, seconds: float = 0.3, rate: int = 8000) -> np.ndarray:
+    """A sine, float32."""
+    return (0.5 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write_sounds(folder: Path) -> list[Path]:
+    """Four sounds of different rates, lengths and formats, beside files that are none."""
+    (folder / "deep").mkdir(parents=True)
+    made = (
+        ("a.wav", 300, 0.3, 8000),
+        ("b.flac", 600, 0.1, 16_000),
+        ("c.ogg", 900, 0.2, 44_100),
+        ("deep/d.mp3", 200, 0.4, 44_100),
+    )
+    for name, frequency, seconds, rate in made:
+        soundfile.write(folder / name, tone(frequency, seconds, rate), rate)
+    for name in ("notes.txt", ".hidden.wav", "a.png"):
+        (folder / name).write_text("no sound")
+    return [folder / name for name, *_ in made]

@@ -64,7 +64,7 @@ MEMBERS: list[Any] = [
     GreedySpec(1, 9, 1.5, 3),
     SamplingSpec(1, 9, 1.5, 3, 0.7, 5, 0.9, 11),
     BeamSpec(1, 9, 1.5, 3, 6, 0.8),
-    RetrievalSpec(("text", "image"), (1, 2, 3)),
+    RetrievalSpec((("text", "image"), ("a", "b")), (1, 2, 3)),
     AccuracySpec("colour", "hue"),
     ZeroShotSpec("colour", "classes.txt", ("a {}", "the {}"), "i", "t"),
     AdamWSpec(0.1, 0.2, (0.3, 0.4), 1e-9),

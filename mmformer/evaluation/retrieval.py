@@ -22,40 +22,43 @@ class RetrievalSpec(MetricSpec):
     samples apart score nothing.
 
     Attributes:
-        pair: encoders that are held against each other.
+        pairs: encoders that are held against each other.
         recall: the ks.
     """
 
-    pair: tuple[str, str] = ("image", "text")
+    pairs: tuple[tuple[str, str], ...] = (("image", "text"),)
     recall: tuple[int, ...] = (1, 10)
 
     def __post_init__(self) -> None:
-        require(self.pair[0] != self.pair[1], self, "pair", "two different encoders")
+        require(len(self.pairs) >= 1, self, "pairs", "at least one pair of encoders")
+        distinct = all(a != b for a, b in self.pairs) and len({frozenset(p) for p in self.pairs}) == len(self.pairs)
+        require(distinct, self, "pairs", "different pairs of two different encoders")
         require(len(self.recall) >= 1 and min(self.recall) >= 1, self, "recall", "at least one k, each at least 1")
 
     def build(self) -> Retrieval:
         return Retrieval(self)
 
     def check(self, parts: Parts) -> None:
-        check_pair("RetrievalSpec.pair", self.pair, parts.embedding_widths)
+        for pair in self.pairs:
+            check_pair("RetrievalSpec.pairs", pair, parts.embedding_widths)
 
 
 class Retrieval(Metric):
     def __init__(self, spec: RetrievalSpec) -> None:
         self.spec = spec
-        self.embeddings: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self.embeddings: dict[str, list[Tensor]] = {name: [] for pair in spec.pairs for name in pair}
 
     def update(self, outputs: Outputs, batch: Batch) -> None:
-        for name, kept in zip(self.spec.pair, self.embeddings, strict=True):
+        for name, kept in self.embeddings.items():
             kept.append(F.normalize(outputs.embedding[name].float(), dim=-1).cpu())
 
     def compute(self) -> dict[str, Score]:
-        if not self.embeddings[0]:
+        if not all(self.embeddings.values()):
             raise InputError("Retrieval was asked for, but there was no sample.")
-        a, b = (torch.cat(kept) for kept in self.embeddings)
+        joined = {name: torch.cat(kept) for name, kept in self.embeddings.items()}
         scores: dict[str, Score] = {}
-        for (first, second), (query, candidate) in {self.spec.pair: (a, b), self.spec.pair[::-1]: (b, a)}.items():
-            rank, number = ranks(query, candidate), len(query)
+        for first, second in (way for pair in self.spec.pairs for way in (pair, pair[::-1])):
+            rank, number = ranks(joined[first], joined[second]), len(joined[first])
             for k in self.spec.recall:
                 recall = (rank <= k).double().mean().item() * 100
                 scores[f"{first}_to_{second}/R@{k}"] = Score(recall, min(k, number) / number * 100, "%")

@@ -36,18 +36,19 @@ class BeamSpec(GenerationSpec):
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
-        longest, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
+        limit, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
         search = _Search.begin(self, decoding, prompt)
         logits, progress = decoding.begin(prompt)
         rows = torch.arange(decoding.rows, device=decoding.device).repeat_interleave(self.beams)
         logits, progress, decoding = logits[rows], select(progress, rows), decoding.select(rows)
-        for written in range(longest):
+        for written in range(int(limit.max())):
             logits = constrain(logits, search.history, written, self, eos)
             search, chosen, source = search.extend(self, logits, written, eos)
-            if written + 1 == longest or search.is_over(self, written + 1, longest):
+            search = search.cut(self, written + 1, limit)
+            if search.is_over(self, written + 1, limit):
                 break
             logits, progress = decoding.step(chosen, select(progress, source))
-        return search.best(self, prompt)
+        return search.best(prompt)
 
 
 class _Search(NamedTuple):
@@ -91,24 +92,27 @@ class _Search(NamedTuple):
         place = place[:, : score.shape[1]]
         return best[:, : score.shape[1]], texts.gather(1, place[..., None].expand(-1, -1, texts.shape[2]))
 
-    def is_over(self, spec: BeamSpec, written: int, longest: int) -> bool:
+    def cut(self, spec: BeamSpec, written: int, limit: Tensor) -> _Search:
+        """Where an input's texts may grow no longer, its beams count as they are, and end."""
+        at_end = (limit == written)[:, None]  # B 1
+        ids = self.history.view(*self.score.shape, -1)
+        as_they_are = (self.score / written**spec.length_penalty).masked_fill(~at_end, float("-inf"))
+        kept_score, kept = self._keep(as_they_are, ids)
+        return _Search(self.score.masked_fill(at_end, float("-inf")), self.history, kept_score, kept)
+
+    def is_over(self, spec: BeamSpec, written: int, limit: Tensor) -> bool:
         """Whether no beam can become better than the worst text that is kept, for any input.
 
         A sum of log-probabilities only falls; over a length to a power, it is highest at the shortest or the longest.
         """
-        lengths = (written + 1, longest + 1)
+        lengths = (torch.full_like(limit, written + 1), limit + 1)
         bound = torch.stack([self.score[:, 0] / length**spec.length_penalty for length in lengths]).amax(0)
         return bool((self.kept_score[:, -1] >= bound).all())
 
-    def best(self, spec: BeamSpec, prompt: Text) -> list[Written]:
-        """The best text of each input; beams that were cut count as they are."""
-        batch, beams = self.score.shape
+    def best(self, prompt: Text) -> list[Written]:
+        """The best text of each input."""
         before = begin_history(prompt).shape[1]
-        ids = self.history.view(batch, beams, -1)
-        cut = self.score / (ids.shape[2] - before) ** spec.length_penalty
-        score, kept = self._keep(cut, ids)
-        texts = kept[:, 0, before:].tolist()
         return [
-            Written([index for index in text if index >= 0], value)
-            for text, value in zip(texts, score[:, 0].tolist(), strict=True)
+            Written([index for index in text if index >= 0], score)
+            for text, score in zip(self.kept[:, 0, before:].tolist(), self.kept_score[:, 0].tolist(), strict=True)
         ]

@@ -63,22 +63,22 @@ class GenerationSpec(ABC):
         """
 
 
-def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> int:
-    """How many ids may be written at most.
+def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> Tensor:
+    """How many ids may be written at most after each prompt: B, int64.
 
     Raises:
         InputError: the decoder's context length does not have so many.
     """
-    left = decoding.context_length - int(prompt.lengths.max())
-    wanted = spec.max_length or max(1, spec.min_length)
-    if left < wanted:
+    left = decoding.context_length - prompt.lengths  # B
+    wanted, least = spec.max_length or max(1, spec.min_length), int(left.min())
+    if least < wanted:
         before = int(prompt.lengths.max()) - 1
         raise InputError(
             f"{type(spec).__name__} is to write {wanted} ids, but the decoder's context_length is "
-            f"{decoding.context_length}, which with eos and a prompt of {before} ids leaves {max(left, 0)}: "
+            f"{decoding.context_length}, which with eos and a prompt of {before} ids leaves {max(least, 0)}: "
             f"{'shorten the prompt' if before else 'lower the length'}."
         )
-    return spec.max_length or left
+    return left if spec.max_length is None else torch.full_like(left, spec.max_length)
 
 
 def begin_history(prompt: Text) -> Tensor:

@@ -29,7 +29,8 @@ class _OneByOneSpec(GenerationSpec):
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
-        longest, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
+        limit, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
+        longest = int(limit.max())
         uniform = self._uniform(numbers or range(decoding.rows), longest).to(decoding.device)
         ids: list[list[int]] = [[] for _ in range(decoding.rows)]
         scores = [0.0] * decoding.rows
@@ -43,12 +44,12 @@ class _OneByOneSpec(GenerationSpec):
                 scores[row] += value
                 if index != eos:
                     ids[row].append(index)
-            going = (chosen != eos).nonzero()[:, 0]
-            if written + 1 == longest or not len(going):
+            going = ((chosen != eos) & (written + 1 < limit)).nonzero()[:, 0]
+            if not len(going):
                 break
             history = torch.cat((history, chosen[:, None]), dim=1)
             if len(going) < len(rows):  # texts that have ended cost nothing
-                rows, history, chosen = rows[going], history[going], chosen[going]
+                rows, limit, history, chosen = rows[going], limit[going], history[going], chosen[going]
                 decoding, progress = decoding.select(going), select(progress, going)
             logits, progress = decoding.step(chosen, progress)
         return [Written(*pair) for pair in zip(ids, scores, strict=True)]

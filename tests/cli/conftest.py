@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from bundles import save_classifier, save_dual, write_pictures
+from bundles import save_classifier, save_dual, save_trimodal, write_pictures, write_sounds
 from tiny import tiny_run, write_shards
 from typed import Typed
 
@@ -27,6 +27,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_classifier(tmp_path_factory.mktemp("classifier") / "bundle")
 
 
+@pytest.fixture(scope="session")
+def trimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_trimodal(tmp_path_factory.mktemp("trimodal") / "bundle")
+
+
 @pytest.fixture
 def loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bundle is read from its files once only: these bundles do not change, and tests are many."""
@@ -38,6 +43,18 @@ def shots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Pictures in shots/, in the folder that the test runs in."""
     monkeypatch.chdir(tmp_path)
     return [str(path) for path in write_pictures(Path("shots"))]
+
+
+@pytest.fixture
+def calls(shots: list[str]) -> list[str]:
+    """Sounds in calls/, beside shots/."""
+    return [str(path) for path in write_sounds(Path("calls"))]
+
+
+@pytest.fixture
+def three(trimodal: Path, capsys: pytest.CaptureFixture[str], loaded_once: None) -> Typed:
+    """Commands on a bundle that reads pictures, texts and sounds."""
+    return Typed(trimodal, capsys)
 
 
 @pytest.fixture

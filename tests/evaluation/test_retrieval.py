@@ -107,7 +107,7 @@ def test_the_median_of_an_even_number_lies_between() -> None:
     candidate = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 1, 2], [3, 3, 3, 0.1]])
     rank = ranks(query, candidate).tolist()
     metric = Retrieval(SPEC)
-    metric.embeddings = ([query], [candidate])
+    metric.embeddings = {"image": [query], "text": [candidate]}
     assert metric.compute()["image_to_text/median_rank"].value == statistics.median(rank)
 
 
@@ -127,16 +127,20 @@ def test_chance_is_what_guessing_gives() -> None:
 
 def test_the_pair_names_the_encoders() -> None:
     x, y = embeddings()
-    metric = RetrievalSpec(("a", "b"), (1,)).build()
+    metric = RetrievalSpec((("a", "b"), ("image", "a")), (1,)).build()
     metric.update(Outputs.empty()._replace(embedding={"a": x, "b": y, "image": y}), Batch((), {}))
     scores = metric.compute()
-    assert list(scores) == ["a_to_b/R@1", "a_to_b/median_rank", "b_to_a/R@1", "b_to_a/median_rank"]
+    assert list(scores)[:4] == ["a_to_b/R@1", "a_to_b/median_rank", "b_to_a/R@1", "b_to_a/median_rank"]
+    assert scores["a_to_b/R@1"] == scores["a_to_image/R@1"], "b and image are the same here"
+    assert len(scores) == 8
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pair": ("image", "image")}, "RetrievalSpec.pair must be two different encoders"),
+        ({"pairs": (("image", "image"),)}, "RetrievalSpec.pairs must be different pairs of two different encoders"),
+        ({"pairs": (("a", "b"), ("b", "a"))}, "RetrievalSpec.pairs must be different pairs"),
+        ({"pairs": ()}, "RetrievalSpec.pairs must be at least one pair"),
         ({"recall": ()}, "RetrievalSpec.recall must be at least one k"),
         ({"recall": (0,)}, "RetrievalSpec.recall must be at least one k, each at least 1"),
     ],
@@ -149,7 +153,7 @@ def test_values_out_of_range_are_refused(fields: dict[str, Any], message: str) -
 
 def test_a_model_that_does_not_fit_is_refused() -> None:
     SPEC.check(Parts({"image": 4, "text": 4}, {}, {}, ()))
-    with pytest.raises(InputError, match=r"RetrievalSpec.pair is 'text', but .* image, txt. Did you mean 'txt'"):
+    with pytest.raises(InputError, match=r"RetrievalSpec.pairs is 'text', but .* image, txt. Did you mean 'txt'"):
         SPEC.check(Parts({"image": 4, "txt": 4}, {}, {}, ()))
     with pytest.raises(InputError, match=r"'image' against 'text', but their embeddings are 4 and 5 wide"):
         SPEC.check(Parts({"image": 4, "text": 5}, {}, {}, ()))

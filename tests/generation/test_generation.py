@@ -167,9 +167,19 @@ def test_the_least_and_the_greatest_length_hold(spec: GenerationSpec) -> None:
 def test_without_a_greatest_length_the_context_is() -> None:
     made, prompt = decoding("alone", small=1), prompts(6, ragged=True)
     texts = GreedySpec(min_length=13).write(made, prompt)
-    assert {len(text.ids) for text in texts} == {13}, "16 in all, with eos and at most two ids of a prompt"
+    assert [len(text.ids) for text in texts] == [15, 14, 13] * 2, "16 in all, with eos and up to two ids of a prompt"
     with pytest.raises(InputError, match=r"is to write 14 ids, but .* 16, .* a prompt of 2 ids leaves 13: shorten"):
         GreedySpec(min_length=14).write(made, prompt)
+
+
+@pytest.mark.parametrize("spec", [GreedySpec(), BeamSpec(beams=3, length_penalty=3.0)])
+def test_a_longer_prompt_leaves_the_others_their_room(spec: GenerationSpec) -> None:
+    made = decoding("alone")
+    long = Text(torch.tensor([[2, *range(40, 50)], [2, *([0] * 10)]]).repeat(3, 1), torch.tensor([11, 1]).repeat(3))
+    texts = spec.write(made, long)
+    assert [len(text.ids) for text in texts[:2]] == [5, 15]
+    rows = torch.tensor([1])
+    assert spec.write(made.select(rows), Text(long.ids[1:2, :1], long.lengths[1:2]))[0].ids == texts[1].ids
 
 
 def test_special_tokens_are_not_written() -> None:

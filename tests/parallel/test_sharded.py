@@ -148,9 +148,7 @@ def test_a_run_that_was_killed_goes_on(file: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_divide_is_refused(file: Path) -> None:
     run = everything(file.parent / "shards")
-    with pytest.raises(
-        InputError, match=r"accumulate_grad_batches = 3 × 1 = 3 does not divide"
-    ):
+    with pytest.raises(InputError, match=r"accumulate_grad_batches = 3 × 1 = 3 does not divide"):
         dataclasses.replace(run, parallel=ParallelSpec(3))
     with pytest.raises(InputError, match=r"data.order.lanes is 2, which parallel.shard, 4, does not divide"):
         dataclasses.replace(run, parallel=ParallelSpec(4))

@@ -1,0 +1,95 @@
+"""``mmformer caption`` and ``similarity``, and sounds in ``embed`` and ``retrieve``, as typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typed import Typed
+
+import mmformer
+from mmformer.generation.beam import BeamSpec
+from mmformer.generation.sampling import SamplingSpec
+
+
+def test_captions_are_a_table_or_json(three: Typed, trimodal: Path, shots: list[str]) -> None:
+    model = mmformer.load(trimodal)
+    expected = model.caption(shots)
+    found = three.json("caption", "shots")
+    assert [row["image"] for row in found] == shots
+    assert [row["caption"] for row in found] == expected
+    shown = three("caption", shots[0])
+    assert shots[0] in shown
+    assert expected[0].split()[0] in shown
+
+
+def test_captions_of_sounds(three: Typed, trimodal: Path, calls: list[str]) -> None:
+    found = three.json("caption", "--sounds", "calls")
+    assert [row["audio"] for row in found] == calls
+    assert [row["caption"] for row in found] == mmformer.load(trimodal).caption(audio=calls)
+
+
+def test_every_option_of_caption_is_handed_on(three: Typed, trimodal: Path, shots: list[str]) -> None:
+    model = mmformer.load(trimodal)
+    every = "--beams 2 --min-length 4 --max-length 6 --repetition-penalty 3 --no-repeat-ngram 1"
+    for words, spec in (
+        ("--beams 3 --length-penalty 2", BeamSpec(beams=3, length_penalty=2.0)),
+        ("--temperature 2 --top-k 40 --top-p 0.9 --seed 3", SamplingSpec(0, None, 1.0, 0, 2.0, 40, 0.9, 3)),
+        (every, BeamSpec(4, 6, 3.0, 1, 2)),
+    ):
+        found = [row["caption"] for row in three.json("caption", *shots, *words.split())]
+        assert found == model.caption(shots, spec=spec)
+    assert three.json("caption", shots[0], "--prompt", "a photo")[0]["caption"].startswith("a photo")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "caption needs pictures or --sounds, and not both"),
+        (("shots", "--sounds", "calls"), "caption needs pictures or --sounds, and not both"),
+        (("shots", "--seed", "1"), "--seed is of what is drawn: give --temperature, --top-k or --top-p too"),
+        (("shots", "--length-penalty", "1"), "--length-penalty is for a search with beams: give --beams too"),
+        (("shots", "--beams", "2", "--top-k", "3"), "--top-k draws words, --beams searches: give one"),
+        (("shots", "--beams", "0"), "BeamSpec.beams must be at least 1, but is 0"),
+        (("shots", "--top-p", "2"), "SamplingSpec.top_p must be above 0 and at most 1, but is 2.0"),
+        (("shots", "--max-length", "40"), "is to write 40 ids, but the decoder's context_length is 16"),
+        (("shots", "--decoder", "hear"), "hear reads sound"),
+        (("--sounds", "shots"), "there is no sound (.wav, .flac, .ogg, .mp3) in this folder"),
+    ],
+)  # fmt: skip
+def test_options_of_caption_that_do_not_fit(
+    three: Typed, calls: list[str], words: tuple[str, ...], message: str
+) -> None:
+    assert message in three.refused("caption", *words)
+
+
+def test_similarity_of_any_two(three: Typed, trimodal: Path, shots: list[str], calls: list[str]) -> None:
+    model = mmformer.load(trimodal)
+    found = three.json("similarity", "--images", "shots", "--sounds", "calls")
+    assert [row["image"] for row in found] == shots
+    matrix = np.array([[row["similarities"][call] for call in calls] for row in found])
+    assert np.allclose(matrix, model.similarity(image=shots, audio=calls).numpy(), atol=1e-5)
+    shown = three("similarity", "--sounds", calls[0], "--texts", "cat,dog")
+    assert "cat" in shown
+    assert "similarity" in shown
+    assert "name two of --images" in three.refused("similarity", "--images", "shots")
+
+
+def test_sounds_are_embedded_beside_the_rest(three: Typed, trimodal: Path, shots: list[str], calls: list[str]) -> None:
+    three("embed", "--images", "shots", "--audio", "calls", "--texts", "cat", "--output", "all.npz")
+    held = np.load("all.npz")
+    assert set(held.files) == {*shots, *calls, "cat"}
+    wanted = mmformer.load(trimodal).embed(audio=calls)
+    assert np.allclose(np.stack([held[call] for call in calls]), wanted.numpy(), atol=1e-5)
+    found = three.json("embed", "--audio", calls[0], "--json")
+    assert list(found[0]) == ["audio", "embedding"]
+
+
+def test_sounds_are_looked_for_and_among(three: Typed, shots: list[str], calls: list[str]) -> None:
+    by_sound = three.json("retrieve", "--sound", calls[0], "--images", "shots", "--top", 2)
+    assert by_sound[0]["query"] == calls[0]
+    assert {match["image"] for match in by_sound[0]["matches"]} < set(shots)
+    among = three.json("retrieve", "--sounds", "calls", "--sound", calls[1], "--top", 1)
+    assert among[0]["matches"][0]["audio"] == calls[1]
+    assert "sound" in three("retrieve", "a text", "--sounds", "calls")

@@ -1,0 +1,144 @@
+"""The front door with sounds and captions: any two modalities, one value or several, alone and in a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import pixels, save_dual, save_trimodal, tone, write_sounds
+
+import mmformer
+from mmformer.errors import InputError
+from mmformer.generation.beam import BeamSpec
+from mmformer.generation.sampling import SamplingSpec
+from mmformer.predictor import Predictor
+
+TEXTS = ["a red square", "blue", "a very long text about nothing in particular"]
+PICTURES = [pixels(seed) for seed in range(3)]
+SOUNDS = [(tone(300, 0.3), 8000), (tone(500, 0.1), 8000), (tone(800, 0.45), 8000)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_trimodal(tmp_path_factory.mktemp("trimodal") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Predictor:
+    return mmformer.load(bundle)
+
+
+def test_a_bundle_holds_a_vocabulary_once(bundle: Path) -> None:
+    names = {path.name for path in bundle.iterdir()}
+    assert names == {"README.md", "model.safetensors", "model.yaml", "transforms.yaml", "text.model"}
+
+
+def test_sounds_are_embedded_one_or_several(model: Predictor, tmp_path: Path) -> None:
+    several = model.embed(audio=SOUNDS)
+    assert several.shape == (3, 12)
+    assert torch.allclose(several.norm(dim=1), torch.ones(3), atol=1e-6)
+    for sound, wanted in zip(SOUNDS, several, strict=True):
+        assert torch.allclose(model.embed(audio=sound), wanted, atol=1e-5), "alone as in a batch of longer ones"
+    files = write_sounds(tmp_path / "sounds")
+    assert model.embed(audio=files).shape == (4, 12)
+    assert torch.allclose(model.embed(audio=files[0].read_bytes()), model.embed(audio=files)[0], atol=1e-5)
+
+
+def test_small_batches_give_the_same_in_the_given_order(bundle: Path, model: Predictor) -> None:
+    small = mmformer.load(bundle, batch_size=1)
+    assert torch.allclose(small.embed(audio=SOUNDS * 8), model.embed(audio=SOUNDS * 8), atol=1e-5)
+
+
+def test_long_sounds_are_cut_to_what_the_model_reads(model: Predictor) -> None:
+    assert torch.equal(model.embed(audio=(tone(300, 2.0), 8000)), model.embed(audio=(tone(300, 0.5), 8000)))
+
+
+def test_any_two_modalities_are_compared(model: Predictor) -> None:
+    values: dict[str, Any] = {"image": PICTURES, "audio": SOUNDS[:2], "text": TEXTS[:1]}
+    for first, second in (("image", "text"), ("image", "audio"), ("audio", "text")):
+        found = model.similarity(**{first: values[first], second: values[second]})
+        wanted = model.embed(**{first: values[first]}) @ model.embed(**{second: values[second]}).T
+        assert torch.allclose(found, wanted, atol=1e-6)
+    assert torch.equal(model.similarity(PICTURES, TEXTS), model.similarity(image=PICTURES, text=TEXTS))
+    assert model.similarity(audio=SOUNDS[0], text="blue").ndim == 0
+
+
+def test_any_modality_finds_any_other(model: Predictor) -> None:
+    matches = model.retrieve(audio=SOUNDS[0], images=PICTURES, top=2)
+    scores = model.similarity(audio=SOUNDS[0], image=PICTURES)
+    assert [match.candidate for match in matches] == scores.argsort(descending=True)[:2].tolist()
+    (again,) = model.retrieve(audio=SOUNDS[1:2], audios=SOUNDS, top=1)
+    assert again[0].candidate == 1
+    assert model.retrieve(text=TEXTS[0], audios=SOUNDS, top=9)[0].score <= 1
+
+
+def test_sounds_are_classified_by_any_labels(model: Predictor) -> None:
+    answers = model.classify(audio=SOUNDS, labels=["cat", "dog"])
+    assert len(answers) == 3
+    logits = model.similarity(audio=SOUNDS, text=["cat", "dog"]) / 0.07
+    for answer, row in zip(answers, logits.softmax(-1), strict=True):
+        assert answer["cat"] == pytest.approx(float(row[0]), abs=1e-4)
+
+
+def test_captions_are_of_each_value(model: Predictor) -> None:
+    several = model.caption(PICTURES)
+    assert len(several) == 3
+    assert len(set(several)) > 1
+    assert all(isinstance(text, str) for text in several)
+    assert model.caption(PICTURES[1]) == several[1]
+    heard = model.caption(audio=SOUNDS)
+    assert [model.caption(audio=sound) for sound in SOUNDS] == heard
+
+
+def test_a_caption_begins_with_its_prompt(model: Predictor) -> None:
+    free = model.caption(PICTURES, prompt="a photo")
+    assert all(text.startswith("a photo") for text in free)
+    own = model.caption(PICTURES, prompt=["", "one", "two words"])
+    assert own[2].startswith("two words")
+    assert own[0] == model.caption(PICTURES[0])
+
+
+def test_captions_are_drawn_by_the_place_in_the_list(bundle: Path, model: Predictor) -> None:
+    spec = SamplingSpec(temperature=2.0, seed=5)
+    same = [(tone(300, 0.3), 8000)] * 5
+    drawn = model.caption(audio=same, spec=spec)
+    assert len(set(drawn)) > 1, "equal sounds, but not equal draws"
+    assert mmformer.load(bundle, batch_size=2).caption(audio=same, spec=spec) == drawn
+    assert model.caption(PICTURES, spec=BeamSpec(beams=3)) == [
+        model.caption(p, spec=BeamSpec(beams=3)) for p in PICTURES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.embed(), "embed takes exactly one of text=..., image=..., audio=..., but was handed none"),
+        (lambda m: m.similarity(image=PICTURES), "similarity takes two of .* but was handed image"),
+        (lambda m: m.similarity(PICTURES, TEXTS, audio=SOUNDS), "but was handed image and audio and text"),
+        (lambda m: m.caption(), "caption takes exactly one of image=..., audio=..., but was handed none"),
+        (lambda m: m.caption(PICTURES, prompt=["a"]), "There are 1 prompts for 3 pictures: give one for each"),
+        (
+            lambda m: m.caption(PICTURES, decoder="hear"),
+            r"reads image alone \(hear\), but .* hear reads sound",
+        ),
+        (lambda m: m.caption(PICTURES, decoder="captoin"), "Did you mean 'caption'"),
+        (lambda m: m.embed(audio=np.zeros(5)), "is an array alone: say how many samples a second"),
+        (lambda m: m.embed(audio=[]), "There are no sounds: the list is empty"),
+        (lambda m: m.embed(audio=["nowhere.wav"]), "nowhere.wav: the sound cannot be read"),
+        (lambda m: m.embed(audio=[SOUNDS[0], b"x"]), "sound 1: not a whole WAV"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(model: Predictor, call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(model)
+
+
+def test_a_model_without_sounds_or_decoders_says_so(tmp_path: Path) -> None:
+    dual = mmformer.load(save_dual(tmp_path / "bundle"))
+    with pytest.raises(InputError, match="This model reads no audio, only image, text"):
+        dual.embed(audio=SOUNDS)
+    with pytest.raises(InputError, match=r"Captions need a decoder that reads image .* but the model's are: none"):
+        dual.caption(PICTURES)
