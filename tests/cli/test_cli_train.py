@@ -24,9 +24,9 @@ class Started:
     def __init__(self) -> None:
         self.calls: list[SimpleNamespace] = []
 
-    def fit(self, run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    def fit(self, run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> SimpleNamespace:
         self.calls.append(SimpleNamespace(run=run, output=output, resume=resume, overwrite=overwrite))
-        return {}
+        return SimpleNamespace(scores={}, cards=[])
 
     def score_bundle(self, run: RunSpec, bundle: Path, split: str, device: str) -> dict[str, Any]:
         self.calls.append(SimpleNamespace(run=run, bundle=bundle, split=split, device=device))

@@ -80,7 +80,9 @@ def full(shards: Path) -> RunSpec:
 @pytest.fixture(scope="module")
 def done(full: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     output = tmp_path_factory.mktemp("runs") / "full"
-    return output, fit(full, output)
+    result = fit(full, output)
+    assert result is not None
+    return output, result.scores
 
 
 def test_the_folder_has_what_the_design_says(done: tuple[Path, Any]) -> None:
@@ -96,6 +98,7 @@ def test_the_folder_has_what_the_design_says(done: tuple[Path, Any]) -> None:
         "config.yaml",
         "parameters.tsv",
         "metrics.csv",
+        "report.png",
         "tensorboard/hparams.yaml",
         "checkpoints/step-000000004/state.ckpt",
         "checkpoints/step-000000006/state.ckpt",
