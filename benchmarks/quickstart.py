@@ -1,9 +1,10 @@
 """The quickstart's quality over seeds, on the unseen test emoji and, where it is at hand, on OpenMoji's drawings.
 
     python -m benchmarks.quickstart [--seeds 0 1 2]
+    python -m benchmarks.quickstart --config configs/runs/emoji_full.yaml --seeds 0
 
-Trains ``configs/runs/emoji_quickstart.yaml`` once a seed, one process each, and writes
-``benchmarks/results/quickstart.md``.
+Trains ``configs/runs/emoji_quickstart.yaml`` (or another run of the emoji) once a seed, one process each, and writes
+``benchmarks/results/quickstart.md`` (or the other's name without ``emoji_``).
 OpenMoji (CC BY-SA 4.0) is not part of this project: ``--openmoji DIR`` names a folder with its ``captions.jsonl`` and
 ``images_72.zip``; without it that part is left out, and the table says so.
 """
@@ -25,13 +26,16 @@ import mmformer
 from benchmarks.machine import describe
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
+from mmformer.evaluation.captions import cider, exact_match
+from mmformer.generation.beam import BeamSpec
 
-CONFIG = "configs/runs/emoji_quickstart.yaml"
-RESULT = Path("benchmarks/results/quickstart.md")
+CONFIG = Path("configs/runs/emoji_quickstart.yaml")
+RESULTS = Path("benchmarks/results")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--openmoji", type=Path, help="the folder of OpenMoji's drawings and captions")
     parser.add_argument(
@@ -39,20 +43,21 @@ def main() -> int:
     )
     parser.add_argument("--reuse", action="store_true", help="measure runs that are there, instead of training again")
     arguments = parser.parse_args()
-    runs = [measure(seed, arguments.openmoji, arguments.options, arguments.reuse) for seed in arguments.seeds]
-    text = report(arguments.seeds, runs, arguments.openmoji, arguments.options)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(text, encoding="utf-8")
+    config = arguments.config
+    runs = [measure(config, seed, arguments.openmoji, arguments.options, arguments.reuse) for seed in arguments.seeds]
+    text = report(config, arguments.seeds, runs, arguments.openmoji, arguments.options)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{config.stem.removeprefix('emoji_')}.md").write_text(text, encoding="utf-8")
     print(text)
     return 0
 
 
-def measure(seed: int, openmoji: Path | None, options: list[str], reuse: bool) -> dict[str, float]:
+def measure(config: Path, seed: int, openmoji: Path | None, options: list[str], reuse: bool) -> dict[str, float]:
     """Train with a seed; the scores by name, and the seconds that the whole command took."""
-    output = Path("runs") / f"benchmark_quickstart_{seed}"
+    output = Path("runs") / f"benchmark_{config.stem}_{seed}"
     seconds = output / "seconds.txt"
     if not (reuse and seconds.exists()):
-        command = [sys.executable, "-m", "mmformer", "fit", "--config", CONFIG, "--output", str(output)]
+        command = [sys.executable, "-m", "mmformer", "fit", "--config", str(config), "--output", str(output)]
         began = time.perf_counter()
         subprocess.run([*command, "--overwrite", "--seed", str(seed), *options], check=True)
         seconds.write_text(f"{time.perf_counter() - began:.1f}", encoding="utf-8")
@@ -66,7 +71,7 @@ def measure(seed: int, openmoji: Path | None, options: list[str], reuse: bool) -
 
 
 def score_openmoji(bundle: Path, folder: Path) -> dict[str, float]:
-    """Image→text retrieval of the training concepts, drawn by other hands, among the names of all of them."""
+    """The training concepts, drawn by other hands: found among the names of all of them, and written of."""
     reader = ShardReader(Manifest.load("data/emoji"), "train")
     names = {key: json.loads(reader[i].members["json"])["names"]["en"] for i, key in enumerate(reader.keys)}
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -80,19 +85,27 @@ def score_openmoji(bundle: Path, folder: Path) -> dict[str, float]:
     score = image @ text.T
     rank = (~(score < score.diagonal()[:, None])).sum(1).double()
     label = f"openmoji ({len(drawn)} drawings, {len(names)} names)/image_to_text"
-    return {
+    scores = {
         f"{label}/R@1": (rank <= 1).double().mean().item() * 100,
         f"{label}/R@10": (rank <= 10).double().mean().item() * 100,
         f"{label}/median_rank": torch.quantile(rank, 0.5).item(),
     }
+    if model.model.spec.decoders:
+        captions = model.caption(image=pictures, spec=BeamSpec(beams=4))
+        references = [[names[key]] for key in drawn]
+        scores["openmoji/captions/exact match"] = 100 * exact_match(captions, references)
+        scores["openmoji/captions/CIDEr"] = cider(captions, references)
+    return scores
 
 
-def report(seeds: list[int], runs: list[dict[str, float]], openmoji: Path | None, options: list[str]) -> str:
+def report(
+    config: Path, seeds: list[int], runs: list[dict[str, float]], openmoji: Path | None, options: list[str]
+) -> str:
     """The table as Markdown."""
     lines = [
-        "# The quickstart over seeds",
+        f"# {config.stem} over seeds",
         "",
-        f"`python -m benchmarks.quickstart --seeds {' '.join(map(str, seeds))}`"
+        f"`python -m benchmarks.quickstart --config {config} --seeds {' '.join(map(str, seeds))}`"
         + (f" with `{' '.join(options)}`" if options else ""),
         "",
         f"{describe()}. Scores in percent, ranks from 1, on the test split, which training never saw.",

@@ -14,6 +14,7 @@ from tiny import tiny_run, write_shards
 from mmformer.config import parse, read_yaml, to_yaml
 from mmformer.data import augment, caption
 from mmformer.errors import InputError
+from mmformer.evaluation.captions import CaptionsSpec
 from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec
 from mmformer.evaluation.retrieval import RetrievalSpec
 from mmformer.generation.beam import BeamSpec
@@ -66,6 +67,7 @@ MEMBERS: list[Any] = [
     BeamSpec(1, 9, 1.5, 3, 6, 0.8),
     RetrievalSpec((("text", "image"), ("a", "b")), (1, 2, 3)),
     AccuracySpec("colour", "hue"),
+    CaptionsSpec("writer", BeamSpec(beams=2)),
     ZeroShotSpec("colour", "classes.txt", ("a {}", "the {}"), "i", "t"),
     AdamWSpec(0.1, 0.2, (0.3, 0.4), 1e-9),
     CosineScheduleSpec(5, 0.1),

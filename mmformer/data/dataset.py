@@ -231,9 +231,12 @@ class Collate:
 
 
 def pad_sounds(sounds: Sequence[np.ndarray], rate: int) -> Audio:
-    """Waveforms as rows, zero past their ends."""
+    """Waveforms as rows, zero past their ends.
+
+    Rows are of round lengths: of fewer kinds, and with room for a last frame that reaches past its sound.
+    """
     lengths = [len(sound) for sound in sounds]
-    samples = torch.zeros(len(sounds), max(lengths))  # B S
+    samples = torch.zeros(len(sounds), -(-max(lengths) // 1024) * 1024)  # B S
     for row, sound in zip(samples, sounds, strict=True):
         row[: len(sound)] = torch.from_numpy(sound)
     return Audio(samples, torch.tensor(lengths, dtype=torch.int64), rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -28,6 +28,9 @@ class Score(NamedTuple):
 @dataclass(frozen=True)
 class MetricSpec(ABC):
     """A measure of a model on a split."""
+
+    generates: ClassVar[bool] = False
+    """Whether it has decoders write, outside of the model's forward pass."""
 
     @abstractmethod
     def build(self) -> Metric:

@@ -136,13 +136,17 @@ class SpectrogramPatches(nn.Module):
         with torch.autocast(audio.samples.device.type, enabled=False):
             samples, lengths = audio.samples, audio.lengths
             frames = -(-torch.clamp(lengths - spec.window, min=0) // spec.hop) + 1  # B
-            count = -(-max(samples.shape[1] - spec.window, 0) // spec.hop) + 1
-            past = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]  # B S
-            samples = samples.masked_fill(past, 0.0)
-            samples = F.pad(samples, (0, (count - 1) * spec.hop + spec.window - samples.shape[1]))
-            there = torch.arange(count, device=samples.device) < frames[:, None]  # B T
+            count = int(frames.max())
+            missing = (count - 1) * spec.hop + spec.window - samples.shape[1]
+            samples = F.pad(samples, (0, missing)) if missing > 0 else samples
+            begin = torch.arange(count, device=samples.device) * spec.hop  # T
+            there = begin < frames[:, None] * spec.hop  # B T
             # Only frames that hold sound: the transforms of padding would cost as much.
-            cut = samples.unfold(1, spec.window, spec.hop)[there]  # N window
+            cut = samples.unfold(1, spec.window, spec.hop)[:, :count][there]  # N window
+            left = (lengths[:, None] - begin)[there]  # N: real samples from where a frame begins
+            last = (left < spec.window).nonzero()[:, 0]
+            past = torch.arange(spec.window, device=samples.device) >= left[last, None]
+            cut[last] = cut[last].masked_fill(past, 0.0)
             # Made on each pass: a buffer would be lost when a model is built on the meta device.
             cut *= torch.hann_window(spec.window, device=samples.device)
             spectrum = torch.view_as_real(torch.fft.rfft(cut)).square().flatten(1)  # N (bins 2)

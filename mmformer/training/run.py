@@ -211,6 +211,12 @@ class RunSpec:
                 raise InputError("evaluation.every_steps is set, but data.validation names no split to evaluate on.")
             if not self.evaluation.metrics:
                 raise InputError("evaluation.every_steps is set, but evaluation.metrics names nothing to measure.")
+        writing = [name for name, metric in self.evaluation.metrics.items() if metric.generates]
+        if writing and self.evaluation.every_steps is not None and self.parallel.shard > 1:
+            raise InputError(
+                f"evaluation.metrics.{writing[0]} has a decoder write, which a sharded model does not do while it is "
+                f"trained: set evaluation.every_steps to null (the end is measured), or parallel.shard to 1."
+            )
         best, metrics = self.checkpoint.best, self.evaluation.metrics
         if best is not None and self.evaluation.every_steps is None:
             raise InputError("checkpoint.best needs scores while training: set evaluation.every_steps.")
