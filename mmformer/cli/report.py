@@ -33,8 +33,8 @@ def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = 
     for name, score in scores.items():
         table.add_row(
             name.replace("/", "  ").replace("_to_", " → ").replace("_", " "),
-            show(score.value, score),
-            show(score.chance, score),
+            score.shown(score.value),
+            score.shown(score.chance),
         )
     Console().print(table)
 
@@ -96,10 +96,3 @@ def _word(path: str | Path) -> str:
 
 def _quoted(text: str) -> str:
     return shlex.quote(text) if any(mark in text for mark in '"$`\\!') else f'"{text}"'
-
-
-def show(value: float | None, score: Score) -> str:
-    """A number for a person: percent with one digit, or two where it is small."""
-    if value is None:
-        return ""
-    return f"{value:.{2 if value < 1 else 1}f} %" if score.unit == "%" else f"{value:g}"

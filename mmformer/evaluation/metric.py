@@ -23,6 +23,14 @@ class Score(NamedTuple):
     chance: float | None = None
     unit: str = ""  # "%" or nothing
 
+    def shown(self, value: float | None) -> str:
+        """The value, or the chance, for a person: percent with one digit, or two where it is small."""
+        if value is None:
+            return ""
+        if self.unit == "%":
+            return f"{value:.{2 if value < 1 else 1}f} %"
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+
 
 @family
 @dataclass(frozen=True)

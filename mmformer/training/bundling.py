@@ -87,12 +87,5 @@ def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], me
 def _scores(scores: Mapping[str, Score], measured_on: str) -> list[str]:
     if not scores:
         return []
-    rows = [f"| {name} | {show(s.value, s.unit)} | {show(s.chance, s.unit)} |" for name, s in scores.items()]
+    rows = [f"| {name} | {s.shown(s.value)} | {s.shown(s.chance)} |" for name, s in scores.items()]
     return [f"## Scores on {measured_on}", "", "| score | value | chance |", "|---|---|---|", *rows, ""]
-
-
-def show(value: float | None, unit: str) -> str:
-    """A score for a person."""
-    if value is None:
-        return ""
-    return f"{value:.2f} %" if unit == "%" and value < 1 else f"{value:.1f} %" if unit == "%" else f"{value:g}"

@@ -77,11 +77,10 @@ def _captions(spec: ModelSpec, model: Predictor, files: list[bytes]) -> list[str
 
 
 def _footer(scores: Mapping[str, Score]) -> str:
-    """The recalls at 1, or else the first score, each with its chance."""
-    best = {name: score for name, score in scores.items() if name.endswith("R@1")} or dict(list(scores.items())[:1])
-    parts = [
-        f"{name.rpartition('/')[0].partition('/')[2].replace('_to_', ' to ') or name} {score.value:.1f} {score.unit}"
-        + (f" (chance {score.chance:.2g})" if score.chance is not None else "")
-        for name, score in best.items()
-    ]
-    return "R@1 over the split: " * any(name.endswith("R@1") for name in best) + " · ".join(parts)
+    """The recalls at 1 and their chance, or else the first score."""
+    found = {name: score for name, score in scores.items() if name.endswith("R@1")}
+    if not found:
+        return next((f"{name} {score.value:.1f} {score.unit}".strip() for name, score in scores.items()), "")
+    ways = [f"{name.split('/')[-2].replace('_to_', ' to ')} {score.value:.0f}" for name, score in found.items()]
+    chance = next(iter(found.values())).chance
+    return f"R@1 in percent{'' if chance is None else f' (chance {chance:.2g})'}: {', '.join(ways)}"

@@ -68,6 +68,7 @@ def work(rank: int, function: Callable[[slice], dict[str, Tensor]], folder: str)
     try:
         size = ROWS // WORLD
         torch.save(function(slice(rank * size, (rank + 1) * size)), f"{folder}/{rank}.pt")
+        dist.barrier()  # one that leaves first may abort the other
     finally:
         dist.destroy_process_group()
 

@@ -212,6 +212,7 @@ def sharded(rank: int, folder: str) -> None:
         assert isinstance(parameter, DTensor)
         assert torch.allclose(parameter.full_tensor(), whole.get_parameter(name), atol=1e-6), "and trained on"
     Path(folder, str(rank)).touch()
+    torch.distributed.barrier()  # one that leaves first may abort the other
     torch.distributed.destroy_process_group()
 
 
