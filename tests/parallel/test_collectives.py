@@ -65,12 +65,10 @@ def work(rank: int, function: Callable[[slice], dict[str, Tensor]], folder: str)
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    try:
-        size = ROWS // WORLD
-        torch.save(function(slice(rank * size, (rank + 1) * size)), f"{folder}/{rank}.pt")
-        dist.barrier()  # one that leaves first may abort the other
-    finally:
-        dist.destroy_process_group()
+    size = ROWS // WORLD
+    torch.save(function(slice(rank * size, (rank + 1) * size)), f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
 
 
 def on_two(function: Callable[[slice], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
