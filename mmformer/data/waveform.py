@@ -15,10 +15,16 @@ from mmformer.data.sound import Sound, decode_sound
 from mmformer.errors import InputError
 
 Waveform = str | os.PathLike[str] | bytes | tuple[NDArray[Any] | Tensor, int]
-"""A path, a file's bytes, or (samples, rate): samples S or channels S, floats from -1 to 1, int16 or int32."""
+"""A path, a file's bytes, or (samples, rate): samples S or channels S, floats from -1 to 1, int16 or int32.
+
+Channels are averaged.
+"""
 
 Waveforms = Sequence[Waveform]
 """Several."""
+
+_LOUDEST = 16.0
+"""Mixing, resampling and lossy formats take floats a little above 1; what is above this was never scaled to it."""
 
 _MUST = "a sound must be a path, bytes, or (samples, rate)"
 
@@ -85,5 +91,10 @@ def _from_array(samples: np.ndarray, name: str) -> NDArray[np.float32]:
         raise InputError(f"{name}: samples must be floats, int16 or int32, but are {samples.dtype}.")
     if not np.isfinite(samples).all():
         raise InputError(f"{name}: samples must be numbers, but some are NaN or infinite.")
+    if np.abs(samples).max() > _LOUDEST:
+        raise InputError(
+            f"{name}: samples of floats must lie within -1 and 1, but span {samples.min():g} to {samples.max():g}: "
+            f"divide them by the range of the integers that they were, such as 32768."
+        )
     mixed = samples if samples.ndim == 1 else samples.mean(axis=0)
     return np.ascontiguousarray(mixed, dtype=np.float32)

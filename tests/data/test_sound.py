@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,54 @@ def test_other_rates_are_resampled(rate: int) -> None:
     inner = slice(RATE // 20, -RATE // 20)
     wanted = tone(len(made) / RATE)[: len(made)]
     assert np.abs(made[inner] - wanted[inner]).max() < 0.01
+
+
+def terms_of(rate: int, samples: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, int, int]:
+    """What a sound is resampled to, and the terms that torchaudio was asked for."""
+    asked, real = [], torchaudio.functional.resample
+
+    def resample(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
+        asked.append((old, new))
+        return real(waveform, old, new)
+
+    monkeypatch.setattr(torchaudio.functional, "resample", resample)
+    made = AudioTransformSpec(RATE, seconds=5.0)(Sound(samples, rate))
+    return made, *asked[0]
+
+
+@pytest.mark.parametrize("rate", [44_101, 47_999, 15_999, 7919, 44_056])
+def test_odd_rates_are_resampled_by_small_filters(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters of 16,000 × 44,101 numbers would take gigabytes."""
+    made, old, new = terms_of(rate, tone(rate=rate), monkeypatch)
+    assert max(old, new) <= 1000
+    shift = (old / new) * (RATE / rate)
+    assert shift == pytest.approx(1, abs=5e-4)
+    inner = slice(RATE // 20, -RATE // 20)
+    wanted = tone(len(made) / RATE, frequency=440 * shift)[: len(made)]
+    assert np.abs(made[inner] - wanted[inner]).max() < 0.01
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 24_000, 32_000, 44_100, 48_000, 88_200, 96_000, 192_000])
+def test_rates_in_use_are_resampled_exactly(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, old, new = terms_of(rate, tone(0.1, rate), monkeypatch)
+    assert old * RATE == new * rate
+
+
+@pytest.mark.parametrize("rate", [1, 3, 20_000_000])
+def test_rates_of_no_sound_are_resampled_all_the_same(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, old, new = terms_of(rate, np.ones(9, np.float32), monkeypatch)
+    assert min(old, new) == 1
+    assert old / new == pytest.approx(rate / RATE, rel=5e-4)
+    assert len(made) >= 1
+
+
+def test_something_is_left_of_every_sound() -> None:
+    assert len(AudioTransformSpec(RATE, seconds=0.5)(Sound(np.ones(5, np.float32), 1))) == RATE
+
+
+def test_what_is_cut_off_is_not_kept() -> None:
+    made = AudioTransformSpec(RATE, seconds=0.25)(Sound(tone(), RATE))
+    assert made.base is None
 
 
 def test_the_rate_of_the_file_is_kept_where_it_is_the_models() -> None:
@@ -175,6 +224,7 @@ def test_integers_are_of_full_range(kind: type) -> None:
         ((np.zeros((100, 2)), RATE), r"shape \(100, 2\) has more channels than samples: hand in its transpose"),
         ((tone().astype(np.uint8), RATE), "samples must be floats, int16 or int32, but are uint8"),
         ((np.array([np.nan]), RATE), "samples must be numbers, but some are NaN"),
+        ((tone() * 30_000, RATE), "must lie within -1 and 1, but span -15000 to 15000: divide them by"),
         ("nowhere.wav", "nowhere.wav: the sound cannot be read: No such file"),
     ],
 )
