@@ -2,7 +2,7 @@
 
 model.yaml          the model's spec, with the format's version
 model.safetensors   its parameters, float32, by name
-NAME.model          its vocabulary (where it reads or writes text), by the name of the part that it is of
+NAME.model          each vocabulary that it reads or writes text with, once: by the name of the first part that uses it
 transforms.yaml     what makes pictures and sounds into what it reads, and the names of the classes its heads tell apart
 README.md           a model card: what it was trained on, how, and how well it does
 """
@@ -10,7 +10,6 @@ README.md           a model card: what it was trained on, how, and how well it d
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,15 +158,15 @@ def _float32(value: torch.Tensor) -> torch.Tensor:
 
 
 def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:
-    """The spec with its files copied into a folder, each once, and named by what they are called there."""
-    copied: dict[Path, str] = {}
+    """The spec with its files copied into a folder, equal ones once, and named by what they are called there."""
+    copied: dict[bytes, str] = {}
 
     def copy(part: str, file: str) -> str:
-        source = Path(file).resolve()
-        if source not in copied:
-            copied[source] = f"{part}{source.suffix}"
-            shutil.copyfile(source, folder / copied[source])
-        return copied[source]
+        content = Path(file).read_bytes()
+        if content not in copied:
+            copied[content] = f"{part}{Path(file).suffix}"
+            (folder / copied[content]).write_bytes(content)
+        return copied[content]
 
     return _renamed(spec, copy)
 

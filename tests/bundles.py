@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import torch
+import yaml
 from PIL import Image
 from tiny import COLOURS, SIDE, VOCABULARY, tiny_model
 
+import mmformer
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
+from mmformer.errors import InputError
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ContrastiveHeadSpec
@@ -48,6 +54,20 @@ def save_classifier(folder: Path) -> Path:
     model.initialise(0)
     save_bundle(folder, model, TRANSFORMS, "# A tiny classifier\n")
     return folder
+
+
+def change(path: Path, edit: Callable[[Any], Any]) -> None:
+    """Edit a YAML file: what ``edit`` returns, or the value that it changed."""
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(edit(data) or data, sort_keys=False), encoding="utf-8")
+
+
+def refused(folder: Path, *parts: str) -> None:
+    """One message, with these parts, from the front door."""
+    with pytest.raises(InputError) as caught:
+        mmformer.load(folder)
+    for part in parts:
+        assert part in str(caught.value)
 
 
 def pixels(seed: int, height: int = 20, width: int = 26) -> np.ndarray:
@@ -104,6 +124,23 @@ def save_trimodal(folder: Path) -> Path:
                 parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
     transforms = Transforms(ImageTransformSpec((SIDE, SIDE)), AudioTransformSpec(8000, seconds=0.5))
     save_bundle(folder, model, transforms, "# A tiny model of three modalities\n")
+    return folder
+
+
+def save_two_eyed(folder: Path) -> Path:
+    """A bundle of ``trimodal_model`` with a second image encoder, ``other``, sounds of another width, and two heads."""
+    spec = trimodal_model()
+    encoders = spec.encoders | {
+        "sound": dataclasses.replace(spec.encoders["sound"], embedding=10),
+        "other": EncoderSpec(ImagePatchesSpec(patch=4), "trunk", embedding=12),
+    }
+    heads = {"warm": ContrastiveHeadSpec(temperature=0.5), "cold": ContrastiveHeadSpec(temperature=0.1)}
+    decoders = {"caption": spec.decoders["caption"]}
+    stacks = {name: spec.stacks[name] for name in ("trunk", "writer")}
+    model = ModelSpec(stacks, encoders, decoders, heads).build()
+    model.initialise(0)
+    transforms = Transforms(ImageTransformSpec((SIDE, SIDE)), AudioTransformSpec(8000, seconds=0.5))
+    save_bundle(folder, model, transforms, "# A tiny model with two eyes\n")
     return folder
 
 
