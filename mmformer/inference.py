@@ -25,16 +25,37 @@ class Inference:
     model: ``model(batch)`` returns Outputs, for those who make their own batches.
     transforms: what is done to pictures and sounds, and the classes that the heads know.
     reader: makes batches of what people have.
+    chosen: modality -> the encoder that embeds it, where the model has several.
     """
 
-    def __init__(self, model: Model, transforms: Transforms, device: torch.device | str, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        transforms: Transforms,
+        device: torch.device | str,
+        batch_size: int,
+        encoders: str | Sequence[str] = (),
+    ) -> None:
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, but is {batch_size}.")
         self.model, self.transforms, self.batch_size = model, transforms, batch_size
         self.device = torch.device(device)
         self.reader = Reader(model.spec, transforms, batch_size)
+        self.chosen: dict[str, str] = {}
+        for name in [encoders] if isinstance(encoders, str) else encoders:
+            known = model.spec.encoders
+            if name not in known:
+                raise InputError(
+                    f"The model has no encoder '{name}'; its encoders are {', '.join(known)}.{nearest(name, known)}"
+                )
+            other = self.chosen.setdefault(known[name].tokenizer.modality, name)
+            if other != name:
+                raise InputError(
+                    f"The encoders '{other}' and '{name}' both read {known[name].tokenizer.modality}: choose one."
+                )
 
     def embed_given(self, modality: str, value: Any, progress: Progress | None = None) -> Tensor:
+        """E for one value, N E for a list."""
         single, values = self.reader.listed(modality, value)
         embedded = self.embed_values(modality, values, progress)
         return embedded[0] if single else embedded
@@ -42,18 +63,18 @@ class Inference:
     def embed_values(self, modality: str, values: Sequence[Any], progress: Progress | None) -> Tensor:
         """N E, of unit length, in the order of the values."""
         name = self.encoder_of(modality)
-        order: list[int] = []
-        parts = []
-        for places, outputs in self.run(modality, values, progress):
-            order += places
-            parts.append(F.normalize(outputs.embedding[name].float(), dim=-1).cpu())
-        return torch.cat(parts)[torch.tensor(order).argsort()]
+        made = ((places, outputs.embedding[name]) for places, outputs in self.run(modality, values, progress))
+        return F.normalize(_in_order(made), dim=-1)
 
     def run(
         self, modality: str, values: Sequence[Any], progress: Progress | None
     ) -> Iterator[tuple[list[int], Outputs]]:
-        """The model over the values, batch by batch, and their places."""
-        self.encoder_of(modality)
+        """The model over the values, batch by batch, and their places.
+
+        Raises:
+            InputError: the model does not read the modality, or a value cannot be read.
+        """
+        self.encoders_of(modality)
         for places, batch in self.reader.batches(modality, values):
             with torch.inference_mode():
                 outputs = self.model(batch.to(self.device), decode=False)
@@ -64,6 +85,7 @@ class Inference:
     def head_logits(
         self, modality: str, values: Sequence[Any], head: str | None, progress: Progress | None
     ) -> tuple[Tensor, list[str]]:
+        """N classes, in the order of the values, and the classes' names."""
         known = [
             name
             for name, spec in self.model.spec.heads.items()
@@ -78,25 +100,57 @@ class Inference:
                 f"Without labels, a classification head is asked ({head or 'none was named'}), but the model's are "
                 f"{', '.join(known)}: name one of them.{nearest(head or '', known)}"
                 if known
-                else "The model has no classification head of its own: say which labels to choose from."
+                else f"The model has no classification head of its own for {modality}: say which labels to choose from."
             )
-        made = [(places, out.logits[head].float().cpu()) for places, out in self.run(modality, values, progress)]
-        order = torch.tensor([place for places, _ in made for place in places]).argsort()
-        return torch.cat([logits for _, logits in made])[order], self.transforms.classes[head]
+        made = ((places, outputs.logits[head]) for places, outputs in self.run(modality, values, progress))
+        return _in_order(made), self.transforms.classes[head]
 
-    def scale(self) -> float:
-        for head in self.model.heads.values():
-            if isinstance(head, ContrastiveHead):
-                return float(head.scale.detach())
-        raise InputError("Zero-shot classification needs a contrastive head, but the model has none.")
+    def scale(self, wanted: str | None = None) -> float:
+        """The factor on cosine similarities that the model's contrastive head learned.
+
+        Args:
+            wanted: which, where there are several.
+        """
+        heads = {name: head for name, head in self.model.heads.items() if isinstance(head, ContrastiveHead)}
+        if wanted is None and len(heads) == 1:
+            wanted = next(iter(heads))
+        if wanted not in heads:
+            raise InputError(
+                f"Labels are compared by a contrastive head ({wanted or 'none was named'}), but the model's are "
+                f"{', '.join(heads)}: name one of them.{nearest(wanted or '', heads)}"
+                if heads
+                else "Zero-shot classification needs a contrastive head, but the model has none."
+            )
+        return float(heads[wanted].scale.detach())
+
+    def encoders_of(self, modality: str) -> list[str]:
+        """The names of the encoders that read a modality; one at least."""
+        encoders = self.model.spec.encoders
+        found = [name for name, spec in encoders.items() if spec.tokenizer.modality == modality]
+        if not found:
+            reads = ", ".join(dict.fromkeys(spec.tokenizer.modality for spec in encoders.values()))
+            raise InputError(f"This model reads no {modality}, only {reads}.")
+        return found
 
     def encoder_of(self, modality: str) -> str:
-        """The name of the first encoder that reads a modality."""
-        for name, spec in self.model.spec.encoders.items():
-            if spec.tokenizer.modality == modality:
-                return name
-        reads = ", ".join(spec.tokenizer.modality for spec in self.model.spec.encoders.values())
-        raise InputError(f"This model reads no {modality}, only {reads}.")
+        """The name of the encoder that embeds a modality."""
+        found = self.encoders_of(modality)
+        if modality not in self.chosen and len(found) > 1:
+            raise InputError(
+                f"The model has {len(found)} encoders of {modality}: {', '.join(found)}. Choose one when it is loaded: "
+                f"mmformer.load(..., encoders=['{found[0]}']), or --encoder {found[0]}."
+            )
+        return self.chosen.get(modality, found[0])
+
+    def check_comparable(self, first: str, second: str) -> None:
+        """Refuse two modalities whose embeddings differ in width: they were not trained to be compared."""
+        names = self.encoder_of(first), self.encoder_of(second)
+        widths = [self.model.spec.embedding_widths[name] for name in names]
+        if widths[0] != widths[1]:
+            raise InputError(
+                f"The embeddings of {names[0]} are {widths[0]} wide and those of {names[1]} are {widths[1]}: they "
+                f"cannot be compared."
+            )
 
     def decoder_of(self, modality: str, wanted: str | None) -> str:
         """The decoder to write with: one that reads this modality alone."""
@@ -115,3 +169,13 @@ class Inference:
                 f"are: {all_of_them or 'none'}.{nearest(wanted or '', decoders)}"
             )
         return wanted
+
+
+def _in_order(made: Iterator[tuple[list[int], Tensor]]) -> Tensor:
+    """Rows that were computed at these places, N D, float32 on the CPU, in the order of the places."""
+    order: list[int] = []
+    parts = []
+    for places, rows in made:
+        order += places
+        parts.append(rows.float().cpu())
+    return torch.cat(parts)[torch.tensor(order).argsort()]

@@ -6,10 +6,9 @@ No Lightning, no network, no code from the bundle.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack, overload
+from typing import NamedTuple, TypedDict, Unpack, overload
 
 import torch
 from PIL import Image
@@ -24,7 +23,7 @@ from mmformer.generation.generation import GenerationSpec
 from mmformer.generation.sampling import GreedySpec
 from mmformer.generation.writing import write_texts
 from mmformer.inference import Inference, Progress
-from mmformer.reader import WORDS
+from mmformer.reader import WORDS, checked_labels, given
 
 One = str | os.PathLike[str] | bytes | Image.Image
 """One picture for certain; an array may be several."""
@@ -44,6 +43,13 @@ class _ClassifyOptions(TypedDict, total=False):
     templates: Sequence[str]
     head: str | None
     top: int | None
+    progress: Progress | None
+
+
+class _CaptionOptions(TypedDict, total=False):
+    prompt: str | Sequence[str]
+    spec: GenerationSpec | None
+    decoder: str | None
     progress: Progress | None
 
 
@@ -68,12 +74,16 @@ class Predictor(Inference):
         self, image: Sequence[Picture], labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
     ) -> list[Probabilities]: ...
     @overload
-    def classify(
-        self, image: Picture | Pictures, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
-    ) -> Probabilities | list[Probabilities]: ...
+    def classify(  # type: ignore[overload-overlap]
+        self, *, audio: Waveform, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
+    ) -> Probabilities: ...
     @overload
     def classify(
-        self, *, audio: Waveform | Waveforms, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
+        self, *, audio: Waveforms, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
+    ) -> list[Probabilities]: ...
+    @overload
+    def classify(
+        self, image: Picture | Pictures, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
     ) -> Probabilities | list[Probabilities]: ...
     def classify(
         self,
@@ -94,7 +104,8 @@ class Predictor(Inference):
             labels: any names, zero-shot, each taken as it is written; None: the classes that a classification head
                 was trained on.
             templates: prompts with {} for a label, whose embeddings are averaged.
-            head: which classification head, where there are several; only without labels.
+            head: which head, where there are several: without labels a classification head, with labels a contrastive
+                head, whose temperature is used.
             top: how many labels are returned at most; None: all.
             progress: called as values are done.
 
@@ -105,7 +116,7 @@ class Predictor(Inference):
             InputError: no labels, a string in place of their list, a label twice, no head to do without them, an
                 option that would have no effect, or a picture that cannot be read.
         """
-        ((modality, value),) = _given("classify", 1, image=image, audio=audio).items()
+        ((modality, value),) = given("classify", 1, image=image, audio=audio).items()
         single, values = self.reader.listed(modality, value)
         if top is not None and top < 1:
             raise InputError(f"top must be at least 1, but is {top}.")
@@ -114,15 +125,16 @@ class Predictor(Inference):
                 raise InputError("Prompt templates are for labels, but none are given: a head needs no prompts.")
             logits, names = self.head_logits(modality, values, head, progress)
         else:
-            if head is not None:
+            if head in self.transforms.classes:
                 raise InputError(f"head='{head}' chooses among its own classes: give either a head or labels.")
-            names = _checked_labels(labels)
+            names = checked_labels(labels)
             check_templates(templates)
-            text = self.encoder_of("text")
+            text, scale = self.encoder_of("text"), self.scale(head)
+            self.check_comparable(modality, "text")
             with torch.inference_mode():
                 classes, encoder = [[name] for name in names], self.reader.text_encoders["text"]
                 prompts = embed_classes(self.model, encoder, classes, templates, text, self.device, self.batch_size)
-            logits = self.scale() * self.embed_values(modality, values, progress) @ prompts.cpu().T
+            logits = scale * self.embed_values(modality, values, progress) @ prompts.cpu().T
         answers = []
         for row in logits.softmax(-1):
             order = row.argsort(descending=True, stable=True)[:top].tolist()
@@ -145,10 +157,8 @@ class Predictor(Inference):
             audio: one sound, or a list of them: a path, bytes, or (samples, rate).
             progress: called as values are done.
         """
-        ((modality, value),) = _given("embed", 1, text=text, image=image, audio=audio).items()
-        single, values = self.reader.listed(modality, value)
-        embedded = self.embed_values(modality, values, progress)
-        return embedded[0] if single else embedded
+        ((modality, value),) = given("embed", 1, text=text, image=image, audio=audio).items()
+        return self.embed_given(modality, value, progress)
 
     def similarity(
         self,
@@ -156,15 +166,33 @@ class Predictor(Inference):
         text: str | Sequence[str] | None = None,
         *,
         audio: Waveform | Waveforms | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Cosine similarities between two modalities, float32; an axis is left out where one value was given.
 
         Rows and columns are in the order image, audio, text: images × texts, images × sounds, sounds × texts.
+
+        Args:
+            image: one picture, or a list of them.
+            text: one string, or a list of them.
+            audio: one sound, or a list of them.
+            progress: called as values of both are done.
         """
-        given = _given("similarity", 2, image=image, audio=audio, text=text)
-        rows, columns = (self.embed_given(modality, value) for modality, value in given.items())
+        values = given("similarity", 2, image=image, audio=audio, text=text)
+        self.check_comparable(*values)
+        rows, columns = (self.embed_given(modality, value, progress) for modality, value in values.items())
         return rows @ (columns if columns.ndim == 1 else columns.T)
 
+    @overload
+    def caption(self, image: One, **options: Unpack[_CaptionOptions]) -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def caption(self, image: Sequence[Picture], **options: Unpack[_CaptionOptions]) -> list[str]: ...
+    @overload
+    def caption(self, *, audio: Waveform, **options: Unpack[_CaptionOptions]) -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def caption(self, *, audio: Waveforms, **options: Unpack[_CaptionOptions]) -> list[str]: ...
+    @overload
+    def caption(self, image: Picture | Pictures, **options: Unpack[_CaptionOptions]) -> str | list[str]: ...
     def caption(
         self,
         image: Picture | Pictures | None = None,
@@ -174,7 +202,7 @@ class Predictor(Inference):
         spec: GenerationSpec | None = None,
         decoder: str | None = None,
         progress: Progress | None = None,
-    ) -> Any:
+    ) -> str | list[str]:
         """What a decoder writes of each value.
 
         Args:
@@ -191,7 +219,7 @@ class Predictor(Inference):
         Raises:
             InputError: no decoder reads this modality alone, or as many prompts as values are missing.
         """
-        ((modality, value),) = _given("caption", 1, image=image, audio=audio).items()
+        ((modality, value),) = given("caption", 1, image=image, audio=audio).items()
         single, values = self.reader.listed(modality, value)
         name = self.decoder_of(modality, decoder)
         prompts = [prompt] * len(values) if isinstance(prompt, str) else list(prompt)
@@ -212,9 +240,13 @@ class Predictor(Inference):
     @overload
     def retrieve(self, *, image: One, **options: Unpack[_RetrieveOptions]) -> list[Match]: ...  # type: ignore[overload-overlap]
     @overload
+    def retrieve(self, *, audio: Waveform, **options: Unpack[_RetrieveOptions]) -> list[Match]: ...  # type: ignore[overload-overlap]
+    @overload
     def retrieve(self, *, text: Sequence[str], **options: Unpack[_RetrieveOptions]) -> list[list[Match]]: ...
     @overload
     def retrieve(self, *, image: Sequence[Picture], **options: Unpack[_RetrieveOptions]) -> list[list[Match]]: ...
+    @overload
+    def retrieve(self, *, audio: Waveforms, **options: Unpack[_RetrieveOptions]) -> list[list[Match]]: ...
     @overload
     def retrieve(
         self,
@@ -251,10 +283,11 @@ class Predictor(Inference):
         Returns:
             Matches (candidate, score), the best first; a list of such lists for a list of queries.
         """
-        ((kind, candidates),) = _given("retrieve", 1, texts=texts, images=images, audios=audios).items()
-        ((modality, value),) = _given("retrieve", 1, text=text, image=image, audio=audio).items()
+        ((kind, candidates),) = given("retrieve", 1, texts=texts, images=images, audios=audios).items()
+        ((modality, value),) = given("retrieve", 1, text=text, image=image, audio=audio).items()
         if top < 1:
             raise InputError(f"top must be at least 1, but is {top}.")
+        self.check_comparable(modality, kind.removesuffix("s"))
         query = self.embed_given(modality, value)
         found = self.embed_given(kind.removesuffix("s"), candidates, progress)
         found = found.view(-1, found.shape[-1])  # a candidate that was given alone, not in a list, is a list of one
@@ -267,16 +300,22 @@ class Predictor(Inference):
         return matches[0] if query.ndim == 1 else matches
 
 
-def load(bundle: str | os.PathLike[str], device: torch.device | str = "cpu", batch_size: int = 64) -> Predictor:
+def load(
+    bundle: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    batch_size: int = 64,
+    encoders: str | Sequence[str] = (),
+) -> Predictor:
     """Open a bundle.
 
     Args:
         bundle: the folder that a run's output ends with, such as ``runs/emoji_quickstart/bundle``.
         device: to compute on.
         batch_size: values that are computed at once.
+        encoders: the one to embed with, by name, of each modality that the model has several for.
 
     Raises:
-        InputError: no such bundle, one that is damaged or newer than this mmformer, or no such device.
+        InputError: no such bundle, one that is damaged or newer than this mmformer, no such device, or no such encoder.
     """
     try:
         if torch.empty(0, device=device).is_meta:
@@ -285,34 +324,4 @@ def load(bundle: str | os.PathLike[str], device: torch.device | str = "cpu", bat
         reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
         raise InputError(f"The device '{device}' cannot be used here: {reason}.") from error
     model, transforms = load_bundle(Path(bundle), device)
-    return Predictor(model, transforms, device, batch_size)
-
-
-def _checked_labels(labels: Sequence[str]) -> list[str]:
-    if isinstance(labels, str):
-        split = [part.strip() for part in labels.split(",") if part.strip()]
-        raise InputError(
-            f"Labels are a list of strings, but are the string {labels!r}: write {split or ['cat', 'dog']}."
-        )
-    names = list(labels)
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
-        raise InputError("The list of labels is empty, or a label in it is: name at least one to choose from.")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise InputError(f"The label '{twice[0]}' is there more than once.")
-    return names
-
-
-def _given(what: str, number: int, **values: Any) -> dict[str, Any]:
-    """The values that are there.
-
-    Raises:
-        InputError: more or fewer of them than a method takes.
-    """
-    there = {name: value for name, value in values.items() if value is not None}
-    if len(there) != number:
-        raise InputError(
-            f"{what} takes {'exactly one' if number == 1 else 'two'} of {', '.join(f'{name}=...' for name in values)}, "
-            f"but was handed {' and '.join(there) or 'none'}."
-        )
-    return there
+    return Predictor(model, transforms, device, batch_size, encoders)

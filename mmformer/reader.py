@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,7 @@ from mmformer.types import Batch
 
 WORDS = {"image": "pictures", "text": "texts", "audio": "sounds"}
 
-_WINDOW = 16
+_WINDOW = 4
 """Batches whose sounds are sorted by length together: they are held decoded."""
 
 Numbered = tuple[list[int], Batch]
@@ -43,13 +44,9 @@ class Reader:
         Raises:
             InputError: there are none, or what was given is no value of the modality.
         """
-        if modality == "text":
-            single, values = (True, [value]) if isinstance(value, str) else (False, list(value))
-            wrong = next((text for text in values if not isinstance(text, str)), None)
-            if wrong is not None:
-                raise InputError(f"A text must be a string, but is {type(wrong).__name__}.")
-        else:
-            single, values = (listed if modality == "image" else listed_sounds)(value)
+        listing: dict[str, Callable[[Any], tuple[bool, list[Any]]]]
+        listing = {"image": listed, "text": _listed_texts, "audio": listed_sounds}
+        single, values = listing[modality](value)
         if not values:
             raise InputError(f"There are no {WORDS[modality]}: the list is empty.")
         return single, values
@@ -66,7 +63,7 @@ class Reader:
     def _images(self, pictures: Sequence[Any]) -> Iterator[Numbered]:
         transform = self.transforms.image
         if transform is None:
-            raise InputError("This model reads no images.")
+            raise InputError("transforms.yaml of the bundle has no image: it does not say what pictures are made into.")
         for places in _cut(range(len(pictures)), self.batch_size):
             images = np.stack([transform(read_picture(pictures[i], f"picture {i}")) for i in places])
             yield places, Batch((), {}, image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
@@ -79,11 +76,58 @@ class Reader:
     def _sounds(self, sounds: Sequence[Any]) -> Iterator[Numbered]:
         transform = self.transforms.audio
         if transform is None:
-            raise InputError("This model reads no sounds.")
+            raise InputError("transforms.yaml of the bundle has no audio: it does not say what sounds are made into.")
         for window in _cut(range(len(sounds)), _WINDOW * self.batch_size):
             heard = {i: transform(read_sound(sounds[i], f"sound {i}")) for i in window}
             for places in _cut(sorted(window, key=lambda i: len(heard[i]), reverse=True), self.batch_size):
                 yield places, Batch((), {}, audio=pad_sounds([heard[i] for i in places], transform.rate))
+
+
+def given(what: str, number: int, **values: Any) -> dict[str, Any]:
+    """The values that are there.
+
+    Raises:
+        InputError: more or fewer of them than a method takes.
+    """
+    there = {name: value for name, value in values.items() if value is not None}
+    if len(there) != number:
+        raise InputError(
+            f"{what} takes {'exactly one' if number == 1 else 'two'} of {', '.join(f'{name}=...' for name in values)}, "
+            f"but was handed {' and '.join(there) or 'none'}."
+        )
+    return there
+
+
+def checked_labels(labels: Sequence[str]) -> list[str]:
+    """The labels to choose from.
+
+    Raises:
+        InputError: there are none, one is empty, one is there twice, or they are one string.
+    """
+    if isinstance(labels, str):
+        split = [part.strip() for part in labels.split(",") if part.strip()]
+        raise InputError(
+            f"Labels are a list of strings, but are the string {labels!r}: write {split or ['cat', 'dog']}."
+        )
+    names = list(labels)
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise InputError("The list of labels is empty, or a label in it is: name at least one to choose from.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise InputError(f"The label '{twice[0]}' is there more than once.")
+    return names
+
+
+def _listed_texts(value: Any) -> tuple[bool, list[str]]:
+    if isinstance(value, str):
+        return True, [value]
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise InputError(f"A text must be a string, or a list of them, but is {type(value).__name__}.")
+    texts = list(value)
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise InputError(f"A text must be a string, but is {type(wrong).__name__}.")
+    return False, texts
 
 
 def _cut(places: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -180,6 +180,7 @@ def test_answers_have_types() -> None:
     """A type checker knows one answer from several; arrays may be either."""
     for method, one, several in (
         (Predictor.classify, dict[str, float], list[dict[str, float]]),
+        (Predictor.caption, str, list[str]),
         (Predictor.retrieve, list[Match], list[list[Match]]),
     ):
         returns = [get_type_hints(overload)["return"] for overload in get_overloads(method)]
@@ -280,6 +281,9 @@ WRONG_CALLS = [
     (call("embed", text="cat", image=PICTURE), "but was handed text and image"),
     (call("embed", text=[]), "There are no texts: the list is empty"),
     (call("embed", text=["cat", 5]), "A text must be a string, but is int"),
+    (call("embed", text=5), "A text must be a string, or a list of them, but is int"),
+    (call("embed", text=b"cat"), "A text must be a string, or a list of them, but is bytes"),
+    (call("classify", PICTURE, ["cat"], head="contrasive"), "by a contrastive head .* Did you mean 'contrastive'?"),
     (call("retrieve", text="cat"), r"exactly one of texts=..., images=..., audios=..., but was handed none"),
     (call("retrieve", text="cat", texts=["a"], images=[PICTURE]), "but was handed texts and images"),
     (call("retrieve", images=[PICTURE]), r"exactly one of text=..., image=..., audio=..., but was handed none"),

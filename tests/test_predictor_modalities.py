@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from bundles import pixels, save_dual, save_trimodal, tone, write_sounds
+from bundles import pixels, save_dual, save_trimodal, save_two_eyed, tone, write_sounds
+from tiny import ROOT, SIDE
 
 import mmformer
+from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.manifest import Manifest
+from mmformer.data.shards import ShardReader
 from mmformer.errors import InputError
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import SamplingSpec
 from mmformer.predictor import Predictor
+from mmformer.types import Batch
 
 TEXTS = ["a red square", "blue", "a very long text about nothing in particular"]
 PICTURES = [pixels(seed) for seed in range(3)]
@@ -45,6 +52,21 @@ def test_sounds_are_embedded_one_or_several(model: Predictor, tmp_path: Path) ->
     files = write_sounds(tmp_path / "sounds")
     assert model.embed(audio=files).shape == (4, 12)
     assert torch.allclose(model.embed(audio=files[0].read_bytes()), model.embed(audio=files)[0], atol=1e-5)
+
+
+def test_emoji_that_speak_are_embedded_from_their_files(model: Predictor) -> None:
+    reader = ShardReader(Manifest.load(ROOT / "data" / "emoji"), "test")
+    files = [reader[number].members["en-0.ogg"] for number in range(3)]
+    decoded = [soundfile.read(io.BytesIO(file), dtype="float32") for file in files]
+    found = model.embed(audio=files)
+    assert torch.allclose(found, model.embed(audio=decoded), atol=1e-6)
+    assert (found @ found.T).triu(1).max() < 1 - 1e-4, "they say different words"
+
+
+def test_progress_counts_values_of_both(bundle: Path) -> None:
+    done: list[int] = []
+    mmformer.load(bundle, batch_size=2).similarity(PICTURES, TEXTS[:1], progress=done.append)
+    assert done == [2, 1, 1]
 
 
 def test_small_batches_give_the_same_in_the_given_order(bundle: Path, model: Predictor) -> None:
@@ -127,6 +149,7 @@ def test_captions_are_drawn_by_the_place_in_the_list(bundle: Path, model: Predic
         (lambda m: m.caption(PICTURES, decoder="captoin"), "Did you mean 'caption'"),
         (lambda m: m.embed(audio=np.zeros(5)), "is an array alone: say how many samples a second"),
         (lambda m: m.embed(audio=[]), "There are no sounds: the list is empty"),
+        (lambda m: m.embed(audio=[SOUNDS[0], (tone(300) * 2**15, 8000)]), "sound 1: .* lie within -1 and 1, but span"),
         (lambda m: m.embed(audio=["nowhere.wav"]), "nowhere.wav: the sound cannot be read"),
         (lambda m: m.embed(audio=[SOUNDS[0], b"x"]), "sound 1: not a whole WAV"),
     ],
@@ -134,6 +157,79 @@ def test_captions_are_drawn_by_the_place_in_the_list(bundle: Path, model: Predic
 def test_wrong_calls_say_what_is_wrong(model: Predictor, call: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(model)
+
+
+# ---- several encoders of one modality, several heads
+
+
+@pytest.fixture(scope="module")
+def two_eyed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_two_eyed(tmp_path_factory.mktemp("two") / "bundle")
+
+
+def test_the_encoder_that_is_chosen_embeds(two_eyed: Path) -> None:
+    transform = ImageTransformSpec((SIDE, SIDE))
+    pictures = np.stack([transform(picture) for picture in PICTURES])
+    batch = Batch((), {}, image=torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous())
+    for name in ("image", "other"):
+        model = mmformer.load(two_eyed, encoders=[name])
+        with torch.inference_mode():
+            wanted = torch.nn.functional.normalize(model.model(batch, decode=False).embedding[name], dim=-1)
+        assert torch.allclose(model.embed(image=PICTURES), wanted, atol=1e-6)
+        assert torch.allclose(model.similarity(PICTURES, TEXTS), wanted @ model.embed(text=TEXTS).T, atol=1e-6)
+        best = model.similarity(PICTURES, TEXTS[0]).argmax()
+        assert model.retrieve(text=TEXTS[0], images=PICTURES)[0].candidate == best
+
+
+def test_which_encoder_is_not_guessed(two_eyed: Path) -> None:
+    model = mmformer.load(two_eyed)
+    message = (
+        r"2 encoders of image: image, other\. Choose one when it is loaded: mmformer.load\(..., encoders=\['image'\]\)"
+    )
+    for call in (
+        lambda: model.embed(image=PICTURES),
+        lambda: model.similarity(PICTURES, TEXTS),
+        lambda: model.retrieve(text="a", images=PICTURES),
+        lambda: model.classify(PICTURES, ["cat", "dog"], head="warm"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    assert model.embed(text=TEXTS).shape == (3, 12), "of texts there is one"
+    assert len(model.caption(PICTURES)) == 3, "the decoder says what it reads"
+
+
+@pytest.mark.parametrize(
+    ("encoders", "message"),
+    [
+        (["imag"], "The model has no encoder 'imag'; .* Did you mean 'image'?"),
+        (["image", "other"], "The encoders 'image' and 'other' both read image: choose one"),
+    ],
+)
+def test_encoders_that_cannot_be_chosen(two_eyed: Path, encoders: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mmformer.load(two_eyed, encoders=encoders)
+
+
+def test_the_contrastive_head_is_chosen(two_eyed: Path) -> None:
+    model = mmformer.load(two_eyed, encoders="other")
+    cosines = model.similarity(PICTURES[0], ["cat", "dog"])
+    for head, temperature in (("warm", 0.5), ("cold", 0.1)):
+        found = model.classify(PICTURES[0], ["cat", "dog"], head=head)
+        assert found["cat"] == pytest.approx(float((cosines / temperature).softmax(0)[0]), abs=1e-5)
+    with pytest.raises(InputError, match=r"contrastive head \(none was named\), but the model's are warm, cold"):
+        model.classify(PICTURES[0], ["cat", "dog"])
+
+
+def test_embeddings_of_other_widths_are_not_compared(two_eyed: Path) -> None:
+    model = mmformer.load(two_eyed, encoders="other")
+    for call in (
+        lambda: model.similarity(audio=SOUNDS, text=TEXTS),
+        lambda: model.retrieve(audio=SOUNDS[0], images=PICTURES),
+        lambda: model.classify(audio=SOUNDS, labels=["cat"], head="warm"),
+    ):
+        with pytest.raises(InputError, match=r"of sound are 10 wide.* cannot be compared"):
+            call()
+    assert model.retrieve(audio=SOUNDS[0], audios=SOUNDS)[0].candidate == 0
 
 
 def test_a_model_without_sounds_or_decoders_says_so(tmp_path: Path) -> None:

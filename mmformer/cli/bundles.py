@@ -38,7 +38,12 @@ def load(args: argparse.Namespace) -> Predictor:
     """The bundle that a command names."""
     from mmformer.predictor import load as open_bundle
 
-    return open_bundle(args.bundle, args.device, args.batch_size)
+    return open_bundle(args.bundle, args.device, args.batch_size, getattr(args, "encoder", ()))
+
+
+def add_encoder(parser: Parser) -> None:
+    what = "which to embed with, where the bundle has several of one modality; one for each"
+    parser.add_argument("--encoder", action="append", default=[], metavar="NAME", help=what)
 
 
 def add_texts(group: argparse._MutuallyExclusiveGroup, what: str) -> None:

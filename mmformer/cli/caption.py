@@ -9,7 +9,7 @@ from typing import Any
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
 from mmformer.cli.bundles import load
-from mmformer.cli.inputs import PICTURES, SOUNDS, find_pictures, find_sounds
+from mmformer.cli.inputs import PICTURES, SOUNDS, WORDS, find
 from mmformer.cli.output import print_json, print_table, progress
 from mmformer.errors import InputError
 
@@ -58,7 +58,7 @@ def _caption(args: argparse.Namespace) -> int:
     if bool(args.inputs) == bool(args.sounds):
         raise InputError("caption needs pictures or --sounds, and not both.")
     modality = "image" if args.inputs else "audio"
-    paths = [str(path) for path in (find_pictures(args.inputs) if args.inputs else find_sounds(args.sounds))]
+    paths = find(modality, args.inputs or args.sounds)
     drawn, beams = _given(args, _SAMPLING), _given(args, _BEAMS)
     if drawn and beams:
         raise InputError(f"{_option(next(iter(drawn)))} draws words, {_option(next(iter(beams)))} searches: give one.")
@@ -82,7 +82,7 @@ def _caption(args: argparse.Namespace) -> int:
         print_json({modality: path, "caption": caption} for path, caption in named)
     else:
         # One group without a name of its own would stand above the table.
-        print_table(("", "picture" if modality == "image" else "sound", "caption"), [("", named)])
+        print_table(("", WORDS[modality], "caption"), [("", named)])
     return 0
 
 

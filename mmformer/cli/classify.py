@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
-from mmformer.cli.bundles import add_output, listed, load
-from mmformer.cli.inputs import PICTURES, find_pictures, read_lines
+from mmformer.cli.bundles import add_encoder, add_output, listed, load
+from mmformer.cli.inputs import PICTURES, find, read_lines
 from mmformer.cli.output import print_json, print_table, progress, short
 from mmformer.errors import InputError
 
@@ -37,7 +37,9 @@ def _add_classify(parser: Parser) -> None:
     prompt = "a prompt with {} for the label; give several to average them (default: {})"
     templates.add_argument("--template", action="append", metavar="TEXT", help=prompt)
     templates.add_argument("--templates-file", metavar="FILE", help="prompts, one a line")
-    parser.add_argument("--head", metavar="NAME", help="whose classes, where the bundle has several heads")
+    head = "where the bundle has several: whose classes, or, with labels, whose temperature"
+    parser.add_argument("--head", metavar="NAME", help=head)
+    add_encoder(parser)
     add_output(parser, "labels to show for each picture")
 
 
@@ -46,15 +48,15 @@ def _classify(args: argparse.Namespace) -> int:
     templates = args.template if args.templates_file is None else read_lines(args.templates_file)
     if labels is None and templates is not None:
         raise InputError("A template is for labels, but there are none: give --labels or --labels-file too.")
-    if labels is not None and args.head is not None:
-        raise InputError(f"--head {args.head} means that head's own classes: give either --head or labels.")
-    pictures = find_pictures(args.inputs)
+    if labels is None and args.encoder:
+        raise InputError("--encoder is for labels, but there are none: a head has an encoder of its own.")
+    pictures = find("image", args.inputs)
     model = load(args)
     with progress("classifying", len(pictures), args.batch_size) as done:
         answers = model.classify(
             pictures, labels, templates=templates or ("{}",), head=args.head, top=args.top, progress=done
         )
-    named = list(zip(map(str, pictures), answers, strict=True))
+    named = list(zip(pictures, answers, strict=True))
     if args.json:
         print_json(
             {

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ import numpy as np
 
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser, check_replaces
-from mmformer.cli.bundles import add_texts, listed, load
-from mmformer.cli.inputs import PICTURES, SOUNDS, find_pictures, find_sounds
+from mmformer.cli.bundles import add_encoder, add_texts, listed, load
+from mmformer.cli.inputs import PICTURES, SOUNDS, find
 from mmformer.cli.output import print_json, progress, short
 from mmformer.errors import InputError
 
@@ -41,8 +42,10 @@ def _add_embed(parser: Parser) -> None:
   mmformer embed BUNDLE --texts-file names.txt --json"""
     files = "files, folders or patterns"
     parser.add_argument("--images", nargs="+", action="extend", default=[], metavar="PICTURE", help=files)
-    parser.add_argument("--audio", nargs="+", action="extend", default=[], metavar="SOUND", help=files)
+    # Called audio as in Python, and sounds as in the other commands.
+    parser.add_argument("--audio", "--sounds", nargs="+", action="extend", default=[], metavar="SOUND", help=files)
     add_texts(parser.add_mutually_exclusive_group(), "texts")
+    add_encoder(parser)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--output", metavar="FILE", help=f"the file to write, {' or '.join(_WRITERS)}")
     output.add_argument("--json", action="store_true", help="print them as JSON instead")
@@ -66,8 +69,8 @@ def _embed(args: argparse.Namespace) -> int:
         raise InputError(f"embed needs a file to write, --output FILE ({', '.join(_WRITERS)}), or --json to print.")
     target = None if args.output is None else _checked_output(Path(args.output), args.overwrite)
     given: dict[str, list[str]] = {
-        "image": [str(path) for path in find_pictures(args.images)],
-        "audio": [str(path) for path in find_sounds(args.audio)],
+        "image": find("image", args.images),
+        "audio": find("audio", args.audio),
         "text": texts,
     }
     keys = [key for values in given.values() for key in values]
@@ -138,5 +141,6 @@ def _check_keys(keys: Sequence[str], suffix: str) -> None:
             raise InputError(f"{key!r} is not valid Unicode: rename the file, or write the text in UTF-8.")
         if key == "__metadata__" and suffix == ".safetensors":
             raise InputError(f"safetensors keeps the name {key} for itself: leave it out, or write another format.")
-    if len(set(keys)) < len(keys):
-        raise InputError("A text is also the path of a file, or a file is there twice: write them into two files.")
+    twice = [key for key, times in Counter(keys).items() if times > 1]
+    if twice:
+        raise InputError(f"'{twice[0]}' is there as values of two modalities: write them into two files.")

@@ -11,29 +11,22 @@ from mmformer.data.decode import DECODERS, decode_image
 from mmformer.data.sound import decode_sound
 from mmformer.errors import InputError, nearest
 
+WORDS = {"image": "picture", "audio": "sound", "text": "text"}
+"""What a value of a modality is called."""
+
 PICTURES = "A picture is a file, a folder (all in it and below), or a pattern in quotes such as 'shots/*.png'."
 SOUNDS = "A sound is a file, a folder (all in it and below), or a pattern in quotes such as 'calls/*.wav'."
 """For a command's help."""
 
-SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_image)
-"""How a picture's name ends."""
-
-SOUND_SUFFIXES = tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode_sound)
-"""How a sound's name ends."""
-
-
-def find_pictures(given: Sequence[str]) -> list[Path]:
-    """The pictures that files, folders and patterns name; see ``find_files``."""
-    return find_files(given, "picture", SUFFIXES)
+SUFFIXES = {
+    modality: tuple(f".{extension}" for extension, decoder in DECODERS.items() if decoder is decode)
+    for modality, decode in (("image", decode_image), ("audio", decode_sound))
+}
+"""How the names of pictures and sounds end."""
 
 
-def find_sounds(given: Sequence[str]) -> list[Path]:
-    """The sounds that files, folders and patterns name; see ``find_files``."""
-    return find_files(given, "sound", SOUND_SUFFIXES)
-
-
-def find_files(given: Sequence[str], kind: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """What files, folders and patterns name, each once, in this order; the files of a folder are sorted.
+def find(modality: str, given: Sequence[str]) -> list[str]:
+    """The paths that files, folders and patterns name, each once, in this order; the files of a folder are sorted.
 
     A file that is named itself is taken whatever its name; a folder or a pattern gives what has one of the suffixes.
     Hidden files are left out of folders.
@@ -41,6 +34,7 @@ def find_files(given: Sequence[str], kind: str, suffixes: tuple[str, ...]) -> li
     Raises:
         InputError: no such file, or a folder or pattern that gives none.
     """
+    kind, suffixes = WORDS[modality], SUFFIXES[modality]
     found: dict[Path, None] = {}
     for name in given:
         path = Path(name)
@@ -52,7 +46,7 @@ def find_files(given: Sequence[str], kind: str, suffixes: tuple[str, ...]) -> li
             found |= dict.fromkeys(_matches(name, kind, suffixes))
         else:
             raise InputError(f"{name}: there is no such file or folder.{_near(path)}")
-    return list(found)
+    return [str(path) for path in found]
 
 
 def is_file(name: str) -> bool:

@@ -6,7 +6,10 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @contextmanager
@@ -31,7 +34,6 @@ def print_json(rows: Iterable[dict[str, Any]]) -> None:
 
 def print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Sequence[tuple[str, str]]]]) -> None:
     """Rows in groups; the name of a group stands at its first row, or above the table where there is only one."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -46,11 +48,41 @@ def print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Seque
             table.add_row(*(Text(_visible(cell)) for cell in (*first, *row)))
         if any(len(rows) > 1 for _, rows in groups):
             table.add_section()
-    # Where it is not a terminal that reads, lines need not be folded.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
+    console = _console()
     if alone:
         console.print(Text(_visible(groups[0][0])))
     console.print(table)
+
+
+def print_matrix(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """A table with a name at every row and column; of more columns than fit side by side, several tables."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    widest = console.width // 3
+    first = min(max(len(_visible(row)) for row in rows), widest) + 4
+    widths = [min(max(len(_visible(column)), 6), widest) + 3 for column in columns]
+    begin = 0
+    while begin < len(columns):
+        end = begin + 1
+        while end < len(columns) and first + sum(widths[begin : end + 1]) <= console.width:
+            end += 1
+        table = Table()
+        table.add_column(max_width=widest, overflow="fold")
+        for column in columns[begin:end]:
+            table.add_column(Text(_visible(column)), justify="right", max_width=widest, overflow="fold")
+        for row, values in zip(rows, cells, strict=True):
+            table.add_row(Text(_visible(row)), *values[begin:end])
+        console.print(table)
+        begin = end
+
+
+def _console() -> Console:
+    """What tables are printed on; where it is not a terminal that reads, lines need not be folded."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 1000)
 
 
 def _visible(text: str) -> str:

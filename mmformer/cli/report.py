@@ -87,7 +87,7 @@ def program() -> str:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES]
+    return [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in SUFFIXES["image"]]
 
 
 def _word(path: str | Path) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
-from mmformer.cli.bundles import add_output, add_texts, listed, load
-from mmformer.cli.inputs import PICTURES, SOUNDS, find_pictures, find_sounds, is_file
+from mmformer.cli.bundles import add_encoder, add_output, add_texts, listed, load
+from mmformer.cli.inputs import PICTURES, SOUNDS, SUFFIXES, WORDS, find, is_file
 from mmformer.cli.output import print_json, print_table, progress, short
 from mmformer.errors import InputError
 
@@ -21,9 +21,6 @@ def run(command: str, words: Sequence[str]) -> int:
         InputError: wrong words, or what they name cannot be used.
     """
     return bundles.run(command, words, _add_retrieve, _retrieve)
-
-
-_WORDS = {"image": "picture", "audio": "sound", "text": "text"}
 
 
 def _add_retrieve(parser: Parser) -> None:
@@ -44,6 +41,7 @@ def _add_retrieve(parser: Parser) -> None:
     among.add_argument("--images", action="append", metavar="PICTURE", help=one)
     among.add_argument("--sounds", action="append", metavar="SOUND", help=one)
     add_texts(among, "look among these")
+    add_encoder(parser)
     add_output(parser, "finds to show for each query")
 
 
@@ -54,22 +52,16 @@ def _retrieve(args: argparse.Namespace) -> int:
     asked = {"text": args.queries, "image": args.image, "audio": args.sound}
     given = [kind for kind, words in asked.items() if words]
     if len(given) != 1:
-        what = f"one of them, not {' and '.join(_WORDS[kind] for kind in given)}" if given else "what to look for"
+        what = f"one of them, not {' and '.join(WORDS[kind] for kind in given)}" if given else "what to look for"
         raise InputError(f"retrieve needs {what}: a TEXT, an --image or a --sound.")
     _refuse_paths(args.queries)
-    if args.images is not None:
-        kind, candidates = "image", [str(path) for path in find_pictures(args.images)]
-    elif args.sounds is not None:
-        kind, candidates = "audio", [str(path) for path in find_sounds(args.sounds)]
-    else:
-        kind, candidates = "text", texts or []
-    find = {"image": find_pictures, "audio": find_sounds}
-    queries = asked[given[0]]
-    if given[0] in find:
-        queries = [str(path) for path in find[given[0]](queries)]
+    (wanted,) = given
+    queries = asked[wanted] if wanted == "text" else find(wanted, asked[wanted])
+    kind = "image" if args.images is not None else "audio" if args.sounds is not None else "text"
+    candidates = texts or find(kind, args.images or args.sounds)
     model = load(args)
     with progress("searching", len(candidates), args.batch_size) as done:
-        found = model.retrieve(**{given[0]: queries, f"{kind}s": candidates}, top=args.top, progress=done)
+        found = model.retrieve(**{wanted: queries, f"{kind}s": candidates}, top=args.top, progress=done)
     named = list(zip(queries, found, strict=True))
     if args.json:
         print_json(
@@ -84,15 +76,16 @@ def _retrieve(args: argparse.Namespace) -> int:
             (query, [(candidates[match.candidate], f"{match.score:.3f}") for match in matches])
             for query, matches in named
         ]
-        print_table(("query", _WORDS[kind], "similarity"), groups)
+        print_table(("query", WORDS[kind], "similarity"), groups)
     return 0
 
 
 def _refuse_paths(queries: Sequence[str]) -> None:
-    """Refuse paths where texts are expected: the shell made several words of a pattern, of which --images took one."""
+    """Refuse paths where texts are expected: the shell made several words of a pattern, of which an option took one."""
     path = next((query for query in queries if query.endswith("/") or (Path(query).suffix and is_file(query))), "")
     if path:
+        option = "--sound" if Path(path).suffix.lower() in SUFFIXES["audio"] else "--image"
         raise InputError(
             f"'{path}' is a path, but stands where a text to look for is expected. To look among several files or "
-            "folders, repeat --images or put a pattern in quotes; to look for what is like a picture, use --image."
+            f"folders, repeat {option}s or put a pattern in quotes; to look for what is like it, use {option}."
         )

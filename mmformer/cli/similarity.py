@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
-from mmformer.cli.bundles import add_texts, listed, load
-from mmformer.cli.inputs import PICTURES, SOUNDS, find_pictures, find_sounds
-from mmformer.cli.output import print_json, print_table, short
+from mmformer.cli.bundles import add_encoder, add_texts, listed, load
+from mmformer.cli.inputs import PICTURES, SOUNDS, find
+from mmformer.cli.output import print_json, print_matrix, progress, short
 from mmformer.errors import InputError
 
 
@@ -34,33 +35,31 @@ def _add_similarity(parser: Parser) -> None:
     parser.add_argument("--images", nargs="+", action="extend", default=[], metavar="PICTURE", help=files)
     parser.add_argument("--sounds", nargs="+", action="extend", default=[], metavar="SOUND", help=files)
     add_texts(parser.add_mutually_exclusive_group(), "texts")
+    add_encoder(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _similarity(args: argparse.Namespace) -> int:
-    given = {
-        "image": [str(path) for path in find_pictures(args.images)],
-        "audio": [str(path) for path in find_sounds(args.sounds)],
+    values = {
+        "image": find("image", args.images),
+        "audio": find("audio", args.sounds),
         "text": listed(args.texts, "--texts", args.texts_file) or [],
     }
-    given = {modality: values for modality, values in given.items() if values}
+    given: dict[str, Any] = {modality: named for modality, named in values.items() if named}
     if len(given) != 2:
         raise InputError(
             f"similarity compares two modalities, but was given {' and '.join(given) or 'none'}: name two of --images, "
             f"--sounds and --texts (or --texts-file)."
         )
-    matrix = load(args).similarity(**given).tolist()
-    (first, rows), (second, columns) = given.items()
+    (first, rows), (_, columns) = given.items()
+    model = load(args)
+    with progress("comparing", len(rows) + len(columns), args.batch_size) as done:
+        matrix = model.similarity(**given, progress=done).tolist()
     if args.json:
         print_json(
             {first: row, "similarities": {column: short(value) for column, value in zip(columns, values, strict=True)}}
             for row, values in zip(rows, matrix, strict=True)
         )
     else:
-        groups = [
-            (row, [(column, f"{value:.3f}") for column, value in zip(columns, values, strict=True)])
-            for row, values in zip(rows, matrix, strict=True)
-        ]
-        words = {"image": "picture", "audio": "sound", "text": "text"}
-        print_table((words[first], words[second], "similarity"), groups)
+        print_matrix(rows, columns, [[f"{value:.3f}" for value in values] for values in matrix])
     return 0

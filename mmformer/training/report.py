@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import mmformer
 from mmformer.data.dataset import SampleDataset
 from mmformer.data.decode import decode_image
 from mmformer.data.order import OrderSpec
+from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
-from mmformer.models.head import ContrastiveHeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.predictor import Predictor
 from mmformer.training.run import RunSpec
@@ -58,22 +58,33 @@ def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> lis
 
 def _labels(spec: ModelSpec, model: Predictor, files: list[bytes], names: list[str]) -> list[dict[str, float]]:
     """The likeliest labels of each picture; empty where the model has none to give."""
-    read = {encoder.tokenizer.modality for encoder in spec.encoders.values()}
-    compares = any(isinstance(head, ContrastiveHeadSpec) for head in spec.heads.values())
-    if {"image", "text"} <= read and compares and len(names) > 1:
+    if len(names) > 1 and _compares(model):
         return model.classify(files, names, top=LABELS)
-    if "image" in read and len(model.transforms.classes) == 1:
-        return model.classify(files, top=LABELS)
-    return []
+    own = [name for name in model.transforms.classes if _read_by(spec, spec.heads[name].reads) == {"image"}]
+    return model.classify(files, head=own[0], top=LABELS) if len(own) == 1 else []
+
+
+def _compares(model: Predictor) -> bool:
+    """Whether the model compares images with texts, in one way."""
+    try:
+        model.check_comparable("image", "text")
+        model.scale()
+    except InputError:
+        return False
+    return True
 
 
 def _captions(spec: ModelSpec, model: Predictor, files: list[bytes]) -> list[str]:
     """What the first decoder that reads nothing but images writes; empty where there is none."""
     for name, decoder in spec.decoders.items():
-        if decoder.reads and all(spec.encoders[read].tokenizer.modality == "image" for read in decoder.reads):
-            captions: list[str] = model.caption(image=files, decoder=name)
-            return captions
+        if _read_by(spec, decoder.reads) == {"image"}:
+            return model.caption(image=files, decoder=name)
     return []
+
+
+def _read_by(spec: ModelSpec, encoders: Iterable[str]) -> set[str]:
+    """The modalities that some encoders read."""
+    return {spec.encoders[name].tokenizer.modality for name in encoders}
 
 
 def _footer(scores: Mapping[str, Score]) -> str:

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 import pytest
-from bundles import save_classifier, save_dual, save_trimodal, write_pictures, write_sounds
+from bundles import save_classifier, save_dual, save_trimodal, save_two_eyed, write_pictures, write_sounds
 from tiny import tiny_run, write_shards
 from typed import Typed
 
@@ -30,6 +30,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_trimodal(tmp_path_factory.mktemp("trimodal") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def two_eyed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_two_eyed(tmp_path_factory.mktemp("two") / "bundle")
 
 
 @pytest.fixture

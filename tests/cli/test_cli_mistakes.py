@@ -26,7 +26,12 @@ WRONG = {
         ("shots --templates-file blank.txt --labels cat", ["blank.txt: there is nothing in it"]),
         ("shots --labels cat --labels-file label.txt", ["--labels-file: not allowed with argument --labels."]),
         ("shots --template {} --templates-file x", ["--templates-file: not allowed with argument --template."]),
-        ("shots --labels cat --head colour", ["--head colour", "give either --head or labels"]),
+        ("shots --labels cat --head colour", ["head='colour' chooses among its own", "give either a head or labels"]),
+        ("shots --encoder image", ["--encoder is for labels, but there are none"]),
+        (
+            "shots --labels cat --encoder imag",
+            ["no encoder 'imag'; its encoders are image, text. Did you mean 'image'?"],
+        ),
         ("shots --head color", ["color", "Did you mean 'colour'?"]),
         ("shots --top 0", ["argument --top: must be a whole number, at least 1, but is '0'."]),
         ("shots --batch-size -3", ["argument --batch-size: must be a whole number, at least 1, but is '-3'."]),
@@ -46,6 +51,7 @@ WRONG = {
         ("--texts cat --texts-file label.txt dog", ["--texts-file: not allowed with argument --texts."]),
         ("--images shots/a.png shots/c.bmp cat", ["'shots/c.bmp' is a path", "repeat --images", "use --image"]),
         ("--images shots/deep/ shots/ cat", ["'shots/' is a path"]),
+        ("--sounds a.wav b.wav cat", ["'b.wav' is a path", "repeat --sounds", "use --sound."]),
         ("--images shots --image no.png", ["no.png: there is no such file"]),
         ("--images empty cat", ["empty: there is no picture"]),
         ("--images broken.png cat", ["broken.png: not a whole PNG"]),
@@ -61,7 +67,7 @@ WRONG = {
         ("--images shots --output label.npz", ["--output label.npz: this file is there already", "(--overwrite)"]),
         ("--images shots --outptu e.npz", ["--outptu", "Did you mean '--output'?"]),
         ("--images shots --output e.npz --json", ["--json: not allowed with argument --output."]),
-        ("--images shots/a.png --texts shots/a.png --json", ["A text is also the path of a file"]),
+        ("--images shots/a.png --texts shots/a.png --json", ["'shots/a.png' is there as values of two modalities"]),
         ("--texts __metadata__ --output e.safetensors", ["safetensors keeps the name __metadata__ for itself"]),
         ("--texts \udcff --json", ["'\\udcff' is not valid Unicode"]),
         ("--images broken.png --output e.npz", ["broken.png: not a whole PNG"]),
@@ -80,6 +86,7 @@ def test_mistakes_get_one_line(typed: Typed, shots: list[str], command: str, wor
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\n then something else")
     Path("blank.txt").write_text("\n \n")
     Path("label.txt").write_text("cat\n")
+    Path("b.wav").write_text("no sound")
     Path("label.npz").write_text("work of days")
     message = typed.refused(command, *words.split())
     for part in parts:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typed import Typed
 
 import mmformer
+from mmformer.cli import output
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import SamplingSpec
 
@@ -70,10 +72,49 @@ def test_similarity_of_any_two(three: Typed, trimodal: Path, shots: list[str], c
     assert [row["image"] for row in found] == shots
     matrix = np.array([[row["similarities"][call] for call in calls] for row in found])
     assert np.allclose(matrix, model.similarity(image=shots, audio=calls).numpy(), atol=1e-5)
-    shown = three("similarity", "--sounds", calls[0], "--texts", "cat,dog")
-    assert "cat" in shown
-    assert "similarity" in shown
     assert "name two of --images" in three.refused("similarity", "--images", "shots")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
+
+
+def test_similarity_is_shown_as_a_matrix(three: Typed, trimodal: Path, calls: list[str]) -> None:
+    head, *rows = map(cells, three("similarity", "--sounds", "calls", "--texts", "cat,[b]dog").splitlines()[1:-1])
+    assert head == ["", "cat", "[b]dog"]
+    matrix = mmformer.load(trimodal).similarity(audio=calls, text=["cat", "[b]dog"])
+    assert [row[0] for row in rows if row] == calls
+    shown = np.array([[float(cell) for cell in row[1:]] for row in rows if row])
+    assert np.abs(shown - matrix.numpy()).max() <= 5e-4
+
+
+def test_a_wide_matrix_is_several(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_console", lambda: Console(width=60))
+    columns = [f"column {number}" for number in range(9)]
+    output.print_matrix(["row", "long " * 20], columns, [[f"{row}.{n}" for n in range(9)] for row in range(2)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    heads = [cells(line)[1:] for line in lines if "column" in line]
+    assert [name for head in heads for name in head] == columns
+    assert len(heads) > 1
+    first = [cells(line)[1:] for line in lines if line.startswith("│ row ")]
+    assert [cell for row in first for cell in row] == [f"0.{n}" for n in range(9)]
+
+
+def test_an_encoder_is_chosen_by_name(three: Typed, two_eyed: Path, shots: list[str]) -> None:
+    three.bundle = str(two_eyed)
+    assert "2 encoders of image: image, other. Choose" in three.refused("embed", "--images", "shots", "--json")
+    for name in ("image", "other"):
+        model = mmformer.load(two_eyed, encoders=name)
+        found = three.json("embed", "--images", "shots", "--encoder", name)
+        assert np.allclose([row["embedding"] for row in found], model.embed(image=shots).numpy(), atol=1e-6)
+        found = three.json("similarity", "--images", "shots", "--texts", "cat", "--encoder", name)
+        assert np.allclose([row["similarities"]["cat"] for row in found], model.similarity(shots, "cat"), atol=1e-6)
+        (found,) = three.json("retrieve", "--images", "shots", "cat", "--encoder", name, "--top", 1)
+        match = model.retrieve(text="cat", images=shots)[0]
+        assert found["matches"][0]["image"] == shots[match.candidate]
+        (found,) = three.json("classify", shots[0], "--labels", "cat,dog", "--encoder", name, "--head", "warm")
+        assert found["probabilities"] == pytest.approx(model.classify(shots[0], ["cat", "dog"], head="warm"), abs=1e-6)
 
 
 def test_sounds_are_embedded_beside_the_rest(three: Typed, trimodal: Path, shots: list[str], calls: list[str]) -> None:
@@ -84,6 +125,7 @@ def test_sounds_are_embedded_beside_the_rest(three: Typed, trimodal: Path, shots
     assert np.allclose(np.stack([held[call] for call in calls]), wanted.numpy(), atol=1e-5)
     found = three.json("embed", "--audio", calls[0], "--json")
     assert list(found[0]) == ["audio", "embedding"]
+    assert three.json("embed", "--sounds", calls[0]) == found, "as the other commands call them"
 
 
 def test_sounds_are_looked_for_and_among(three: Typed, shots: list[str], calls: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import pixels, save_classifier, save_trimodal
+from bundles import pixels, save_classifier, save_trimodal, save_two_eyed
 from PIL import Image, ImageDraw
 from tiny import labels, tiny_data, tiny_run, write_shards
 
@@ -34,6 +34,14 @@ def run_of(bundle: Path, shards: Path) -> RunSpec:
     run = tiny_run(shards, data={"labels": labels(shards)})
     object.__setattr__(run, "model", model)  # past the checks: only reading is tried here
     return run
+
+
+def test_what_could_mean_several_things_is_left_out(shards: Path, tmp_path: Path) -> None:
+    """Two encoders of images and two contrastive heads: none is chosen, and the run ends all the same."""
+    bundle = save_two_eyed(tmp_path / "bundle")
+    cards = write_report(run_of(bundle, shards), tmp_path, {})
+    assert [card.labels for card in cards] == [[]] * 8
+    assert all(card.caption is not None for card in cards)
 
 
 def has_green(image: Image.Image) -> bool:
