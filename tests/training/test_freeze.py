@@ -50,7 +50,7 @@ def frozen(built: nn.Module) -> set[str]:
         (("*.bias", "heads.contrastive.log_scale"), lambda name: name.endswith((".bias", "log_scale"))),
         (("stacks.*.layers.[1-9].*",), lambda name: name.startswith("stacks.image.layers.1.")),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, tuple) else "",
 )
 def test_patterns_choose_by_name(patterns: tuple[str, ...], expected: Any) -> None:
     built = model()
