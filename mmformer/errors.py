@@ -18,3 +18,8 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
     """``" Did you mean 'right'?"`` when a known name is close to the wrong one, otherwise ``""``."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def describe_bytes(data: bytes) -> str:
+    """What to say of bytes that are not what they should be: how many, and how they begin."""
+    return f"{len(data)} bytes, beginning with {data[:8].hex(' ')}" if data else "empty"

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             # What is required is often there, under a mistyped name.
             options = [option for action in self._actions for option in action.option_strings]
             given = (word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--")
-            for unknown in (word for word in given if word not in options):
+            for unknown in dict.fromkeys(word for word in given if word not in options):
                 said = "" if unknown in message else f" There is no option {unknown}."
                 hint += said + nearest(unknown, options)
         raise InputError(f"{message}.{hint} {self.prog} --help says what it takes.")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mmformer.data.sound import decode_sound
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError, describe_bytes, nearest
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused by what their header declares; one of this size takes up to 1 GB while it is decoded."""
@@ -71,7 +71,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
             raise InputError(f"{name}: {error} Scale it down first.") from error
         except _DAMAGE as error:
             raise InputError(
-                f"{name}: not a whole PNG, JPEG, WebP, GIF or BMP image ({_describe(data)}): {_reason(error)}. "
+                f"{name}: not a whole PNG, JPEG, WebP, GIF or BMP image ({describe_bytes(data)}): {_reason(error)}. "
                 "Replace it or leave it out."
             ) from error
 
@@ -204,10 +204,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white.paste(layer, mask=layer)
         return white
     return image.convert("RGB")
-
-
-def _describe(data: bytes) -> str:
-    return f"{len(data)} bytes, beginning with {data[:8].hex(' ')}" if data else "empty"
 
 
 def _reason(error: BaseException) -> str:

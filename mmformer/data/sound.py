@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmformer.errors import InputError
+from mmformer.errors import InputError, describe_bytes
 from mmformer.spec import require
 
 MAX_SECONDS = 3600.0
@@ -85,21 +85,42 @@ def decode_sound(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> So
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.format not in _FORMATS:
-                raise InputError(f"{name}: a {file.format} sound; WAV, FLAC, Ogg and MP3 are read. Convert it.")
+                raise InputError(f"{name}: a sound of format {file.format}; WAV, FLAC, Ogg and MP3 are read. Convert it.")
             seconds = file.frames / file.samplerate
             if seconds > max_seconds:
                 raise InputError(
                     f"{name}: declares {seconds:,.0f} seconds, but at most {max_seconds:,.0f} are read. Cut it first."
                 )
-            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            samples, rate, declared = file.read(dtype="float32", always_2d=True), file.samplerate, file.frames
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(
-            f"{name}: not a whole WAV, FLAC, Ogg or MP3 sound: {error}. Replace it or leave it out."
-        ) from error
+        raise _damaged(name, data, getattr(error, "error_string", str(error)).rstrip(".")) from error
+    if len(samples) < declared:
+        raise _damaged(name, data, f"it declares {declared:,} samples, but has {len(samples):,}")
+    if (riff := _riff_length(data)) is not None and riff > len(data):
+        raise _damaged(name, data, f"it declares {riff:,} bytes")
     if not len(samples):
         raise InputError(f"{name}: there is no sample in this sound. Replace it or leave it out.")
     if not np.isfinite(samples).all():
         raise InputError(f"{name}: some samples are NaN or infinite. Replace it or leave it out.")
     return Sound(np.ascontiguousarray(samples.mean(axis=1)), rate)
+
+
+def _damaged(name: str, data: bytes, reason: str) -> InputError:
+    # libsndfile's own words, without soundfile's prefix, which names a buffer by its address.
+    return InputError(
+        f"{name}: not a whole WAV, FLAC, Ogg or MP3 sound ({describe_bytes(data)}): {reason}. "
+        "Replace it or leave it out."
+    )
+
+
+def _riff_length(data: bytes) -> int | None:
+    """The bytes that a WAV file says it has, which libsndfile does not compare with those that are there.
+
+    None where it does not say: programs that write into a pipe put 0 or a number near the largest.
+    """
+    if len(data) < 8 or data[:4] != b"RIFF":
+        return None
+    length = int.from_bytes(data[4:8], "little")
+    return length + 8 if 0 < length < 0x7FFF_0000 else None

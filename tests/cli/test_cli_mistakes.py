@@ -91,6 +91,7 @@ def test_mistakes_get_one_line(typed: Typed, shots: list[str], command: str, wor
     message = typed.refused(command, *words.split())
     for part in parts:
         assert part in message
+    assert message.count("Did you mean") <= 1
     assert not list(Path().glob("e.*"))
     assert Path("label.npz").read_text() == "work of days"
 

@@ -138,17 +138,26 @@ def test_a_transform_that_cannot_be_is_refused(fields: dict[str, float], message
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "a.wav: not a whole WAV, FLAC, Ogg or MP3 sound"),
-        (b"hello", "not a whole WAV, FLAC, Ogg or MP3 sound"),
-        (written(tone(), kind="AIFF"), "a AIFF sound; WAV, FLAC, Ogg and MP3 are read. Convert it"),
+        (b"", r"a.wav: not a whole WAV, FLAC, Ogg or MP3 sound \(empty\): Format not recognised. Replace"),
+        (b"hello", r"not a whole .* sound \(5 bytes, beginning with 68 65 6c 6c 6f\): Format not recognised. Replace"),
+        (written(tone())[:-900], r"not a whole .*: it declares 16,044 bytes. Replace"),
+        (written(tone(), kind="FLAC")[:-900], "not a whole"),
+        (written(tone(), kind="AIFF"), "a sound of format AIFF; WAV, FLAC, Ogg and MP3 are read. Convert it"),
         (written(np.zeros((0,), np.float32)), "there is no sample in this sound"),
         (written(np.array([0.1, np.nan], np.float32), subtype="FLOAT"), "some samples are NaN or infinite"),
     ],
-    ids=("empty", "text", "AIFF", "no samples", "NaN"),  # a file may hold the time of its writing
+    ids=("empty", "text", "cut WAV", "cut FLAC", "AIFF", "no samples", "NaN"),  # a file may hold the time of its writing
 )
 def test_what_is_no_sound_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         decode_sound(data, "a.wav")
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFF_FFFF, 0xFFFF_FFFF])
+def test_a_wav_that_was_written_into_a_pipe_is_heard(length: int) -> None:
+    data = bytearray(written(tone()))
+    data[4:8] = length.to_bytes(4, "little")
+    assert len(decode_sound(bytes(data), "a").samples) == len(tone())
 
 
 def test_what_its_header_declares_too_long_is_not_decoded() -> None:
