@@ -85,7 +85,9 @@ def decode_sound(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> So
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.format not in _FORMATS:
-                raise InputError(f"{name}: a sound of format {file.format}; WAV, FLAC, Ogg and MP3 are read. Convert it.")
+                raise InputError(
+                    f"{name}: a sound of format {file.format}; WAV, FLAC, Ogg and MP3 are read. Convert it."
+                )
             seconds = file.frames / file.samplerate
             if seconds > max_seconds:
                 raise InputError(

@@ -1,8 +1,7 @@
-"""Optimizers and schedules, by name."""
+"""Optimizers, by name, and which parameters decay."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -101,54 +100,3 @@ def parameter_table(model: nn.Module, weight_decay: float, loaded: Collection[st
         )
         lines.append("\t".join(map(str, cells)))
     return "\n".join(lines) + "\n"
-
-
-@family
-@dataclass(frozen=True)
-class ScheduleSpec(ABC):
-    """The learning rate over a run: a pure function of the step, so that there is no state to resume.
-
-    Attributes:
-        warmup_steps: over which it rises evenly to its peak.
-    """
-
-    warmup_steps: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
-
-    def factor(self, step: int, steps: int) -> float:
-        """What the peak is multiplied by in update ``step`` (0 the first) of ``steps``."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        return self.after_warmup((step - self.warmup_steps) / max(1, steps - self.warmup_steps))
-
-    @abstractmethod
-    def after_warmup(self, progress: float) -> float:
-        """The factor at a share, 0 to 1, of the steps after warm-up."""
-
-
-@dataclass(frozen=True)
-class CosineScheduleSpec(ScheduleSpec):
-    """Half a cosine down to a share of the peak (Loshchilov and Hutter 2016).
-
-    Attributes:
-        final: the share of the peak that is left at the end.
-    """
-
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.final <= 1, self, "final", "from 0 to 1")
-
-    def after_warmup(self, progress: float) -> float:
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-
-
-@dataclass(frozen=True)
-class ConstantScheduleSpec(ScheduleSpec):
-    """The peak, after warm-up."""
-
-    def after_warmup(self, progress: float) -> float:
-        return 1.0

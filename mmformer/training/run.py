@@ -19,7 +19,8 @@ from mmformer.spec import Parts, require
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.average import EMASpec
 from mmformer.training.initial import InitialSpec
-from mmformer.training.optimizer import AdamWSpec, CosineScheduleSpec, OptimizerSpec, ScheduleSpec
+from mmformer.training.optimizer import AdamWSpec, OptimizerSpec
+from mmformer.training.schedule import CosineScheduleSpec, ScheduleSpec
 from mmformer.types import MODALITIES
 
 

@@ -146,7 +146,15 @@ def test_a_transform_that_cannot_be_is_refused(fields: dict[str, float], message
         (written(np.zeros((0,), np.float32)), "there is no sample in this sound"),
         (written(np.array([0.1, np.nan], np.float32), subtype="FLOAT"), "some samples are NaN or infinite"),
     ],
-    ids=("empty", "text", "cut WAV", "cut FLAC", "AIFF", "no samples", "NaN"),  # a file may hold the time of its writing
+    ids=(
+        "empty",
+        "text",
+        "cut WAV",
+        "cut FLAC",
+        "AIFF",
+        "no samples",
+        "NaN",
+    ),  # a file may hold the time of its writing
 )
 def test_what_is_no_sound_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):

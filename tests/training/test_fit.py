@@ -25,7 +25,7 @@ from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.evaluate import score_split
 from mmformer.training.fit import fit, score_bundle
-from mmformer.training.optimizer import CosineScheduleSpec, decays
+from mmformer.training.optimizer import decays
 from mmformer.training.run import (
     CheckpointSpec,
     EvaluationSpec,
@@ -33,6 +33,7 @@ from mmformer.training.run import (
     RunSpec,
     default_output,
 )
+from mmformer.training.schedule import CosineScheduleSpec
 from mmformer.training.task import TrainingTask
 from mmformer.types import Batch
 

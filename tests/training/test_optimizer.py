@@ -1,4 +1,4 @@
-"""What decays and what does not, what the schedules say at each step, and that every field acts."""
+"""What decays and what does not, and that every field acts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ from mmformer.tokenizers.image import ConvolutionalStemSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.optimizer import (
     AdamWSpec,
-    ConstantScheduleSpec,
-    CosineScheduleSpec,
     OptimizerSpec,
-    ScheduleSpec,
     decays,
     parameter_groups,
     parameter_table,
@@ -185,48 +182,12 @@ def test_every_field_of_adamw_acts() -> None:
         assert stepped(dataclasses.replace(base, **change)) != stepped(base)
 
 
-# ------------------------------------------------------------------------------------------------- schedules
-
-
-def factors(spec: ScheduleSpec, steps: int) -> list[float]:
-    return [spec.factor(step, steps) for step in range(steps)]
-
-
-def test_warm_up_rises_evenly_to_the_peak() -> None:
-    for spec in (CosineScheduleSpec(4), ConstantScheduleSpec(4)):
-        found = factors(spec, 20)
-        assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-
-
-def test_cosine_falls_to_its_end() -> None:
-    found = factors(CosineScheduleSpec(4, final=0.1), 24)
-    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 20)) / 2 for step in range(20)]
-    assert found[4:] == pytest.approx(expected)
-    assert CosineScheduleSpec(4, final=0.1).factor(24, 24) == pytest.approx(0.1)
-    assert CosineScheduleSpec(4, final=0.1).factor(1000, 24) == pytest.approx(0.1), "past the end it stays there"
-    assert factors(CosineScheduleSpec(), 5)[0] == 1.0
-    assert found[4:] == sorted(found[4:], reverse=True)
-
-
-def test_constant_stays() -> None:
-    assert factors(ConstantScheduleSpec(2), 8)[2:] == [1.0] * 6
-    assert factors(ConstantScheduleSpec(), 3) == [1.0] * 3
-
-
-def test_a_warm_up_longer_than_the_run_never_ends() -> None:
-    found = factors(CosineScheduleSpec(100), 10)
-    assert found == pytest.approx([(step + 1) / 101 for step in range(10)])
-
-
 REFUSED: list[tuple[Any, str]] = [
     (lambda: AdamWSpec(lr=0.0), "AdamWSpec.lr must be positive, but is 0.0."),
     (lambda: AdamWSpec(lr=math.nan), "AdamWSpec.lr must be positive, but is nan."),
     (lambda: AdamWSpec(weight_decay=-0.1), "AdamWSpec.weight_decay must be at least 0"),
     (lambda: AdamWSpec(betas=(1.0, 0.9)), "AdamWSpec.betas must be at least 0 and below 1 each"),
     (lambda: AdamWSpec(eps=0.0), "AdamWSpec.eps must be positive"),
-    (lambda: CosineScheduleSpec(-1), "CosineScheduleSpec.warmup_steps must be at least 0"),
-    (lambda: CosineScheduleSpec(final=1.1), "CosineScheduleSpec.final must be from 0 to 1"),
-    (lambda: ConstantScheduleSpec(-1), "ConstantScheduleSpec.warmup_steps must be at least 0"),
 ]
 
 

@@ -27,8 +27,8 @@ from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.evaluate import Evaluation
 from mmformer.training.fit import fit
 from mmformer.training.metrics import MetricsTable
-from mmformer.training.optimizer import ConstantScheduleSpec
 from mmformer.training.run import CheckpointSpec, EvaluationSpec, RunSpec
+from mmformer.training.schedule import ConstantScheduleSpec
 
 STEPS, EVERY = 60, 5
 COMMAND = [sys.executable, "-c", "import sys; from mmformer.cli.main import main; sys.exit(main())"]
