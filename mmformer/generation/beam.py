@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmformer.generation.decoding import Decoding, select
-from mmformer.generation.generation import GenerationSpec, Written, begin_history, constrain, room
+from mmformer.generation.generation import GenerationSpec, Written, begin_history, log_probabilities, room
 from mmformer.spec import require
 from mmformer.types import Text
 
@@ -19,11 +19,11 @@ from mmformer.types import Text
 class BeamSpec(GenerationSpec):
     """The text with the highest sum of log-probabilities over its length to a power, among those that beams find.
 
-    The length counts eos. A search ends when no beam could still become better than the worst of the texts that are
-    kept, whatever it wrote.
+    The length counts eos. The search for an input ends when none of its beams could still become better than the best
+    text that was found, whatever it wrote.
 
     Attributes:
-        beams: texts for each input side by side, and finished ones kept.
+        beams: texts for each input side by side.
         length_penalty: the power; 0 prefers short texts, 1 is the mean, more prefers long ones.
     """
 
@@ -33,86 +33,96 @@ class BeamSpec(GenerationSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beams >= 1, self, "beams", "at least 1")
+        require(0 <= self.length_penalty <= 10, self, "length_penalty", "from 0 to 10")
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
         limit, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
-        search = _Search.begin(self, decoding, prompt)
+        search = _Search.begin(self, decoding, prompt, limit)
+        found: dict[int, Written] = {}
         logits, progress = decoding.begin(prompt)
+        each = torch.arange(self.beams, device=decoding.device)
         rows = torch.arange(decoding.rows, device=decoding.device).repeat_interleave(self.beams)
         logits, progress, decoding = logits[rows], select(progress, rows), decoding.select(rows)
         for written in range(int(limit.max())):
-            logits = constrain(logits, search.history, written, self, eos)
-            search, chosen, source = search.extend(self, logits, written, eos)
-            search = search.cut(self, written + 1, limit)
-            if search.is_over(self, written + 1, limit):
+            log_probability = log_probabilities(logits, search.history.flatten(0, 1), written, self, eos)
+            search, chosen, source = search.extend(self, log_probability, written, eos)
+            over = search.is_over(self, written + 1)
+            found |= search.select(over.nonzero()[:, 0]).best(begin=prompt.ids.shape[1] - 1)
+            going = (~over).nonzero()[:, 0]
+            if not len(going):
                 break
+            if len(going) < len(over):  # inputs that have their text cost nothing
+                rows = (going[:, None] * self.beams + each).flatten()
+                search, decoding = search.select(going), decoding.select(rows)
+                chosen, source = chosen[rows], source[rows]
             logits, progress = decoding.step(chosen, select(progress, source))
-        return search.best(prompt)
+        return [found[row] for row in range(len(limit))]
 
 
 class _Search(NamedTuple):
-    """Beams of all inputs, and the finished texts that are kept; scores are −∞ where there is none."""
+    """Beams of the inputs that have no text yet, and the best finished text of each; a score of −∞ where none is."""
 
-    score: Tensor  # B K: sums of log-probabilities of the beams
-    history: Tensor  # (B K) T: prompts and what the beams have written
-    kept_score: Tensor  # B K: over the length, best first
-    kept: Tensor  # B K T: their ids, −1 past their end
+    inputs: Tensor  # B: their places among all
+    limit: Tensor  # B: ids that may be written
+    score: Tensor  # B K: sums of log-probabilities of the beams, the best first
+    history: Tensor  # B K T: prompts and what the beams have written
+    best_score: Tensor  # B: over the length
+    best_ids: Tensor  # B T: −1 past the end
 
     @staticmethod
-    def begin(spec: BeamSpec, decoding: Decoding, prompt: Text) -> _Search:
-        batch, beams, device = decoding.rows, spec.beams, decoding.device
-        nothing = torch.full((batch, beams), float("-inf"), device=device)
-        score = nothing.clone()
+    def begin(spec: BeamSpec, decoding: Decoding, prompt: Text, limit: Tensor) -> _Search:
+        batch, device = decoding.rows, decoding.device
+        score = torch.full((batch, spec.beams), float("-inf"), device=device)
+        best_score = score[:, 0].clone()
         score[:, 0] = 0.0  # the beams of an input begin alike: one of them counts
-        history = begin_history(prompt).repeat_interleave(beams, dim=0)
-        kept = torch.full((batch, beams, history.shape[1]), -1, device=device)
-        return _Search(score, history, nothing, kept)
+        before = begin_history(prompt)
+        history = before[:, None].expand(-1, spec.beams, -1)
+        return _Search(torch.arange(batch, device=device), limit, score, history, best_score, before)
 
-    def extend(self, spec: BeamSpec, logits: Tensor, written: int, eos: int) -> tuple[_Search, Tensor, Tensor]:
+    def select(self, rows: Tensor) -> _Search:
+        """The same over some inputs."""
+        return _Search(*(value[rows] for value in self))
+
+    def extend(self, spec: BeamSpec, log_probability: Tensor, written: int, eos: int) -> tuple[_Search, Tensor, Tensor]:
         """Each beam by one id; the search, the ids (B K), and the rows that they follow (B K)."""
         batch, beams = self.score.shape
-        total = self.score[..., None] + logits.log_softmax(-1).view(batch, beams, -1)  # B K V
+        total = self.score[..., None] + log_probability.view(batch, beams, -1)  # B K V
         size = total.shape[2]
-        ended = total[..., eos] / (written + 1) ** spec.length_penalty  # B K
-        before = self.history.view(batch, beams, -1)
-        kept_score, kept = self._keep(ended, before)
+        ended = self._keep(total[..., eos] / (written + 1) ** spec.length_penalty)
         total[..., eos] = float("-inf")
         score, place = total.flatten(1).topk(beams, dim=1)  # B K
-        source = (torch.arange(batch, device=score.device)[:, None] * beams + place // size).flatten()
-        chosen = (place % size).flatten()
-        history = torch.cat((self.history[source], chosen[:, None]), dim=1)
-        kept = torch.nn.functional.pad(kept, (0, 1), value=-1)
-        return _Search(score, history, kept_score, kept), chosen, source
+        parent, chosen = place // size, place % size
+        history = self.history.gather(1, parent[..., None].expand(-1, -1, self.history.shape[2]))
+        history = torch.cat((history, chosen[..., None]), dim=2)
+        best_ids = torch.nn.functional.pad(ended.best_ids, (0, 1), value=-1)
+        longer = ended._replace(score=score, history=history, best_ids=best_ids)
+        # Where an input's texts may grow no longer, its beams count as they are.
+        at_end = (self.limit == written + 1)[:, None]  # B 1
+        cut = longer._keep((score / (written + 1) ** spec.length_penalty).masked_fill(~at_end, float("-inf")))
+        source = torch.arange(batch, device=score.device)[:, None] * beams + parent
+        return cut, chosen.flatten(), source.flatten()
 
-    def _keep(self, score: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The best of the texts that are kept and of others."""
-        scores, texts = torch.cat((self.kept_score, score), dim=1), torch.cat((self.kept, ids), dim=1)
-        best, place = scores.sort(dim=1, descending=True, stable=True)
-        place = place[:, : score.shape[1]]
-        return best[:, : score.shape[1]], texts.gather(1, place[..., None].expand(-1, -1, texts.shape[2]))
+    def _keep(self, score: Tensor) -> _Search:
+        """With the best of the beams' texts, scored so (B K), where it is better than the one that is kept."""
+        best, place = score.max(dim=1)
+        better = best > self.best_score
+        ids = self.history.gather(1, place[:, None, None].expand(-1, 1, self.history.shape[2]))[:, 0]
+        return self._replace(
+            best_score=torch.where(better, best, self.best_score),
+            best_ids=torch.where(better[:, None], ids, self.best_ids),
+        )
 
-    def cut(self, spec: BeamSpec, written: int, limit: Tensor) -> _Search:
-        """Where an input's texts may grow no longer, its beams count as they are, and end."""
-        at_end = (limit == written)[:, None]  # B 1
-        ids = self.history.view(*self.score.shape, -1)
-        as_they_are = (self.score / written**spec.length_penalty).masked_fill(~at_end, float("-inf"))
-        kept_score, kept = self._keep(as_they_are, ids)
-        return _Search(self.score.masked_fill(at_end, float("-inf")), self.history, kept_score, kept)
-
-    def is_over(self, spec: BeamSpec, written: int, limit: Tensor) -> bool:
-        """Whether no beam can become better than the worst text that is kept, for any input.
+    def is_over(self, spec: BeamSpec, written: int) -> Tensor:
+        """Whether no beam of an input can become better than its best text: B.
 
         A sum of log-probabilities only falls; over a length to a power, it is highest at the shortest or the longest.
         """
-        lengths = (torch.full_like(limit, written + 1), limit + 1)
+        lengths = (torch.full_like(self.limit, written + 1), self.limit)
         bound = torch.stack([self.score[:, 0] / length**spec.length_penalty for length in lengths]).amax(0)
-        return bool((self.kept_score[:, -1] >= bound).all())
+        return (self.best_score >= bound) | (self.limit <= written)
 
-    def best(self, prompt: Text) -> list[Written]:
-        """The best text of each input."""
-        before = begin_history(prompt).shape[1]
-        return [
-            Written([index for index in text if index >= 0], score)
-            for text, score in zip(self.kept[:, 0, before:].tolist(), self.kept_score[:, 0].tolist(), strict=True)
-        ]
+    def best(self, begin: int) -> dict[int, Written]:
+        """The best text of each input, by its place; prompts take the first ``begin`` places."""
+        texts = zip(self.inputs.tolist(), self.best_ids[:, begin:].tolist(), self.best_score.tolist(), strict=True)
+        return {row: Written([index for index in ids if index >= 0], score) for row, ids, score in texts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class GenerationSpec(ABC):
         require(self.min_length >= 0, self, "min_length", "at least 0")
         longer = self.max_length is None or self.max_length >= max(1, self.min_length)
         require(longer, self, "max_length", f"None, or at least 1 and at least min_length ({self.min_length})")
-        require(self.repetition_penalty > 0, self, "repetition_penalty", "positive")
+        good = 0 < self.repetition_penalty < math.inf
+        require(good, self, "repetition_penalty", "positive and finite")
         require(self.no_repeat_ngram >= 0, self, "no_repeat_ngram", "at least 0")
 
     @abstractmethod
@@ -88,8 +90,11 @@ def begin_history(prompt: Text) -> Tensor:
     return torch.where(place >= 0, ids.gather(1, place.clamp(min=0)), -1)
 
 
-def constrain(logits: Tensor, history: Tensor, written: int, spec: GenerationSpec, eos: int) -> Tensor:
-    """The logits with what the spec forbids at −∞: B V.
+def log_probabilities(logits: Tensor, history: Tensor, written: int, spec: GenerationSpec, eos: int) -> Tensor:
+    """The log-probabilities of the next id, with what the spec forbids at −∞: B V.
+
+    What is forbidden leaves the others as likely as they were: a text that may not take its likeliest way pays for it,
+    and scores of texts that were held back differently can be compared.
 
     Args:
         logits: B V.
@@ -102,16 +107,18 @@ def constrain(logits: Tensor, history: Tensor, written: int, spec: GenerationSpe
         there = there.scatter_add(1, history.clamp(min=0), history >= 0)
         punished = torch.where(logits > 0, logits / spec.repetition_penalty, logits * spec.repetition_penalty)
         logits = torch.where(there, punished, logits)
+    free = logits.log_softmax(-1)
+    allowed = free
     size = spec.no_repeat_ngram
     if size and history.shape[1] >= size:
         runs = history.unfold(1, size, 1)  # B runs size
         same = (runs[..., :-1] == history[:, None, history.shape[1] - size + 1 :]).all(-1)
         last = runs[..., -1]
-        banned = torch.zeros_like(logits, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
-        logits = logits.masked_fill(banned, float("-inf"))
+        banned = torch.zeros_like(free, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
+        allowed = allowed.masked_fill(banned, float("-inf"))
+    ends = torch.arange(free.shape[1], device=free.device) == eos
     if written < spec.min_length:
-        logits = logits.clone()
-        logits[:, eos] = float("-inf")
+        allowed = allowed.masked_fill(ends, float("-inf"))
     # Where nothing is left to write, the text ends.
-    stuck = logits.isneginf().all(1, keepdim=True)
-    return torch.where(stuck & (torch.arange(logits.shape[1], device=logits.device) == eos), 0.0, logits)
+    stuck = allowed.isneginf().all(1, keepdim=True)
+    return torch.where(stuck & ends, free, allowed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmformer.generation.decoding import Decoding, select
-from mmformer.generation.generation import GenerationSpec, Written, begin_history, constrain, room
+from mmformer.generation.generation import GenerationSpec, Written, begin_history, log_probabilities, room
 from mmformer.spec import require
 from mmformer.types import Text
 
@@ -19,11 +20,11 @@ from mmformer.types import Text
 @dataclass(frozen=True)
 class _OneByOneSpec(GenerationSpec):
     @abstractmethod
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
+    def choose(self, log_probability: Tensor, uniform: Tensor) -> Tensor:
         """The next id of each row: B.
 
         Args:
-            logits: B V.
+            log_probability: B V; of what may not be written −∞, so that the rest may add up to less than 1.
             uniform: B, float64, drawn from [0, 1) for each row and step.
         """
 
@@ -37,10 +38,10 @@ class _OneByOneSpec(GenerationSpec):
         rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
         logits, progress = decoding.begin(prompt)
         for written in range(longest):
-            logits = constrain(logits, history, written, self, eos)
-            chosen = self.choose(logits, uniform[rows, written])
-            log_probability = logits.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
-            for row, index, value in zip(rows.tolist(), chosen.tolist(), log_probability.tolist(), strict=True):
+            log_probability = log_probabilities(logits, history, written, self, eos)
+            chosen = self.choose(log_probability, uniform[rows, written])
+            taken = log_probability.gather(1, chosen[:, None])[:, 0]
+            for row, index, value in zip(rows.tolist(), chosen.tolist(), taken.tolist(), strict=True):
                 scores[row] += value
                 if index != eos:
                     ids[row].append(index)
@@ -62,8 +63,8 @@ class _OneByOneSpec(GenerationSpec):
 class GreedySpec(_OneByOneSpec):
     """The likeliest id, each time; of equal ones the first."""
 
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        return logits.argmax(-1)
+    def choose(self, log_probability: Tensor, uniform: Tensor) -> Tensor:
+        return log_probability.argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class SamplingSpec(_OneByOneSpec):
     """An id drawn from those that are likely enough. What is drawn for an input does not depend on its batch.
 
     Attributes:
-        temperature: logits are divided by it; low ones are bold.
+        temperature: log-probabilities are divided by it; low ones are bold.
         top_k: only so many of the likeliest (Fan et al. 2018, §5.1); None: all.
         top_p: only the likeliest whose probabilities add up to so much, and the one that reaches it (nucleus sampling,
             Holtzman et al. 2019, §3.1); 1: all.
@@ -85,16 +86,17 @@ class SamplingSpec(_OneByOneSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.temperature > 0, self, "temperature", "positive (GreedySpec takes the likeliest)")
+        good = 0 < self.temperature < math.inf
+        require(good, self, "temperature", "positive and finite (GreedySpec takes the likeliest)")
         require(self.top_k is None or self.top_k >= 1, self, "top_k", "None or at least 1")
         require(0 < self.top_p <= 1, self, "top_p", "above 0 and at most 1")
         require(0 <= self.seed < 2**31, self, "seed", "from 0 to below 2^31")
 
-    def choose(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        probability = (logits / self.temperature).softmax(-1)
+    def choose(self, log_probability: Tensor, uniform: Tensor) -> Tensor:
+        probability = (log_probability / self.temperature).softmax(-1)
         likeliest, order = torch.sort(probability, dim=-1, descending=True, stable=True)
         before = likeliest.cumsum(-1) - likeliest  # what the likelier ones add up to
-        keep = before < self.top_p
+        keep = (before < self.top_p) | (self.top_p == 1)  # sums of many may round to 1 before the last
         if self.top_k is not None:
             keep[:, self.top_k :] = False
         mass = likeliest.where(keep, 0.0).double().cumsum(-1)

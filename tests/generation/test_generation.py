@@ -14,7 +14,7 @@ from writers import EOS, KINDS, decoding, model, prompts
 from mmformer.errors import InputError
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.decoding import Decoding
-from mmformer.generation.generation import GenerationSpec, begin_history, constrain
+from mmformer.generation.generation import GenerationSpec, begin_history, log_probabilities
 from mmformer.generation.sampling import GreedySpec, SamplingSpec
 from mmformer.types import Text
 
@@ -106,18 +106,23 @@ def test_one_beam_is_greedy(kind: str) -> None:
             assert other.score >= one.score - 1e-4
 
 
+@pytest.mark.parametrize(
+    "bound", [{}, {"min_length": 2}, {"no_repeat_ngram": 1}, {"min_length": 3, "no_repeat_ngram": 1}]
+)
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_enough_beams_find_the_best_of_all_texts(penalty: float, seed: int) -> None:
-    """Four ids and eos, three places: every text is tried one by one."""
+def test_enough_beams_find_the_best_of_all_texts(seed: int, penalty: float, bound: dict[str, int]) -> None:
+    """Four ids and eos, three places: every text is tried one by one. What is forbidden costs the others nothing."""
     longest, made = 3, decoding("cross", 2, seed, small=4)
-    found = BeamSpec(max_length=longest, beams=5**longest, length_penalty=penalty).write(made, prompts(2, ragged=False))
+    spec = BeamSpec(**bound, max_length=longest, beams=5**longest, length_penalty=penalty)  # type: ignore[arg-type]
+    found = spec.write(made, prompts(2, ragged=False))
     open_ids = [4, 5, 6, 7]
     for row in range(2):
         single = made.select(torch.tensor([row]))
         best = (-math.inf, [0])
-        for length in range(longest + 1):
-            for ids in itertools.product(open_ids, repeat=length):
+        for length in range(spec.min_length, longest + 1):
+            texts = itertools.product(open_ids, repeat=length)
+            for ids in (ids for ids in texts if not spec.no_repeat_ngram or len(set(ids)) == length):
                 score = log_probability(single, list(ids), ends=length < longest)
                 written = length + (length < longest)
                 best = max(best, (score / written**penalty, list(ids)))
@@ -214,7 +219,7 @@ def test_runs_of_a_prompt_count_and_its_padding_does_not() -> None:
     history = begin_history(prompt)
     assert history.tolist() == [[10, 11, 10], [-1, -1, 10]]
     spec = GreedySpec(no_repeat_ngram=2)
-    banned = constrain(torch.zeros(2, 20), history, 0, spec, EOS).isneginf()
+    banned = log_probabilities(torch.zeros(2, 20), history, 0, spec, EOS).isneginf()
     assert banned.nonzero().tolist() == [[0, 11]]
 
 
@@ -222,14 +227,26 @@ def test_a_text_ends_where_nothing_else_may_be_written() -> None:
     logits = torch.full((1, 6), float("-inf"))
     logits[0, 5] = 0.0
     history = torch.tensor([[5]])
-    made = constrain(logits, history, 0, GreedySpec(min_length=3, no_repeat_ngram=1), EOS)
-    assert made[0].tolist() == [-math.inf, -math.inf, -math.inf, 0.0, -math.inf, -math.inf]
+    logits[0, EOS] = 0.0
+    made = log_probabilities(logits, history, 0, GreedySpec(min_length=3, no_repeat_ngram=1), EOS)
+    expected = [-math.inf] * 6
+    expected[EOS] = math.log(0.5)  # as likely as it was
+    assert made[0].tolist() == pytest.approx(expected)
 
 
 def test_the_penalty_makes_repeated_ids_less_likely() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    made = constrain(logits, torch.tensor([[0, 1, -1]]), 3, GreedySpec(repetition_penalty=2.0), EOS)
-    assert made.tolist() == [[1.0, -4.0, 1.0, 0.5]]
+    made = log_probabilities(logits, torch.tensor([[0, 1, -1]]), 3, GreedySpec(repetition_penalty=2.0), EOS)
+    assert torch.allclose(made, torch.tensor([[1.0, -4.0, 1.0, 0.5]]).log_softmax(-1))
+
+
+@pytest.mark.parametrize("options", [{"min_length": 3}, {"no_repeat_ngram": 1}])
+def test_what_is_forbidden_leaves_the_others_as_likely_as_they_were(options: dict[str, int]) -> None:
+    logits, history = torch.randn(3, 9), torch.tensor([[5], [6], [7]])
+    made = log_probabilities(logits, history, 0, GreedySpec(**options), EOS)  # type: ignore[arg-type]
+    banned = made.isneginf()
+    assert banned.sum(1).tolist() == [1, 1, 1]
+    assert torch.equal(made[~banned], logits.log_softmax(-1)[~banned])
 
 
 def test_sampling_follows_the_probabilities() -> None:
@@ -246,6 +263,13 @@ def test_sampling_follows_the_probabilities() -> None:
         chosen = SamplingSpec(**options).choose(logits, uniform)  # type: ignore[arg-type]
         found = torch.bincount(chosen, minlength=4).tolist()
         assert all(abs(a - b) <= 1 for a, b in zip(found, expected, strict=True)), (options, found)
+
+
+def test_all_of_the_mass_is_all_ids() -> None:
+    logits = torch.zeros(1, 8000)
+    logits[0, 4000:] = -17.0  # their shares round away where sums are of 32 bits
+    chosen = SamplingSpec(top_p=1.0).choose(logits, torch.full((1,), 1 - 1e-12, dtype=torch.float64))
+    assert int(chosen) == 7999
 
 
 def test_a_draw_at_the_very_end_is_still_one_that_is_kept() -> None:
@@ -268,14 +292,18 @@ def test_seeds_differ_and_repeat() -> None:
         (GreedySpec, {"min_length": -1}, "GreedySpec.min_length must be at least 0"),
         (GreedySpec, {"min_length": 5, "max_length": 4}, "max_length must be None, or at least 1 and .* min_length"),
         (GreedySpec, {"max_length": 0}, "max_length must be"),
-        (GreedySpec, {"repetition_penalty": 0.0}, "repetition_penalty must be positive"),
+        (GreedySpec, {"repetition_penalty": 0.0}, "repetition_penalty must be positive and finite"),
+        (GreedySpec, {"repetition_penalty": math.inf}, "repetition_penalty must be positive and finite"),
         (GreedySpec, {"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
-        (SamplingSpec, {"temperature": 0.0}, "temperature must be positive"),
+        (SamplingSpec, {"temperature": 0.0}, "temperature must be positive and finite"),
+        (SamplingSpec, {"temperature": math.inf}, "temperature must be positive and finite"),
         (SamplingSpec, {"top_k": 0}, "top_k must be None or at least 1"),
         (SamplingSpec, {"top_p": 0.0}, "top_p must be above 0"),
         (SamplingSpec, {"top_p": 1.1}, "top_p must be above 0 and at most 1"),
         (SamplingSpec, {"seed": -1}, "seed must be from 0"),
         (BeamSpec, {"beams": 0}, "beams must be at least 1"),
+        (BeamSpec, {"length_penalty": math.nan}, "length_penalty must be from 0 to 10"),
+        (BeamSpec, {"length_penalty": 1e6}, "length_penalty must be from 0 to 10"),
     ],
 )
 def test_what_cannot_be_is_refused(kind: Any, fields: dict[str, Any], message: str) -> None:
