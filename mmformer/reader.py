@@ -78,7 +78,7 @@ class Reader:
         if transform is None:
             raise InputError("transforms.yaml of the bundle has no audio: it does not say what sounds are made into.")
         for window in _cut(range(len(sounds)), _WINDOW * self.batch_size):
-            heard = {i: transform(read_sound(sounds[i], f"sound {i}")) for i in window}
+            heard = {i: transform(read_sound(sounds[i], f"sound {i}", transform.seconds)) for i in window}
             for places in _cut(sorted(window, key=lambda i: len(heard[i]), reverse=True), self.batch_size):
                 yield places, Batch((), {}, audio=pad_sounds([heard[i] for i in places], transform.rate))
 

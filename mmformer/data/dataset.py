@@ -22,7 +22,8 @@ from mmformer.data.inputs import AudioInputSpec, ImageInputSpec, LabelInputSpec,
 from mmformer.data.manifest import Manifest
 from mmformer.data.order import Order, OrderSpec
 from mmformer.data.seeding import generator
-from mmformer.data.shards import ShardReader
+from mmformer.data.shards import RawSample, ShardReader
+from mmformer.data.sound import decode_sound
 from mmformer.errors import InputError, nearest
 from mmformer.spec import require
 from mmformer.tokenizers.text import TextEncoder
@@ -40,8 +41,6 @@ class DataSpec:
         test: split for the end; None: none.
         image: how images are read; None: not.
         text: how texts are read; None: not.
-        audio: how sounds are read; None: not.
-        target: how the texts are read that decoders learn to write, where they write ``target``; None: not.
         audio: how sounds are read; None: not.
         target: how the texts are read that decoders learn to write, where they write ``target``; None: not.
         labels: by name.
@@ -93,7 +92,6 @@ class Decoded(NamedTuple):
 
     key: str
     image: np.ndarray | None
-    sounds: tuple[np.ndarray, ...]  # one for each of the audio's members
     members: dict[str, Any]  # texts and labels
 
 
@@ -106,6 +104,7 @@ class SampleDataset(Dataset[Sample]):
         self.order: Order = order.build(self.reader.counts, seed)
         self.classes = {name: read_classes(label.classes) for name, label in spec.labels.items()}
         self._cache: dict[tuple[int, int], Decoded] = {}
+        self._sounds: dict[tuple[int, int, str], np.ndarray] = {}  # apart: one of several is heard at a time
         self._room = spec.cache_mib * 2**20
 
     def __len__(self) -> int:
@@ -113,13 +112,13 @@ class SampleDataset(Dataset[Sample]):
         return len(self.reader)
 
     def __getitem__(self, position: int) -> Sample:
-        place = self.order.locate(position)
-        decoded = self._cache.get((place.shard, place.row)) or self._decode(place.shard, place.row)
+        _, shard, row = self.order.locate(position)
+        decoded = self._cache.get((shard, row)) or self._decode(shard, row)
         text, target = (
             self._caption(decoded, position, spec, stream)
             for spec, stream in ((self.spec.text, "caption"), (self.spec.target, "target"))
         )
-        sound, labels = self._sound(decoded, position), self._labels(decoded)
+        sound, labels = self._sound(shard, row, position), self._labels(decoded)
         return Sample(decoded.key, position, decoded.image, text, sound, target, labels)
 
     def _decode(self, shard: int, row: int) -> Decoded:
@@ -127,48 +126,60 @@ class SampleDataset(Dataset[Sample]):
         labels = spec.labels.values()
         read = {label.member for label in labels if not label.optional}
         read |= {text.member for text in (spec.text, spec.target) if text is not None}
-        images = () if spec.image is None else (spec.image.member,)
-        sounds = self._sound_members()
-        wanted = sorted({*read, *images, *sounds})
+        wanted = sorted(read if spec.image is None else {*read, spec.image.member})
         perhaps = {label.member for label in labels} - set(wanted)
-        # A member that a whole shard lacks may not be asked for by name.
-        raw = self.reader.read(shard, row, None if perhaps else wanted)
-        missing = [member for member in wanted if member not in raw.members]
-        if missing:
-            raise InputError(
-                f"{spec.source}: sample '{raw.key}' has no member '.{missing[0]}', which data asks for; "
-                f"it has {', '.join(sorted(self.reader.read(shard, row).members))}."
-            )
+        raw = self._read(shard, row, wanted, everything=bool(perhaps))
 
         def value(member: str) -> Any:
             return decode(member, raw.members[member], f"{raw.key}.{member}")
 
         texts = read | (perhaps & raw.members.keys())
-        decoded = Decoded(
-            raw.key,
-            None if spec.image is None else spec.image.transform(value(spec.image.member)),
-            () if spec.audio is None else tuple(spec.audio.transform(value(member)) for member in sounds),
-            {member: value(member) for member in texts},
-        )
-        arrays = [*decoded.sounds, *([] if decoded.image is None else [decoded.image])]
+        image = None if spec.image is None else spec.image.transform(value(spec.image.member))
+        decoded = Decoded(raw.key, image, {member: value(member) for member in texts})
         # A parsed json member takes several times the room of its text.
-        size = sum(array.nbytes for array in arrays) + 8 * sum(len(raw.members[member]) for member in texts)
-        if size <= self._room:
-            self._room -= size
+        size = (0 if image is None else image.nbytes) + 8 * sum(len(raw.members[member]) for member in texts)
+        if self._has_room(size):
             self._cache[shard, row] = decoded
         return decoded
 
-    def _sound_members(self) -> tuple[str, ...]:
-        """Those that are read: all in training, the first in evaluation."""
-        if self.spec.audio is None:
-            return ()
-        return self.spec.audio.members if self.training else self.spec.audio.members[:1]
-
-    def _sound(self, decoded: Decoded, position: int) -> np.ndarray | None:
-        if not decoded.sounds:
+    def _sound(self, shard: int, row: int, position: int) -> np.ndarray | None:
+        """One of the sounds in training, the first in evaluation; only that one is decoded."""
+        spec = self.spec.audio
+        if spec is None:
             return None
-        random = generator(self.seed, "sound", position)
-        return decoded.sounds[int(random.integers(len(decoded.sounds)))]
+        drawn = generator(self.seed, "sound", position) if self.training and len(spec.members) > 1 else None
+        member = spec.members[0 if drawn is None else int(drawn.integers(len(spec.members)))]
+        cached = self._sounds.get((shard, row, member))
+        if cached is not None:
+            return cached
+        raw = self._read(shard, row, [member])
+        sound = decode_sound(raw.members[member], f"{raw.key}.{member}", spec.transform.seconds)
+        samples = spec.transform(sound)
+        if self._has_room(samples.nbytes):
+            self._sounds[shard, row, member] = samples
+        return samples
+
+    def _read(self, shard: int, row: int, wanted: list[str], everything: bool = False) -> RawSample:
+        """A sample's bytes, with all that is wanted.
+
+        Raises:
+            InputError: the sample has no such member.
+        """
+        # A member that a whole shard lacks may not be asked for by name.
+        raw = self.reader.read(shard, row, None if everything else wanted)
+        missing = [member for member in wanted if member not in raw.members]
+        if missing:
+            raise InputError(
+                f"{self.spec.source}: sample '{raw.key}' has no member '.{missing[0]}', which data asks for; "
+                f"it has {', '.join(sorted(self.reader.read(shard, row).members))}."
+            )
+        return raw
+
+    def _has_room(self, size: int) -> bool:
+        """Whether the cache takes so many bytes more; they count then."""
+        fits = size <= self._room
+        self._room -= size if fits else 0
+        return fits
 
     def _caption(self, decoded: Decoded, position: int, spec: TextInputSpec | None, stream: str) -> str | None:
         if spec is None:
@@ -196,7 +207,7 @@ class SampleDataset(Dataset[Sample]):
         return labels
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}, "_room": self.spec.cache_mib * 2**20}
+        return {**self.__dict__, "_cache": {}, "_sounds": {}, "_room": self.spec.cache_mib * 2**20}
 
 
 class Collate:

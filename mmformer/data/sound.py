@@ -6,9 +6,11 @@ The rate is the file's own; what it is resampled to is the transform's. WAV, FLA
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,15 @@ from numpy.typing import NDArray
 from mmformer.errors import InputError, describe_bytes
 from mmformer.spec import require
 
-MAX_SECONDS = 3600.0
-"""Longer sounds are refused by what their header declares, before they are decoded."""
+if TYPE_CHECKING:  # the command line asks this file what ends like a sound, and must not wait for PyTorch
+    from torchaudio.transforms import Resample
+
+MAX_SAMPLES = 360_000_000
+"""More, of all channels together, are refused by what the header declares; so many take 1.5 GB while they are decoded:
+an hour of stereo at 48 kHz."""
+
+LOUDEST = 16.0
+"""Mixing, resampling and lossy formats take floats a little above 1; what is above this was never scaled to it."""
 
 _FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3", "RF64", "W64")
 
@@ -43,18 +52,30 @@ class AudioTransformSpec:
 
     def __post_init__(self) -> None:
         require(self.rate >= 1, self, "rate", "at least 1 sample a second")
-        require(self.seconds > 0, self, "seconds", "positive")
+        require(0 < self.seconds < math.inf, self, "seconds", "positive and finite")
 
     def __call__(self, sound: Sound) -> NDArray[np.float32]:
         """The samples of a sound at this rate: S, float32."""
-        kept = sound.samples[: max(1, int(self.seconds * sound.rate))]
+        kept = sound.samples[: _first(self.seconds, sound.rate)]
         if sound.rate == self.rate:
             return kept.copy()  # a view would keep all of a long sound
         import torch
-        from torchaudio.functional import resample
 
-        resampled: NDArray[np.float32] = resample(torch.from_numpy(kept), *_terms(sound.rate, self.rate)).numpy()
+        resampled: NDArray[np.float32] = _resampler(sound.rate, self.rate)(torch.from_numpy(kept)).numpy()
         return resampled
+
+
+def _first(seconds: float, rate: int) -> int:
+    """How many samples so many seconds have; 1 at least."""
+    return max(1, int(seconds * rate))
+
+
+@lru_cache(maxsize=32)
+def _resampler(old: int, new: int) -> Resample:
+    """From one rate to another; its filters take longer to make than to apply."""
+    from torchaudio.transforms import Resample
+
+    return Resample(*_terms(old, new))
 
 
 def _terms(old: int, new: int) -> tuple[int, int]:
@@ -69,16 +90,16 @@ def _terms(old: int, new: int) -> tuple[int, int]:
     return terms if old == high else terms[::-1]
 
 
-def decode_sound(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> Sound:
+def decode_sound(data: bytes | bytearray, name: str, seconds: float | None = None) -> Sound:
     """The sound in a WAV, FLAC, Ogg or MP3 file, its channels averaged.
 
     Args:
         data: the file's bytes.
         name: what to call it in an error: its path, or key and extension.
-        max_seconds: the length, as the header declares it, above which it is not decoded.
+        seconds: the rest of a longer sound is not decoded; None: all of it is.
 
     Raises:
-        InputError: it is none of these formats, damaged, empty, too long, or soundfile is not installed.
+        InputError: it is none of these formats, damaged, empty, too long, or of values that are no sound.
     """
     import soundfile
 
@@ -88,28 +109,47 @@ def decode_sound(data: bytes, name: str, max_seconds: float = MAX_SECONDS) -> So
                 raise InputError(
                     f"{name}: a sound of format {file.format}; WAV, FLAC, Ogg and MP3 are read. Convert it."
                 )
-            seconds = file.frames / file.samplerate
-            if seconds > max_seconds:
+            rate = file.samplerate
+            wanted = file.frames if seconds is None else min(file.frames, _first(seconds, rate))
+            if wanted * file.channels > MAX_SAMPLES:
                 raise InputError(
-                    f"{name}: declares {seconds:,.0f} seconds, but at most {max_seconds:,.0f} are read. Cut it first."
+                    f"{name}: declares {file.frames:,} samples of {file.channels} channels, but at most "
+                    f"{MAX_SAMPLES:,} values are decoded. Cut it first."
                 )
-            samples, rate, declared = file.read(dtype="float32", always_2d=True), file.samplerate, file.frames
+            samples = file.read(wanted, dtype="float32", always_2d=True)  # S channels
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         raise _damaged(name, data, getattr(error, "error_string", str(error)).rstrip(".")) from error
-    if len(samples) < declared:
-        raise _damaged(name, data, f"it declares {declared:,} samples, but has {len(samples):,}")
+    if len(samples) < wanted:
+        raise _damaged(name, data, f"it declares {wanted:,} samples, but has {len(samples):,}")
     if (riff := _riff_length(data)) is not None and riff > len(data):
         raise _damaged(name, data, f"it declares {riff:,} bytes")
     if not len(samples):
         raise InputError(f"{name}: there is no sample in this sound. Replace it or leave it out.")
-    if not np.isfinite(samples).all():
+    return Sound(mix(samples, 1, name), rate)
+
+
+def mix(samples: NDArray[np.floating], channels: int, name: str) -> NDArray[np.float32]:
+    """The average over the axis of channels.
+
+    Raises:
+        InputError: some values are no numbers, or far above 1.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of those is looked for below
+        mixed = np.ascontiguousarray(samples.mean(axis=channels), dtype=np.float32)
+        loudest = np.abs(mixed).max()
+    if not np.isfinite(loudest):
         raise InputError(f"{name}: some samples are NaN or infinite. Replace it or leave it out.")
-    return Sound(np.ascontiguousarray(samples.mean(axis=1)), rate)
+    if loudest > LOUDEST:
+        raise InputError(
+            f"{name}: samples of floats must lie within -1 and 1, but span {mixed.min():g} to {mixed.max():g}: "
+            f"divide them by the range of the integers that they were, such as 32768."
+        )
+    return mixed
 
 
-def _damaged(name: str, data: bytes, reason: str) -> InputError:
+def _damaged(name: str, data: bytes | bytearray, reason: str) -> InputError:
     # libsndfile's own words, without soundfile's prefix, which names a buffer by its address.
     return InputError(
         f"{name}: not a whole WAV, FLAC, Ogg or MP3 sound ({describe_bytes(data)}): {reason}. "
@@ -117,7 +157,7 @@ def _damaged(name: str, data: bytes, reason: str) -> InputError:
     )
 
 
-def _riff_length(data: bytes) -> int | None:
+def _riff_length(data: bytes | bytearray) -> int | None:
     """The bytes that a WAV file says it has, which libsndfile does not compare with those that are there.
 
     None where it does not say: programs that write into a pipe put 0 or a number near the largest.

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmformer.data.sound import Sound, decode_sound
+from mmformer.data.sound import Sound, decode_sound, mix
 from mmformer.errors import InputError
 
-Waveform = str | os.PathLike[str] | bytes | tuple[NDArray[Any] | Tensor, int]
+Waveform = str | os.PathLike[str] | bytes | bytearray | tuple[NDArray[Any] | Tensor, int]
 """A path, a file's bytes, or (samples, rate): samples S or channels S, floats from -1 to 1, int16 or int32.
 
 Channels are averaged.
@@ -23,15 +23,12 @@ Channels are averaged.
 Waveforms = Sequence[Waveform]
 """Several."""
 
-_LOUDEST = 16.0
-"""Mixing, resampling and lossy formats take floats a little above 1; what is above this was never scaled to it."""
-
 _MUST = "a sound must be a path, bytes, or (samples, rate)"
 
 
 def listed_sounds(audio: Waveform | Waveforms) -> tuple[bool, list[Waveform]]:
     """Whether one sound was given, and the sounds as a list."""
-    if isinstance(audio, str | os.PathLike | bytes) or _is_pair(audio):
+    if isinstance(audio, str | os.PathLike | bytes | bytearray) or _is_pair(audio):
         return True, [cast(Waveform, audio)]
     if isinstance(audio, np.ndarray | Tensor):
         raise InputError(f"{_MUST}, but is an array alone: say how many samples a second it has, (array, 16000).")
@@ -40,8 +37,13 @@ def listed_sounds(audio: Waveform | Waveforms) -> tuple[bool, list[Waveform]]:
     return False, list(cast(Waveforms, audio))
 
 
-def read_sound(sound: Waveform, name: str) -> Sound:
+def read_sound(sound: Waveform, name: str, seconds: float | None = None) -> Sound:
     """Any sound, its channels averaged.
+
+    Args:
+        sound: of which files are decoded only so far as they are wanted.
+        name: what to call it in an error, where it is no file.
+        seconds: that are wanted; None: all.
 
     Raises:
         InputError: a file that is missing or cannot be decoded, or an array that is no sound.
@@ -52,9 +54,9 @@ def read_sound(sound: Waveform, name: str) -> Sound:
         except (OSError, ValueError) as error:  # a ValueError for a path that holds a null character
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{sound}: the sound cannot be read: {reason}.") from error
-        return decode_sound(data, str(sound))
-    if isinstance(sound, bytes):
-        return decode_sound(sound, name)
+        return decode_sound(data, str(sound), seconds)
+    if isinstance(sound, bytes | bytearray):
+        return decode_sound(sound, name, seconds)
     if not _is_pair(sound):
         array = isinstance(sound, np.ndarray | Tensor)
         hint = ": say how many samples a second it has, (array, 16000)" if array else ""
@@ -89,12 +91,4 @@ def _from_array(samples: np.ndarray, name: str) -> NDArray[np.float32]:
         samples = samples.astype(np.float64) / (np.iinfo(samples.dtype).max + 1)
     elif not np.issubdtype(samples.dtype, np.floating):
         raise InputError(f"{name}: samples must be floats, int16 or int32, but are {samples.dtype}.")
-    if not np.isfinite(samples).all():
-        raise InputError(f"{name}: samples must be numbers, but some are NaN or infinite.")
-    if np.abs(samples).max() > _LOUDEST:
-        raise InputError(
-            f"{name}: samples of floats must lie within -1 and 1, but span {samples.min():g} to {samples.max():g}: "
-            f"divide them by the range of the integers that they were, such as 32768."
-        )
-    mixed = samples if samples.ndim == 1 else samples.mean(axis=0)
-    return np.ascontiguousarray(mixed, dtype=np.float32)
+    return mix(np.atleast_2d(samples), 0, name)

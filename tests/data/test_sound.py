@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmformer.data.decode import decode
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
-from mmformer.data.sound import AudioTransformSpec, Sound, decode_sound
+from mmformer.data.sound import AudioTransformSpec, Sound, _resampler, decode_sound
 from mmformer.data.waveform import listed_sounds, read_sound
 from mmformer.errors import InputError
 
@@ -72,13 +72,14 @@ def test_other_rates_are_resampled(rate: int) -> None:
 
 def terms_of(rate: int, samples: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, int, int]:
     """What a sound is resampled to, and the terms that torchaudio was asked for."""
-    asked, real = [], torchaudio.functional.resample
+    asked, real = [], torchaudio.transforms.Resample
 
-    def resample(waveform: torch.Tensor, old: int, new: int) -> torch.Tensor:
+    def resampler(old: int, new: int) -> torch.nn.Module:
         asked.append((old, new))
-        return real(waveform, old, new)
+        return real(old, new)
 
-    monkeypatch.setattr(torchaudio.functional, "resample", resample)
+    _resampler.cache_clear()
+    monkeypatch.setattr(torchaudio.transforms, "Resample", resampler)
     made = AudioTransformSpec(RATE, seconds=5.0)(Sound(samples, rate))
     return made, *asked[0]
 
@@ -128,7 +129,12 @@ def test_long_sounds_are_cut(rate: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"rate": 0}, "rate must be at least 1"), ({"seconds": 0.0}, "seconds must be positive")]
+    ("fields", "message"),
+    [
+        ({"rate": 0}, "rate must be at least 1"),
+        ({"seconds": 0.0}, "seconds must be positive"),
+        ({"seconds": np.inf}, "seconds must be positive and finite"),
+    ],
 )
 def test_a_transform_that_cannot_be_is_refused(fields: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=f"AudioTransformSpec.{message}"):
@@ -168,9 +174,34 @@ def test_a_wav_that_was_written_into_a_pipe_is_heard(length: int) -> None:
     assert len(decode_sound(bytes(data), "a").samples) == len(tone())
 
 
+def test_only_what_is_wanted_is_decoded() -> None:
+    whole = decode_sound(written(tone(1.0), subtype="FLOAT"), "a")
+    part = decode_sound(written(tone(1.0), subtype="FLOAT"), "a", seconds=0.25)
+    assert np.array_equal(part.samples, whole.samples[: RATE // 4])
+    longer = decode_sound(written(tone(1.0), subtype="FLOAT"), "a", seconds=9.0)
+    assert np.array_equal(longer.samples, whole.samples)
+
+
 def test_what_its_header_declares_too_long_is_not_decoded() -> None:
-    with pytest.raises(InputError, match=r"a: declares 1 seconds, but at most 0 are read. Cut it first"):
-        decode_sound(written(tone(1.0)), "a", max_seconds=0.4)
+    """A FLAC of a few bytes may declare 2^36 samples of 8 channels."""
+    data = bytearray(written(np.zeros((4000, 8)), kind="FLAC"))
+    data[21:26] = bytes([data[21] | 0x0F, 0xFF, 0xFF, 0xFF, 0xFF])  # the samples that its STREAMINFO declares
+    with pytest.raises(InputError, match=r"a: declares 68,719,476,735 samples of 8 channels, but at most 360,000,000"):
+        decode_sound(bytes(data), "a")
+    assert len(decode_sound(bytes(data), "a", seconds=0.1).samples) == RATE // 10
+
+
+@pytest.mark.parametrize("loud", [17.0, 32768.0, 1e30, 3e38])
+def test_what_was_never_scaled_is_refused_in_files_and_arrays_alike(loud: float) -> None:
+    samples = np.stack([tone() * 0 + loud] * 2).astype(np.float32)
+    for read in (
+        lambda: decode_sound(written(samples.T, subtype="FLOAT"), "a"),
+        lambda: read_sound((samples, RATE), "a"),
+    ):
+        with pytest.raises(
+            InputError, match=r"a: samples of floats must lie within -1 and 1|a: some samples are NaN or"
+        ):
+            read()
 
 
 KINDS = {kind: written(tone(0.1), kind=kind) for kind in ("WAV", "FLAC", "OGG", "MP3")}
@@ -211,6 +242,7 @@ def test_paths_bytes_arrays_and_tensors_are_one_sound(tmp_path: Path) -> None:
         file,
         str(file),
         file.read_bytes(),
+        bytearray(file.read_bytes()),
         (tone(), RATE),
         (torch.from_numpy(tone()), RATE),
         (stereo, RATE),
@@ -241,7 +273,7 @@ def test_integers_are_of_full_range(kind: type) -> None:
         ((tone()[:0], RATE), "samples must be S or channels S, but their shape is"),
         ((np.zeros((100, 2)), RATE), r"shape \(100, 2\) has more channels than samples: hand in its transpose"),
         ((tone().astype(np.uint8), RATE), "samples must be floats, int16 or int32, but are uint8"),
-        ((np.array([np.nan]), RATE), "samples must be numbers, but some are NaN"),
+        ((np.array([np.nan]), RATE), "some samples are NaN or infinite"),
         ((tone() * 30_000, RATE), "must lie within -1 and 1, but span -15000 to 15000: divide them by"),
         ("nowhere.wav", "nowhere.wav: the sound cannot be read: No such file"),
     ],
