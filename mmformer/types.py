@@ -120,7 +120,9 @@ class Outputs(NamedTuple):
     scale: dict[str, Tensor]  # head -> (1,), the factor on cosine similarities (the inverse temperature)
     bias: dict[str, Tensor]  # head -> (1,), added to scaled similarities (the sigmoid loss's)
     losses: dict[str, LossTerm]  # decoder -> cross-entropy of what it was to write, over tokens
-    aux: dict[str, LossTerm]  # "encoder/name" -> what layers ask to be minimised (a router's balance, say)
+    aux: dict[
+        str, LossTerm
+    ]  # "encoder/name" or "decoder/name" -> what layers ask to be minimised (a router's balance, say)
     intermediates: dict[str, Tensor]  # "encoder/layer" -> B L D, those that were asked for
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +69,9 @@ class Captions(Metric):
         )
         vocabulary = self.encoders["text" if batch.target is None else "target"].vocabulary
         for ids, length in zip(batch.written.ids.tolist(), batch.written.lengths.tolist(), strict=True):
-            self.references.append(vocabulary.decode([index for index in ids[:length] if index != vocabulary.eos]))
+            text = vocabulary.decode([index for index in ids[:length] if index != vocabulary.eos])
+            # A text that was cut at the context's length is not the whole answer: nothing that is written equals it.
+            self.references.append(text if vocabulary.eos in ids[:length] else text + " …")
 
     def compute(self) -> dict[str, Score]:
         if not self.written:
@@ -93,16 +96,16 @@ def cider(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> flo
     than four words lacks the longer ones, so that a right answer of one word gets 2.5.
 
     Args:
-        candidates: N texts, compared in lower case, by words.
+        candidates: N texts, compared in lower case, by words without punctuation.
         references: of each, one or more.
     """
-    known = [[_words(text) for text in texts] for texts in references]
+    known = [[_spoken(text) for text in texts] for texts in references]
     seen: Counter[tuple[str, ...]] = Counter()
     for texts in known:
         seen.update({run for words in texts for size in _SIZES for run in _runs(words, size)})
     documents = math.log(len(known)) if len(known) > 1 else 1.0  # of one sample, nothing is rarer than the rest
     scores = [
-        sum(_similarity(_words(text), words, seen, documents) for words in texts) / len(texts)
+        sum(_similarity(_spoken(text), words, seen, documents) for words in texts) / len(texts)
         for text, texts in zip(candidates, known, strict=True)
     ]
     return 10 * sum(scores) / len(scores)
@@ -137,3 +140,8 @@ def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
 
 def _words(text: str) -> list[str]:
     return text.lower().split()
+
+
+def _spoken(text: str) -> list[str]:
+    """The words without punctuation; what is nothing else stays as it is."""
+    return [word.strip(string.punctuation + "“”‘’«»…") or word for word in _words(text)]

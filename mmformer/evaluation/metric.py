@@ -89,7 +89,8 @@ def evaluate(
             metric.start(model, encoders, device)
         for batch in batches:
             moved = batch.to(device)
-            outputs = model(moved)
+            # Metrics read embeddings, logits and what a decoder writes, none of which the losses of decoders give.
+            outputs = model(moved, decode=False)
             for metric in built.values():
                 metric.update(outputs, moved)
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -104,6 +104,10 @@ class ModelSpec:
             name: encoder.embedding_width(self.stacks[encoder.stack].width) for name, encoder in self.encoders.items()
         }
 
+    def modalities_of(self, encoders: Iterable[str]) -> set[str]:
+        """What some encoders read."""
+        return {self.encoders[name].tokenizer.modality for name in encoders}
+
     def text_encoders(self) -> dict[str, TextEncoder]:
         """The host's half of the model's text tokenizers, by the field of Batch that they fill."""
         reads = [e.tokenizer for e in self.encoders.values() if isinstance(e.tokenizer, TextTokensSpec)]
@@ -163,7 +167,7 @@ class Model(nn.Module):
             loss, decoded = decoder.loss(batch.written, outputs.tokens, self.stack_of(decoder.spec.stack))
             outputs.losses[name], outputs.tokens[name] = loss, decoded.tokens
             outputs.aux.update({f"{name}/{key}": term for key, term in decoded.aux.items()})
-        if not outputs.tokens:
+        if not outputs.tokens and (decode or batch.written is None):
             reads = sorted({encoder.tokenizer.modality for encoder in self.spec.encoders.values()})
             raise InputError(f"This model reads {' and '.join(reads) or 'text'}, but the batch has none of it.")
         for name, head in self.heads.items():

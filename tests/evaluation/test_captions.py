@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from bundles import SIDE, trimodal_model
 from tiny import tiny_batch
 
@@ -14,7 +15,7 @@ from mmformer.evaluation.metric import evaluate
 from mmformer.generation.sampling import GreedySpec
 from mmformer.generation.writing import write_texts
 from mmformer.spec import Parts
-from mmformer.types import Batch
+from mmformer.types import Batch, Text
 
 
 def test_exact_match_is_of_words() -> None:
@@ -66,8 +67,30 @@ def test_the_metric_writes_with_the_decoder_and_reads_the_samples() -> None:
     assert scores["captions/CIDEr"].value == pytest.approx(cider(written, [[written[0]], ["b"], ["c"]]))
     split = [perfect.rows(slice(0, 2)), perfect.rows(slice(2, 3))]
     assert evaluate(model, split, {"captions": spec}, encoders) == scores
-    against_text = evaluate(model, [batch], {"captions": spec}, encoders)["captions/exact_match"]
-    assert against_text.value == 0, "without a target, the text"
+    named = batch._replace(text=encoders["text"].encode(["a", written[1], "c"]))
+    against_text = evaluate(model, [named], {"captions": spec}, encoders)["captions/exact_match"]
+    assert against_text.value == pytest.approx(100 / 3), "without a target, the text"
+
+
+def test_a_reference_that_was_cut_is_not_met_by_its_beginning() -> None:
+    model = trimodal_model().build().eval()
+    model.initialise(0)
+    encoders = model.spec.text_encoders()
+    batch = tiny_batch(["a"], (SIDE, SIDE))
+    whole = encoders["target"].encode(["a b"])
+    spec = CaptionsSpec(generation=GreedySpec(max_length=4))
+    metric = spec.build()
+    metric.start(model, encoders, torch.device("cpu"))
+    cut = Text(whole.ids, whole.lengths - 1)
+    for target in (whole, cut):
+        metric.update(model(batch, decode=False), batch._replace(target=target))
+    assert [text.strip() for text in metric.references] == ["a b", "a b …"]  # type: ignore[attr-defined]
+
+
+def test_cider_hears_no_punctuation() -> None:
+    texts = ["one two three four", "six seven eight nine"]
+    assert cider(["One, “two” three: four!", texts[1]], [[text] for text in texts]) == pytest.approx(10.0)
+    assert cider(["#", "a b c d"], [["#"], ["a b c d"]]) == pytest.approx(6.25), "what is nothing else stays"
 
 
 def test_what_is_missing_is_said() -> None:
