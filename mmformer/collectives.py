@@ -26,6 +26,24 @@ def barrier() -> None:
         dist.barrier()
 
 
+def of_first(x: Tensor) -> Tensor:
+    """The first process's value, everywhere: for what all must decide alike."""
+    if world_size() == 1:
+        return x
+    value = x.detach().clone()
+    dist.broadcast(value, src=0)
+    return value
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether the flag is set in any process."""
+    if world_size() == 1:
+        return flag
+    seen = torch.tensor(float(flag), device=device)
+    dist.all_reduce(seen, op=dist.ReduceOp.MAX)
+    return bool(seen)
+
+
 def sum_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of each scalar over all processes, which have the same names; no gradient flows."""
     if world_size() == 1 or not values:

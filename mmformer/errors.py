@@ -1,4 +1,4 @@
-"""The one kind of error that a user, not a developer, has to act on."""
+"""Errors that a user, not a developer, has to act on, and how they are worded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,24 @@ class InputError(ValueError):
     """
 
 
+class OtherProcessError(RuntimeError):
+    """Another process of the same run failed, and says why itself.
+
+    Attributes:
+        code: the exit code that belongs to its reason.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__("another process of this run failed")
+        self.code = code
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """``" Did you mean 'right'?"`` when a known name is close to the wrong one, otherwise ``""``."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def describe_bytes(data: bytes) -> str:
+def describe_bytes(data: bytes | bytearray) -> str:
     """What to say of bytes that are not what they should be: how many, and how they begin."""
     return f"{len(data)} bytes, beginning with {data[:8].hex(' ')}" if data else "empty"

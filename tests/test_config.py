@@ -36,7 +36,12 @@ from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.optimizer import AdamWSpec
 from mmformer.training.run import RunSpec
-from mmformer.training.schedule import ConstantScheduleSpec, CosineScheduleSpec
+from mmformer.training.schedule import (
+    ConstantScheduleSpec,
+    CosineScheduleSpec,
+    InverseSquareRootScheduleSpec,
+    LinearScheduleSpec,
+)
 
 FIELD = caption.FieldCaptionSpec("names.en")
 MEMBERS: list[Any] = [
@@ -71,7 +76,9 @@ MEMBERS: list[Any] = [
     CaptionsSpec("writer", BeamSpec(beams=2)),
     ZeroShotSpec("colour", "classes.txt", ("a {}", "the {}"), "i", "t"),
     AdamWSpec(0.1, 0.2, (0.3, 0.4), 1e-9),
-    CosineScheduleSpec(5, 0.1),
+    CosineScheduleSpec(5, 2, 0.1),
+    LinearScheduleSpec(5, 2, 0.1),
+    InverseSquareRootScheduleSpec(5, 2, 100),
     ConstantScheduleSpec(6),
     FIELD,
     caption.SampledCaptionSpec("keywords.en", 2, 4, " ", "names.en"),

@@ -109,7 +109,10 @@ WRONG: list[tuple[str, list[str]]] = [
     ("--config nowhere.yaml", ["nowhere.yaml cannot be read: No such file"]),
     ("--evaluation.every_steps 2 --data.validation null", ["data.validation names no split"]),
     ("--checkpoint.best x", ["checkpoint.best needs scores"]),
-    ("--trainer.accumulate_grad_batches 3", ["accumulate_grad_batches is 3", "batch_size, 8"]),
+    (
+        "--trainer.accumulate_grad_batches 3",
+        ["batch_size is 8", "3 × 1, does not divide"],
+    ),
     ("--objectives.contrastive.head colour", ["head 'colour'", "contrastive"]),
     ("--objectives.contrastive.pairs [[image,txt]]", ["'txt'", "Did you mean 'text'?"]),
     ("--model.encoders.text.embedding 7", ["12", "7", "same embedding"]),

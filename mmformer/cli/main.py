@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError, OtherProcessError, nearest
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, group, what it does)
@@ -37,6 +37,15 @@ Examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for what the user has to act on, 1 for a defect, 130 for an interruption."""
+    code = _told(arguments)
+    joined = sys.modules.get("mmformer.training.processes")
+    if joined is not None:
+        joined.leave(code)
+    return code
+
+
+def _told(arguments: Sequence[str] | None) -> int:
+    """Run a command, and say what went wrong."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -55,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"mmformer: {plain(str(error))}", file=sys.stderr)
         return 2
+    except OtherProcessError as error:
+        return error.code
     except KeyboardInterrupt:
         if debug:
             raise

@@ -57,6 +57,10 @@ def fit(words: Sequence[str]) -> int:
     try:
         result = start(spec, output, resume="resume" in given.own, overwrite="overwrite" in given.own)
     except KeyboardInterrupt:
+        from mmformer.training.processes import is_first
+
+        if not is_first():
+            return 130
         print(f"\nInterrupted. {program()} fit --output {output} --resume goes on from the last checkpoint, if any.")
         raise
     except OSError as error:
@@ -77,6 +81,9 @@ def measure(command: str, words: Sequence[str]) -> int:
     given = split(words, RunSpec, _own(command))
     if not given.own.get("output"):
         raise InputError(f"{command} needs --output DIR, the folder of a run.")
+    for name, _ in given.settings:
+        if name.partition(".")[0] not in ("config", "data", "evaluation"):
+            raise InputError(f"--{name} is of training; {command} measures a bundle as it is. Leave it out.")
     spec = _spec(command, given)
     wanted = {"validate": "validation", "test": "test"}[command]
     name = getattr(spec.data, wanted)

@@ -19,7 +19,7 @@ class ParallelSpec:
 
     Attributes:
         shard: processes that share the parameters, the optimizer's state and each batch evenly. On GPUs each has one.
-            The losses are those of one process.
+            The losses are those of one process, but for dropout, which each draws for itself.
     """
 
     shard: int = 1
@@ -34,12 +34,9 @@ class ParallelSpec:
             InputError: with the arithmetic.
         """
         if batch_size % (self.shard * parts):
-            product = (
-                f"parallel.shard × trainer.accumulate_grad_batches = {self.shard} × {parts} = {self.shard * parts}"
-            )
             raise InputError(
-                f"data.batch_size is {batch_size}, which {product} does not divide: take a multiple of "
-                f"{self.shard * parts}."
+                f"data.batch_size is {batch_size}, which trainer.accumulate_grad_batches × parallel.shard, "
+                f"{parts} × {self.shard}, does not divide: take a multiple of {self.shard * parts}."
             )
         if lanes % self.shard:
             raise InputError(

@@ -111,8 +111,10 @@ class _Gathered(NamedTuple):
         carried = []
         for key, value in _coupled_fields(outputs).items():
             gradient = self.leaves[key].grad
-            # A scale is the same in every micro-batch: its gradient goes back through the first of them.
-            if gradient is None or not value.requires_grad or (key[0] in _SHARED and index):
+            # A scale is the same in every micro-batch: its gradient goes back through the last of them, with which
+            # sharded gradients are sent.
+            early = key[0] in _SHARED and index < len(self.seeds) - 1
+            if gradient is None or not value.requires_grad or early:
                 continue
             size = len(value)
             rows = gradient if key[0] in _SHARED else gradient[index * size : (index + 1) * size]

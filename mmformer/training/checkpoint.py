@@ -21,10 +21,11 @@ def whole_checkpoints(output: Path) -> list[Path]:
 
 
 class Checkpoint(pl.Callback):
-    """Writes a checkpoint every so many updates, and after the last."""
+    """Writes a checkpoint every so many updates, after the last, and when it is told to."""
 
     def __init__(self, spec: CheckpointSpec, output: Path) -> None:
         self.spec, self.output = spec, output
+        self._saved = 0  # the step of the last one
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -34,7 +35,14 @@ class Checkpoint(pl.Callback):
         if not (due or last):
             return
         assert isinstance(pl_module, TrainingTask)
-        pl_module.check_finite()
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, task: TrainingTask) -> None:
+        """Write one, if there is none of this step; all processes do at once."""
+        if self._saved == trainer.global_step:
+            return
+        self._saved = trainer.global_step
+        task.check_finite()
         self._save(trainer, self.output / "checkpoints" / f"step-{trainer.global_step:09d}")
         if is_first():
             for old in whole_checkpoints(self.output)[: -self.spec.keep]:

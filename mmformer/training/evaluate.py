@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
@@ -49,16 +50,18 @@ class Evaluation(pl.Callback):
             for logger in trainer.loggers:
                 values = {f"validation/{name}": score.value for name, score in scores.items()}
                 logger.log_metrics(values, trainer.global_step)
-            self._keep_best(pl_module.built, scores, trainer.global_step)
+            self._keep_best(pl_module, scores, trainer.global_step)
 
-    def _keep_best(self, model: Model, scores: Mapping[str, Score], step: int) -> None:
+    def _keep_best(self, task: TrainingTask, scores: Mapping[str, Score], step: int) -> None:
         name = self.run.checkpoint.best
         if name is None:
             return
         value = scores[name].value * (1 if self.run.checkpoint.mode == "max" else -1)
+        # One decision: where scores differ in their last bit, some would gather the model and some would not.
+        value = float(collectives.of_first(torch.tensor(value, device=task.device)))
         if value > self.best:  # never where it is not a number
             self.best = value
-            whole = whole_model(model)
+            whole = whole_model(task.built)
             if is_first():
                 write_bundle(self.output / "best", self.run, whole, step, scores, f"split {self.run.data.validation}")
             collectives.barrier()

@@ -25,12 +25,13 @@ from mmformer.training.metrics import MetricsTable
 from mmformer.training.optimizer import parameter_table
 from mmformer.training.output import begin, check_new, check_resumed, step_of
 from mmformer.training.pictures import write_pictures
-from mmformer.training.processes import is_first, trainer_arguments
+from mmformer.training.processes import failing_together, is_first, trainer_arguments
 from mmformer.training.progress import Progress
 from mmformer.training.rehearsal import rehearse
 from mmformer.training.report import write_report
 from mmformer.training.run import RunSpec
 from mmformer.training.sheet import Card
+from mmformer.training.stopping import Stopping
 from mmformer.training.task import TrainingTask
 
 # What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps, a loader that is
@@ -67,6 +68,8 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
 
     Raises:
         InputError: the folder may not be used so, something that the run needs is missing, or training diverged.
+        KeyboardInterrupt: it was told to stop, by Ctrl-C or SIGTERM; while training, a checkpoint was written first.
+        OtherProcessError: another process failed, and raises the reason.
     """
     last = check_resumed(run, output) if resume else None
     if not resume and is_first():
@@ -77,7 +80,11 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     # Lightning's notes on the machine and on other products are not about this run; its warnings stay.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    trainer = _trainer(run, output, 0 if last is None else step_of(last))
+    checkpoint = Checkpoint(run.checkpoint, output)
+    stopping = Stopping(checkpoint)
+    # Scores first: the checkpoint of a step then holds the best score as it is after that step.
+    callbacks = [Evaluation(run, output), checkpoint, stopping]
+    trainer = _trainer(run, output, 0 if last is None else step_of(last), callbacks)
     if is_first():
         if not resume:
             begin(output, overwrite)
@@ -87,27 +94,28 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
-            trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
+            with failing_together():
+                trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
         except SystemExit:
             if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
                 raise KeyboardInterrupt from None
             raise
+    if stopping.stopped:
+        raise KeyboardInterrupt
     with task.averaged():
         return _finish(run, output, task, trainer)
 
 
-def _trainer(run: RunSpec, output: Path, first_step: int) -> pl.Trainer:
+def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callback]) -> pl.Trainer:
     spec = run.trainer
     loggers: list[Logger] = [MetricsTable(output / "metrics.csv", first_step)]
     if run.logging.tensorboard:
         loggers.append(TensorBoardLogger(str(output), name="", version="tensorboard"))
-    # Scores first: the checkpoint of a step then holds the best score as it is after that step.
-    callbacks: list[Callback] = [Evaluation(run, output), Checkpoint(run.checkpoint, output)]
     if spec.enable_progress_bar:
-        callbacks.append(Progress(first_step, spec.max_steps))
+        callbacks = [*callbacks, Progress(first_step, spec.max_steps)]
     check_accelerator(spec.accelerator)
     return pl.Trainer(
-        **trainer_arguments(run.parallel),
+        **trainer_arguments(run.parallel, spec.accelerator),
         accelerator=spec.accelerator,
         precision=spec.precision,
         max_steps=spec.max_steps,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import mmformer
-from mmformer.data.dataset import SampleDataset
+from mmformer.data.dataset import DataSpec, SampleDataset
 from mmformer.data.decode import decode_image
+from mmformer.data.manifest import Manifest
 from mmformer.data.order import OrderSpec
+from mmformer.data.shards import ShardReader
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.models.model import ModelSpec
@@ -18,12 +21,15 @@ from mmformer.training.sheet import Card, draw_sheet
 
 NUMBER = 18
 LABELS = 3
+CANDIDATES = 1000
+"""Names at most that a picture is held against."""
 
 
 def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> list[Card]:
     """Draw the first pictures of the test split into ``report.png`` of a run's folder, as its bundle sees them.
 
-    Where the model compares images with texts, labels are the texts of the whole split; otherwise its own classes.
+    Where the model compares images with texts, labels are the texts of the split, of the first ``CANDIDATES`` samples
+    at most; otherwise its own classes.
 
     Returns:
         The cards; empty, and no file is written, where there are no pictures or the model says nothing of them.
@@ -31,11 +37,10 @@ def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> lis
     data = run.data
     if data.image is None or data.test is None:
         return []
-    dataset = SampleDataset(data, data.test, OrderSpec(shuffle=False), seed=0, training=False)
-    samples = [dataset[number] for number in range(len(dataset))]
-    shown = samples[:NUMBER]
-    files = [dataset.reader[number].members[data.image.member] for number in range(len(shown))]
-    names = [sample.target or sample.text for sample in samples]
+    reader = ShardReader(Manifest.load(data.source), data.test)
+    keys = reader.keys[:NUMBER]
+    files = [reader[number].members[data.image.member] for number in range(len(keys))]
+    names = _names(data, data.test)
     model = mmformer.load(output / "bundle")
     labels = _labels(run.model, model, files, list(dict.fromkeys(name for name in names if name)))
     captions = _captions(run.model, model, files)
@@ -43,12 +48,12 @@ def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> lis
         return []
     cards = [
         Card(
-            decode_image(files[place], sample.key),
+            decode_image(files[place], key),
             names[place],
             captions[place] if captions else None,
             list(labels[place].items()) if labels else [],
         )
-        for place, sample in enumerate(shown)
+        for place, key in enumerate(keys)
     ]
     said = ["what it writes of each"] * bool(captions) + [f"the {LABELS} names that fit it best"] * bool(labels)
     line = f"{len(cards)} pictures that training never saw: the name, {', '.join(said)}; the right one in green."
@@ -56,11 +61,24 @@ def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> lis
     return cards
 
 
+def _names(data: DataSpec, split: str) -> list[str | None]:
+    """What the first samples are called, those that are shown among them: what decoders learn to write, or else texts;
+    None where the run reads neither.
+    """
+    text = data.target or data.text
+    if text is None:
+        return [None] * NUMBER
+    # Neither pictures nor sounds are decoded for it.
+    texts = dataclasses.replace(data, text=text, target=None, image=None, audio=None, labels={})
+    dataset = SampleDataset(texts, split, OrderSpec(shuffle=False), seed=0, training=False)
+    return [dataset[number].text for number in range(min(CANDIDATES, len(dataset)))]
+
+
 def _labels(spec: ModelSpec, model: Predictor, files: list[bytes], names: list[str]) -> list[dict[str, float]]:
     """The likeliest labels of each picture; empty where the model has none to give."""
     if len(names) > 1 and _compares(model):
         return model.classify(files, names, top=LABELS)
-    own = [name for name in model.transforms.classes if _read_by(spec, spec.heads[name].reads) == {"image"}]
+    own = [name for name in model.transforms.classes if spec.modalities_of(spec.heads[name].reads) == {"image"}]
     return model.classify(files, head=own[0], top=LABELS) if len(own) == 1 else []
 
 
@@ -77,14 +95,9 @@ def _compares(model: Predictor) -> bool:
 def _captions(spec: ModelSpec, model: Predictor, files: list[bytes]) -> list[str]:
     """What the first decoder that reads nothing but images writes; empty where there is none."""
     for name, decoder in spec.decoders.items():
-        if _read_by(spec, decoder.reads) == {"image"}:
+        if spec.modalities_of(decoder.reads) == {"image"}:
             return model.caption(image=files, decoder=name)
     return []
-
-
-def _read_by(spec: ModelSpec, encoders: Iterable[str]) -> set[str]:
-    """The modalities that some encoders read."""
-    return {spec.encoders[name].tokenizer.modality for name in encoders}
 
 
 def _footer(scores: Mapping[str, Score]) -> str:

@@ -164,18 +164,9 @@ class RunSpec:
             objective.check(parts)
         for metric in self.evaluation.metrics.values():
             metric.check(parts)
-        self._check_batches()
         self.parallel.check(self.data.batch_size, self.trainer.accumulate_grad_batches, self.data.order.lanes)
         self._check_modalities()
         self._check_evaluation()
-
-    def _check_batches(self) -> None:
-        parts = self.trainer.accumulate_grad_batches
-        if self.data.batch_size % parts:
-            raise InputError(
-                f"trainer.accumulate_grad_batches is {parts}, which does not divide data.batch_size, "
-                f"{self.data.batch_size}: take a batch size that is a multiple of {parts}."
-            )
 
     def _check_modalities(self) -> None:
         model, data = self.model, self.data

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from bundles import trimodal_model
 from tiny import tiny_run
 from typed import change, refused
 
@@ -189,7 +190,10 @@ def test_options_override_in_the_order_of_the_words(file: Path, capsys: pytest.C
     Path("more.yaml").write_text("seed: 3\nschedule: ConstantScheduleSpec\nevaluation: {metrics: {}}\n")
     data = printed(capsys, "--seed", "1", "--config", "more.yaml", "--schedule.warmup_steps", "4")
     assert data["seed"] == 3
-    assert data["schedule"] == {"class_path": "ConstantScheduleSpec", "init_args": {"warmup_steps": 4}}
+    assert data["schedule"] == {
+        "class_path": "ConstantScheduleSpec",
+        "init_args": {"warmup_steps": 4, "cooldown_steps": 0},
+    }
     assert data["evaluation"]["metrics"] == {}
     assert printed(capsys, "--config", "more.yaml", "--seed=-1", "--seed", "2")["seed"] == 2
 
@@ -266,6 +270,19 @@ def test_the_next_commands_name_pictures_that_are_there(
         '  .venv/bin/mmformer retrieve runs/x/bundle --images runs/x/pictures "clown fish"',
         "  .venv/bin/mmformer test --output runs/x",
     ]
+
+
+@pytest.mark.parametrize(
+    ("decoders", "offered"),
+    [("caption", True), ("hear", False), ("hear caption", True), ("caption caption", False), ("", False)],
+)
+def test_a_caption_is_offered_where_one_decoder_reads_pictures(decoders: str, offered: bool, shards: Path) -> None:
+    model, run = trimodal_model(), tiny_run(shards)
+    named = {f"{name}_{place}": model.decoders[name] for place, name in enumerate(decoders.split())}
+    object.__setattr__(model, "decoders", named)
+    object.__setattr__(run, "model", model)  # past the checks: only what decoders read is asked here
+    commands = report.next_commands(run, Path("runs/x"))
+    assert any(command.startswith("caption ") for command in commands) == offered
 
 
 def test_a_disk_that_is_full_is_told_with_the_runs_folder(

@@ -2,65 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launched import assert_alike, everything, fit, rows, start
 from safetensors.torch import load_file
-from tiny import COLOURS, VOCABULARY, labels, tiny_model, tiny_run, write_shards
+from tiny import write_shards
 
 import mmformer
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
-from mmformer.models.decoder import DecoderSpec
-from mmformer.models.head import ContrastiveHeadSpec
-from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.stack import StackSpec
-from mmformer.objectives.captioning import CaptioningSpec
-from mmformer.objectives.classification import ClassificationSpec
-from mmformer.objectives.contrastive import ContrastiveSpec
-from mmformer.objectives.sigmoid import SigmoidContrastiveSpec
 from mmformer.parallel.sharding import ParallelSpec
-from mmformer.tokenizers.text import TextTokensSpec
-from mmformer.training.average import EMASpec
 from mmformer.training.processes import trainer_arguments
-from mmformer.training.run import RunSpec
 
-ROOT = Path(__file__).parents[2]
-
-
-def everything(shards: Path) -> RunSpec:
-    """Softmax and sigmoid contrast, a classification head, a decoder, averaged weights, clipping, evaluation."""
-    model = tiny_model(classes=len(COLOURS))
-    layer = dataclasses.replace(model.stacks["text"].layer, cross=AttentionSpec(2))
-    words = TextTokensSpec(VOCABULARY, context_length=16)
-    model = dataclasses.replace(
-        model,
-        stacks={**model.stacks, "writer": StackSpec(16, 1, layer)},
-        decoders={"caption": DecoderSpec(words, "writer", {"image": "cross"})},
-        heads={**model.heads, "sigmoid": ContrastiveHeadSpec(0.1, None, -10.0)},
-    )
-    run = tiny_run(shards, data={"labels": labels(shards)}, model=model, ema=EMASpec(0.9))
-    return dataclasses.replace(
-        run,
-        objectives={
-            "contrastive": ContrastiveSpec(),
-            "sigmoid": SigmoidContrastiveSpec(0.3, head="sigmoid"),
-            "caption": CaptioningSpec(0.5),
-            "colour": ClassificationSpec(head="colour"),
-        },
-        trainer=dataclasses.replace(run.trainer, gradient_clip_val=0.5, log_every_n_steps=1),
-        evaluation=dataclasses.replace(run.evaluation, every_steps=3),
-    )
+HEADS_ALONE = ("--freeze", "[encoders.*, stacks.*, decoders.*, heads.colour.*]")
+"""With the contrastive objectives: a scale and a bias are all that trains."""
 
 
 @pytest.fixture(scope="module")
@@ -71,42 +33,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(file: Path, output: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mmformer", "fit", "--config", str(file), "--output", str(output), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture(scope="module")
+def one(file: Path) -> Path:
+    """The run in one process."""
+    fit(file, file.parent / "one")
+    return file.parent / "one"
 
 
-def fit(file: Path, output: Path, *words: str) -> str:
-    process = start(file, output, *words)
-    said, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, said
-    return said
-
-
-def rows(output: Path) -> list[dict[str, float]]:
-    with (output / "metrics.csv").open(encoding="utf-8") as table:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(table)]
-
-
-def assert_alike(one: Path, other: Path) -> None:
-    for a, b in zip(rows(one), rows(other), strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert b[name] == pytest.approx(a[name], rel=1e-4 if a["step"] > 1 else 2e-6, abs=1e-6), (a["step"], name)
-    first, second = (load_file(output / "bundle" / "model.safetensors") for output in (one, other))
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.allclose(second[name], value, atol=2e-4), name
-    assert {p.name for p in (one / "bundle").iterdir()} == {p.name for p in (other / "bundle").iterdir()}
-
-
-def test_two_processes_train_what_one_trains(file: Path, tmp_path: Path) -> None:
-    fit(file, tmp_path / "one")
+def test_two_processes_train_what_one_trains(file: Path, one: Path, tmp_path: Path) -> None:
     said = fit(file, tmp_path / "two", "--parallel.shard", "2")
-    assert_alike(tmp_path / "one", tmp_path / "two")
+    assert_alike(one, tmp_path / "two")
     assert len(rows(tmp_path / "two")) == 6
     assert said.count("Try next") == 1, "one of them speaks"
     assert "Initializing" not in said
@@ -116,12 +52,23 @@ def test_two_processes_train_what_one_trains(file: Path, tmp_path: Path) -> None
     assert len(model.caption(image=[torch.zeros(3, 16, 16, dtype=torch.uint8)])) == 1
 
 
+def test_micro_batches_are_the_whole_too(file: Path, one: Path, tmp_path: Path) -> None:
+    fit(file, tmp_path / "two", "--parallel.shard", "2", "--trainer.accumulate_grad_batches", "2")
+    assert_alike(one, tmp_path / "two")
+
+
 @pytest.mark.slow
-def test_micro_batches_are_the_whole_too(file: Path, tmp_path: Path) -> None:
-    words = ("--trainer.accumulate_grad_batches", "2")
-    fit(file, tmp_path / "one")
-    fit(file, tmp_path / "two", "--parallel.shard", "2", *words)
+def test_a_scale_alone_trains_as_in_one_process(file: Path, tmp_path: Path) -> None:
+    """Of micro-batches, the last has to carry what is no sample's: gradients are sent with that one."""
+    run = everything(file.parent / "shards")
+    contrasts = {name: run.objectives[name] for name in ("contrastive", "sigmoid")}
+    words = tmp_path / "run.yaml"
+    words.write_text(to_yaml(dataclasses.replace(run, objectives=contrasts)), encoding="utf-8")
+    fit(words, tmp_path / "one", *HEADS_ALONE)
+    fit(words, tmp_path / "two", *HEADS_ALONE, "--parallel.shard", "2", "--trainer.accumulate_grad_batches", "2")
     assert_alike(tmp_path / "one", tmp_path / "two")
+    scales = [row["train/contrastive_scale"] for row in rows(tmp_path / "two")]
+    assert scales[-1] != scales[0], "it moves"
 
 
 @pytest.mark.slow
@@ -133,12 +80,14 @@ def test_a_run_that_was_killed_goes_on(file: Path, tmp_path: Path) -> None:
     deadline = time.monotonic() + 120
     while not list(kept.glob("step-*4")) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert process.poll() is None
+    assert not list(kept.glob("step-*12")), "it had ended before it was killed"
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
     process.kill()
     process.communicate()
     assert list(kept.glob("step-*[0-9]")), "it was killed before its first checkpoint"
-    shutil.rmtree(tmp_path / "killed" / "bundle", ignore_errors=True)
+    assert not (tmp_path / "killed" / "bundle").exists()
     fit(file, tmp_path / "killed", *words, "--resume")
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "killed"), strict=True):
         assert a == b
@@ -148,7 +97,7 @@ def test_a_run_that_was_killed_goes_on(file: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_divide_is_refused(file: Path) -> None:
     run = everything(file.parent / "shards")
-    with pytest.raises(InputError, match=r"accumulate_grad_batches = 3 × 1 = 3 does not divide"):
+    with pytest.raises(InputError, match=r"accumulate_grad_batches × parallel.shard, 1 × 3, does not"):
         dataclasses.replace(run, parallel=ParallelSpec(3))
     with pytest.raises(InputError, match=r"data.order.lanes is 2, which parallel.shard, 4, does not divide"):
         dataclasses.replace(run, parallel=ParallelSpec(4))

@@ -16,6 +16,7 @@ import mmformer
 from mmformer.data.dataset import SampleDataset
 from mmformer.data.order import OrderSpec
 from mmformer.evaluation.metric import Score
+from mmformer.training import report
 from mmformer.training.report import write_report
 from mmformer.training.run import RunSpec
 from mmformer.training.sheet import Card, draw_sheet
@@ -65,6 +66,21 @@ def test_it_shows_what_the_bundle_says(shards: Path, tmp_path: Path) -> None:
         assert image.width > 1000
         right = any(card.name == label for card in cards for label, _ in card.labels)
         assert has_green(image) == right
+
+
+def test_names_are_of_the_first_samples_and_nothing_else_is_decoded(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large split is not held in memory for the sake of eighteen pictures."""
+    run, asked = run_of(save_trimodal(tmp_path / "bundle"), shards), []
+    item = SampleDataset.__getitem__
+    monkeypatch.setattr(report, "CANDIDATES", 3)
+    monkeypatch.setattr(SampleDataset, "__getitem__", lambda self, place: asked.append(place) or item(self, place))
+    monkeypatch.setattr(report, "NUMBER", 2)
+    cards = write_report(run, tmp_path, {})
+    assert len(cards) == 2
+    assert asked == [0, 1, 2]
+    assert all(len(card.labels) == 3 for card in cards)
 
 
 def test_a_classifier_shows_its_own_classes(shards: Path, tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Ending early and in order: a signal to any process ends all of them after the same update, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+
+from mmformer import collectives
+from mmformer.training.checkpoint import Checkpoint
+from mmformer.training.processes import is_first
+from mmformer.training.task import TrainingTask
+
+EVERY = 4
+"""Updates after which processes ask each other; one alone asks itself after each."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopping(pl.Callback):
+    """Takes Ctrl-C and SIGTERM while training: notes them, and lets the update end. The second one ends it at once.
+
+    Nothing is sent within a handler: a process that was signalled alone would wait for the others for ever.
+
+    Attributes:
+        stopped: whether training ended so.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.stopped = checkpoint, False
+        self._signalled = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Here, because Lightning's own handlers, which do send, are set just before.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signalled:
+            raise KeyboardInterrupt
+        self._signalled = True
+        if is_first():
+            print("\nStopping after this update, with a checkpoint. Once more: at once.", file=sys.stderr)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        last = trainer.global_step == trainer.max_steps
+        if last or (collectives.world_size() > 1 and trainer.global_step % EVERY):
+            return
+        if collectives.any_rank(self._signalled, pl_module.device):
+            assert isinstance(pl_module, TrainingTask)
+            self.checkpoint.save(trainer, pl_module)
+            trainer.should_stop = self.stopped = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
