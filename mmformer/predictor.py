@@ -222,7 +222,12 @@ class Predictor(Inference):
         ((modality, value),) = given("caption", 1, image=image, audio=audio).items()
         single, values = self.reader.listed(modality, value)
         name = self.decoder_of(modality, decoder)
-        prompts = [prompt] * len(values) if isinstance(prompt, str) else list(prompt)
+        if spec is not None and not isinstance(spec, GenerationSpec):
+            raise InputError(
+                f"spec must say how captions are written, such as BeamSpec(beams=4), but is {type(spec).__name__}."
+            )
+        one, prompts = self.reader.listed("text", prompt)
+        prompts = prompts * len(values) if one else prompts
         if len(prompts) != len(values):
             raise InputError(
                 f"There are {len(prompts)} prompts for {len(values)} {WORDS[modality]}: give one for each."

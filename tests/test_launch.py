@@ -23,9 +23,15 @@ def test_torchrun_on_one_machine() -> None:
     done = call("torchrun.sh", "--dry-run", *RUN, GPUS="2")
     assert done.returncode == 0, done.stderr
     words = shlex.split(done.stdout)
-    assert words[:3] == ["python", "-m", "torch.distributed.run"]
+    assert words[:3] == [".venv/bin/python", "-m", "torch.distributed.run"]
     assert words[-4:] == ["--output", "runs/a b", "--parallel.shard", "2"], "the run's words stay whole"
     assert "--standalone" in words
+
+
+def test_a_dry_run_may_be_asked_for_anywhere() -> None:
+    first = call("torchrun.sh", "--dry-run", *RUN, GPUS="2").stdout
+    assert call("torchrun.sh", *RUN, "--dry-run", GPUS="2").stdout == first
+    assert call("slurm.sh", *RUN, "--dry-run").stdout == call("slurm.sh", "--dry-run", *RUN).stdout
 
 
 def test_torchrun_on_several_machines() -> None:
@@ -46,6 +52,18 @@ def test_slurm_goes_on_where_there_is_a_checkpoint(tmp_path: Path) -> None:
     assert "--resume" not in call("slurm.sh", *words).stdout, "one that is not whole is none"
     (tmp_path / "run" / "checkpoints" / "step-000000002").mkdir()
     assert "--resume" in shlex.split(call("slurm.sh", *words).stdout)
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (130, True)])
+def test_a_job_that_a_signal_stopped_is_put_back(code: int, requeued: bool, tmp_path: Path) -> None:
+    """130 is what fit leaves with then, after its checkpoint."""
+    for name, line in (("srun", f"echo started; exit {code}"), ("scontrol", 'echo "scontrol $*"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = call("slurm.sh", *RUN, PATH=path, SLURM_JOB_ID="77", SLURM_NTASKS="2")
+    assert done.returncode == code
+    assert done.stdout.splitlines() == ["started"] + ["scontrol requeue 77"] * requeued
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,9 @@ def test_captions_are_drawn_by_the_place_in_the_list(bundle: Path, model: Predic
         (lambda m: m.similarity(image=PICTURES), "similarity takes two of .* but was handed image"),
         (lambda m: m.similarity(PICTURES, TEXTS, audio=SOUNDS), "but was handed image and audio and text"),
         (lambda m: m.caption(), "caption takes exactly one of image=..., audio=..., but was handed none"),
+        (lambda m: m.caption(PICTURES, prompt=3), "A text must be a string, or a list of them, but is int"),
+        (lambda m: m.caption(PICTURES, prompt=["a", 3, "b"]), "A text must be a string, but is int"),
+        (lambda m: m.caption(PICTURES, spec="beam"), r"such as BeamSpec\(beams=4\), but is str"),
         (lambda m: m.caption(PICTURES, prompt=["a"]), "There are 1 prompts for 3 pictures: give one for each"),
         (
             lambda m: m.caption(PICTURES, decoder="hear"),

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mmformer.cli.arguments import Parser
-from mmformer.cli.inputs import read_lines, split_list
+from mmformer.cli.inputs import find, read_lines, split_list
+from mmformer.errors import InputError
 
 if TYPE_CHECKING:
     from mmformer.predictor import Predictor
@@ -39,6 +40,23 @@ def load(args: argparse.Namespace) -> Predictor:
     from mmformer.predictor import load as open_bundle
 
     return open_bundle(args.bundle, args.device, args.batch_size, getattr(args, "encoder", ()))
+
+
+def add_inputs(parser: Parser) -> None:
+    parser.add_argument("inputs", metavar="PICTURE", nargs="*", help="a file, a folder or a pattern")
+    parser.add_argument("--sounds", nargs="+", action="extend", default=[], metavar="SOUND", help="instead of pictures")
+
+
+def found(args: argparse.Namespace, command: str) -> tuple[str, list[str]]:
+    """The modality of what ``add_inputs`` was given, and the paths.
+
+    Raises:
+        InputError: there are none, or both are given, or one names nothing.
+    """
+    if bool(args.inputs) == bool(args.sounds):
+        raise InputError(f"{command} needs pictures or --sounds, and not both.")
+    modality = "image" if args.inputs else "audio"
+    return modality, find(modality, args.inputs or args.sounds)
 
 
 def add_encoder(parser: Parser) -> None:

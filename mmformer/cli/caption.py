@@ -8,9 +8,9 @@ from typing import Any
 
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
-from mmformer.cli.bundles import load
-from mmformer.cli.inputs import PICTURES, SOUNDS, WORDS, find
-from mmformer.cli.output import print_json, print_table, progress
+from mmformer.cli.bundles import add_inputs, found, load
+from mmformer.cli.inputs import PICTURES, SOUNDS, WORDS
+from mmformer.cli.output import print_json, print_pairs, progress
 from mmformer.errors import InputError
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
@@ -36,8 +36,7 @@ def _add_caption(parser: Parser) -> None:
   mmformer caption BUNDLE 'shots/*.jpg' --beams 4 --length-penalty 0.6 --json
   mmformer caption BUNDLE cat.png --top-p 0.9 --seed 7 --prompt "a photo of"
   mmformer caption BUNDLE --sounds calls/"""
-    parser.add_argument("inputs", metavar="PICTURE", nargs="*", help="a file, a folder or a pattern")
-    parser.add_argument("--sounds", nargs="+", action="extend", default=[], metavar="SOUND", help="instead of pictures")
+    add_inputs(parser)
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what each caption begins with")
     parser.add_argument("--decoder", metavar="NAME", help="which, where the bundle has several")
     parser.add_argument("--beams", type=int, metavar="N", help="search with so many texts side by side")
@@ -55,10 +54,7 @@ def _add_caption(parser: Parser) -> None:
 
 
 def _caption(args: argparse.Namespace) -> int:
-    if bool(args.inputs) == bool(args.sounds):
-        raise InputError("caption needs pictures or --sounds, and not both.")
-    modality = "image" if args.inputs else "audio"
-    paths = find(modality, args.inputs or args.sounds)
+    modality, paths = found(args, "caption")
     drawn, beams = _given(args, _SAMPLING), _given(args, _BEAMS)
     if drawn and beams:
         raise InputError(f"{_option(next(iter(drawn)))} draws words, {_option(next(iter(beams)))} searches: give one.")
@@ -81,8 +77,7 @@ def _caption(args: argparse.Namespace) -> int:
     if args.json:
         print_json({modality: path, "caption": caption} for path, caption in named)
     else:
-        # One group without a name of its own would stand above the table.
-        print_table(("", WORDS[modality], "caption"), [("", named)])
+        print_pairs((WORDS[modality], "caption"), named)
     return 0
 
 

@@ -1,14 +1,15 @@
-"""``mmformer classify``: labels for pictures."""
+"""``mmformer classify``: labels for pictures or sounds."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
-from mmformer.cli.bundles import add_encoder, add_output, listed, load
-from mmformer.cli.inputs import PICTURES, find, read_lines
+from mmformer.cli.bundles import add_encoder, add_inputs, add_output, found, listed, load
+from mmformer.cli.inputs import PICTURES, SOUNDS, WORDS, read_lines
 from mmformer.cli.output import print_json, print_table, progress, short
 from mmformer.errors import InputError
 
@@ -23,12 +24,13 @@ def run(command: str, words: Sequence[str]) -> int:
 
 
 def _add_classify(parser: Parser) -> None:
-    parser.description = f"Say which labels fit pictures best.\n{PICTURES}"
+    parser.description = f"Say which labels fit pictures or sounds best.\n{PICTURES}\n{SOUNDS}"
     parser.epilog = """examples:
   mmformer classify BUNDLE cat.png --labels "cat,dog,pizza"
   mmformer classify BUNDLE shots/ --labels-file animals.txt --template "a photo of a {}" --template "a drawing of a {}"
+  mmformer classify BUNDLE --sounds calls/ --labels "cat,dog"
   mmformer classify BUNDLE 'shots/*.jpg' --json        # the classes that the bundle's own head knows"""
-    parser.add_argument("inputs", metavar="PICTURE", nargs="+", help="a file, a folder or a pattern")
+    add_inputs(parser)
     labels = parser.add_mutually_exclusive_group()
     among = "choose among these, with commas between them (default: the classes that the bundle's head knows)"
     labels.add_argument("--labels", action="append", metavar="LIST", help=among)
@@ -40,7 +42,7 @@ def _add_classify(parser: Parser) -> None:
     head = "where the bundle has several: whose classes, or, with labels, whose temperature"
     parser.add_argument("--head", metavar="NAME", help=head)
     add_encoder(parser)
-    add_output(parser, "labels to show for each picture")
+    add_output(parser, "labels to show for each")
 
 
 def _classify(args: argparse.Namespace) -> int:
@@ -50,17 +52,16 @@ def _classify(args: argparse.Namespace) -> int:
         raise InputError("A template is for labels, but there are none: give --labels or --labels-file too.")
     if labels is None and args.encoder:
         raise InputError("--encoder is for labels, but there are none: a head has an encoder of its own.")
-    pictures = find("image", args.inputs)
+    modality, paths = found(args, "classify")
     model = load(args)
-    with progress("classifying", len(pictures), args.batch_size) as done:
-        answers = model.classify(
-            pictures, labels, templates=templates or ("{}",), head=args.head, top=args.top, progress=done
-        )
-    named = list(zip(pictures, answers, strict=True))
+    options: dict[str, Any] = {modality: paths, "labels": labels, "templates": templates or ("{}",)}
+    with progress("classifying", len(paths), args.batch_size) as done:
+        answers = model.classify(**options, head=args.head, top=args.top, progress=done)
+    named = list(zip(paths, answers, strict=True))
     if args.json:
         print_json(
             {
-                "image": name,
+                modality: name,
                 "label": next(iter(answer)),
                 "probabilities": {label: short(value) for label, value in answer.items()},
             }
@@ -70,5 +71,5 @@ def _classify(args: argparse.Namespace) -> int:
         groups = [
             (name, [(label, f"{100 * value:.1f} %") for label, value in answer.items()]) for name, answer in named
         ]
-        print_table(("picture", "label", "probability"), groups)
+        print_table((WORDS[modality], "label", "probability"), groups)
     return 0

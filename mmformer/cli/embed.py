@@ -116,6 +116,9 @@ def _write_jsonl(path: Path, rows: Sequence[_Embedded]) -> None:
             lines.write(json.dumps(row.plain()) + "\n")
 
 
+_LONGEST_NAME = 65_000
+"""Bytes; a zip file counts a name's in 16 bits."""
+
 _WRITERS: dict[str, Callable[[Path, Sequence[_Embedded]], None]] = {
     ".npz": _write_npz,
     ".safetensors": _write_safetensors,
@@ -141,6 +144,8 @@ def _check_keys(keys: Sequence[str], suffix: str) -> None:
             raise InputError(f"{key!r} is not valid Unicode: rename the file, or write the text in UTF-8.")
         if key == "__metadata__" and suffix == ".safetensors":
             raise InputError(f"safetensors keeps the name {key} for itself: leave it out, or write another format.")
+        if suffix == ".npz" and len(key.encode()) > _LONGEST_NAME:
+            raise InputError(f"An .npz file has no room for a key as long as '{key[:40]}…': write .jsonl instead.")
     twice = [key for key, times in Counter(keys).items() if times > 1]
     if twice:
         raise InputError(f"'{twice[0]}' is there as values of two modalities: write them into two files.")

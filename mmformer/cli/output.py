@@ -54,6 +54,19 @@ def print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Seque
     console.print(table)
 
 
+def print_pairs(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> None:
+    """Two columns of text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_visible(cell)) for cell in row))
+    _console().print(table)
+
+
 def print_matrix(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """A table with a name at every row and column; of more columns than fit side by side, several tables."""
     from rich.table import Table

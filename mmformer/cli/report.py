@@ -70,7 +70,8 @@ def next_commands(run: RunSpec, output: Path) -> list[str]:
         commands.append(f"retrieve {bundle} --images {pictures} {_quoted(query)}")
     elif "image" in read:
         commands.append(f"classify {bundle} {picture}")
-    if "image" in read and any(decoder.reads for decoder in run.model.decoders.values()):
+    # Where two decoders read pictures, the command would have to name one.
+    if sum(run.model.modalities_of(decoder.reads) == {"image"} for decoder in run.model.decoders.values()) == 1:
         commands.append(f"caption {bundle} {pictures}")
     return [*commands, f"test --output {_word(output)}"]
 

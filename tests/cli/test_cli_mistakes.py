@@ -38,7 +38,7 @@ WRONG = {
         ("shots --device banana", ["The device 'banana' cannot be used here"]),
         ("shots --lables cat", ["unrecognized arguments: --lables cat. Did you mean '--labels'?", "--help"]),
         ("shots --label cat", ["unrecognized arguments: --label cat."]),
-        ("", ["arguments are required: PICTURE", "mmformer classify --help"]),
+        ("", ["classify needs pictures or --sounds, and not both"]),
     ],
     "retrieve": [
         ("cat", ["needs what to look among: --images, --sounds, --texts or --texts-file."]),

@@ -1,4 +1,4 @@
-"""``mmformer caption`` and ``similarity``, and sounds in ``embed`` and ``retrieve``, as typed."""
+"""``mmformer caption`` and ``similarity``, and sounds in ``classify``, ``embed`` and ``retrieve``, as typed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ def test_captions_are_a_table_or_json(three: Typed, trimodal: Path, shots: list[
     shown = three("caption", shots[0])
     assert shots[0] in shown
     assert expected[0].split()[0] in shown
+    assert shown.splitlines()[1].replace("┃", " ").split() == ["picture", "caption"]
+
+
+def test_labels_of_sounds(three: Typed, trimodal: Path, calls: list[str]) -> None:
+    found = three.json("classify", "--sounds", "calls", "--labels", "cat,dog")
+    assert [row["audio"] for row in found] == calls
+    expected = mmformer.load(trimodal).classify(audio=calls, labels=["cat", "dog"])
+    for row, answer in zip(found, expected, strict=True):
+        assert row["probabilities"] == pytest.approx(answer, abs=1e-6)
+    assert "sound" in three("classify", "--sounds", "calls", "--labels", "cat,dog").splitlines()[1]
+    both = three.refused("classify", "shots", "--sounds", "calls", "--labels", "cat,dog")
+    assert "classify needs pictures or --sounds, and not both" in both
 
 
 def test_captions_of_sounds(three: Typed, trimodal: Path, calls: list[str]) -> None:
