@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Train on GPUs of a SLURM cluster: one process a GPU. A job that is preempted or runs out of time is put back into the
-# queue by SLURM, and goes on from its last checkpoint.
+# Train on GPUs of a SLURM cluster: one process a GPU. Three minutes before its time is over, a job writes a checkpoint
+# and puts itself back into the queue; one that is preempted, or loses a machine, is put there by SLURM. Either goes on
+# from the last checkpoint, of which a machine that is lost leaves only what checkpoint.every_steps asked for.
 #
 #   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 --time 24:00:00 launch/slurm.sh \
-#     --config configs/runs/emoji_full.yaml --output runs/full
+#     --config configs/runs/emoji_full.yaml --output runs/full --checkpoint.every_steps 500
 #   NODES=4 GPUS=8 launch/slurm.sh --dry-run --config ... --output ...      # print what a job would start
 #
 # --ntasks-per-node and --gpus-per-node must be equal. parallel.shard is set to all of the tasks. All other words are
@@ -12,19 +13,23 @@
 #SBATCH --job-name mmformer
 #SBATCH --cpus-per-task 8
 #SBATCH --requeue
+#SBATCH --signal TERM@180
 #SBATCH --open-mode append
 #SBATCH --output mmformer-%j.log
 set -euo pipefail
 
 dry=
-if [[ "${1:-}" == --dry-run ]]; then dry=yes; shift; fi
+words=()
+for word in "$@"; do
+  if [[ "$word" == --dry-run ]]; then dry=yes; else words+=("$word"); fi
+done
+set -- "${words[@]}"
 if [[ $# -eq 0 || "$1" == -h || "$1" == --help ]]; then
   sed -n '2,/^#SBATCH/p' "$0" | sed -e '$d' -e 's/^# \{0,1\}//'
   exit 0
 fi
 
 output=
-words=("$@")
 for ((i = 0; i < ${#words[@]}; i++)); do
   case "${words[i]}" in
     --output) output=${words[i + 1]:-} ;;
@@ -47,11 +52,16 @@ else
 fi
 # A checkpoint is there only whole: whether one is decides between a first start and going on.
 if compgen -G "$output/checkpoints/step-*[0-9]" > /dev/null; then words+=(--resume); fi
-command=(srun --kill-on-bad-exit=1 "${PYTHON:-.venv/bin/python}" -m mmformer fit "${words[@]}" --parallel.shard "$tasks")
+# srun has not taken over what sbatch was given of CPUs since SLURM 22.05.
+command=(srun --kill-on-bad-exit=1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-8}" "${PYTHON:-.venv/bin/python}" -m mmformer fit "${words[@]}" --parallel.shard "$tasks")
 
 if [[ -n "$dry" ]]; then
   printf '%q ' "${command[@]}"
   echo
   exit 0
 fi
-exec "${command[@]}"
+code=0
+"${command[@]}" || code=$?
+# What fit says where a signal stopped it, with a checkpoint.
+if [[ $code -eq 130 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit $code

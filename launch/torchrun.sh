@@ -8,11 +8,15 @@
 #
 # GPUS is how many processes to start here (default: the GPUs that nvidia-smi lists). parallel.shard is set to all of
 # them. All other words are fit's; --resume goes on from the last checkpoint. --output must be a folder that all
-# machines share.
+# machines share. PYTHON is the interpreter (default: .venv/bin/python of this folder).
 set -euo pipefail
 
 dry=
-if [[ "${1:-}" == --dry-run ]]; then dry=yes; shift; fi
+words=()
+for word in "$@"; do
+  if [[ "$word" == --dry-run ]]; then dry=yes; else words+=("$word"); fi
+done
+set -- "${words[@]}"
 if [[ $# -eq 0 || "$1" == -h || "$1" == --help ]]; then
   sed -n '2,/^set/p' "$0" | sed -e '$d' -e 's/^# \{0,1\}//'
   exit 0
@@ -35,7 +39,7 @@ if [[ "$nodes" -eq 1 ]]; then
 else
   where=(--nnodes "$nodes" --node-rank "$NODE_RANK" --rdzv-backend c10d --rdzv-endpoint "$HEAD" --rdzv-id "${RUN_ID:-mmformer}")
 fi
-command=("${PYTHON:-python}" -m torch.distributed.run "${where[@]}" --nproc-per-node "$gpus"
+command=("${PYTHON:-.venv/bin/python}" -m torch.distributed.run "${where[@]}" --nproc-per-node "$gpus"
   --module mmformer fit "$@" --parallel.shard $((nodes * gpus)))
 
 if [[ -n "$dry" ]]; then
