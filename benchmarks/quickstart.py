@@ -21,6 +21,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+import yaml
 
 import mmformer
 from benchmarks.machine import describe
@@ -56,7 +57,13 @@ def measure(config: Path, seed: int, openmoji: Path | None, options: list[str], 
     """Train with a seed; the scores by name, and the seconds that the whole command took."""
     output = Path("runs") / f"benchmark_{config.stem}_{seed}"
     seconds = output / "seconds.txt"
-    if not (reuse and seconds.exists()):
+    if reuse and seconds.exists():
+        made = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
+        command = [sys.executable, "-m", "mmformer", "fit", "--config", str(config), "--seed", str(seed), *options]
+        asked = subprocess.run([*command, "--print_config"], check=True, capture_output=True, text=True).stdout
+        if yaml.safe_load(asked) != made:
+            raise SystemExit(f"{output} was made with other options than these: measure without --reuse.")
+    else:
         command = [sys.executable, "-m", "mmformer", "fit", "--config", str(config), "--output", str(output)]
         began = time.perf_counter()
         subprocess.run([*command, "--overwrite", "--seed", str(seed), *options], check=True)
@@ -105,8 +112,9 @@ def report(
     lines = [
         f"# {config.stem} over seeds",
         "",
-        f"`python -m benchmarks.quickstart --config {config} --seeds {' '.join(map(str, seeds))}`"
-        + (f" with `{' '.join(options)}`" if options else ""),
+        f"`python -m benchmarks.quickstart --config {config} --seeds {' '.join(map(str, seeds))}"
+        + (" --openmoji DIR" if openmoji else "")
+        + (f" -- {' '.join(options)}`" if options else "`"),
         "",
         f"{describe()}. Scores in percent, ranks from 1, on the test split, which training never saw.",
         "",
@@ -115,9 +123,10 @@ def report(
     ]
     for name in runs[0]:
         values = [run[name] for run in runs]
-        cells = " | ".join(f"{value:.1f}" for value in values)
+        digits = 2 if name.endswith("CIDEr") else 1
+        cells = " | ".join(f"{value:.{digits}f}" for value in values)
         lines.append(
-            f"| {name.replace('_to_', ' → ').replace('/', ' ')} | **{statistics.mean(values):.1f}** | {cells} |"
+            f"| {name.replace('_to_', ' → ').replace('/', ' ')} | **{statistics.mean(values):.{digits}f}** | {cells} |"
         )
     if openmoji is None:
         lines += ["", "OpenMoji was left out: `--openmoji` named no folder with its drawings."]
