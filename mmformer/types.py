@@ -53,14 +53,19 @@ class Audio(NamedTuple):
     samples: Tensor  # B S, float32, -1 to 1
     lengths: Tensor  # B, int64: samples that are real
     rate: int  # samples a second
+    hidden: Tensor | None = None
+    """B N 4, float32: rectangles of the spectrogram that are not shown, in training: where each begins and ends in
+    time, as parts of the sound, and where in frequency, as parts of the bands; None: all is shown."""
 
     def rows(self, keep: Tensor | slice) -> Audio:
         """Some rows, cut again to the longest of them."""
         lengths = self.lengths[keep]
-        return Audio(self.samples[keep, : int(lengths.max())], lengths, self.rate)
+        hidden = None if self.hidden is None else self.hidden[keep]
+        return Audio(self.samples[keep, : int(lengths.max())], lengths, self.rate, hidden)
 
     def to(self, device: torch.device | str) -> Audio:
-        return Audio(self.samples.to(device), self.lengths.to(device), self.rate)
+        hidden = None if self.hidden is None else self.hidden.to(device)
+        return Audio(self.samples.to(device), self.lengths.to(device), self.rate, hidden)
 
 
 class Batch(NamedTuple):

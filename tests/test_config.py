@@ -12,7 +12,7 @@ import yaml
 from tiny import tiny_run, write_shards
 
 from mmformer.config import parse, read_yaml, to_yaml
-from mmformer.data import augment, caption
+from mmformer.data import augment, augment_sound, caption
 from mmformer.errors import InputError
 from mmformer.evaluation.captions import CaptionsSpec
 from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec
@@ -85,6 +85,11 @@ MEMBERS: list[Any] = [
     caption.JoinedCaptionSpec((FIELD, caption.SampledCaptionSpec("k")), "; "),
     caption.MixedCaptionSpec((FIELD, caption.WordDropoutCaptionSpec(FIELD, 0.3)), (1.0, 2.5)),
     caption.WordDropoutCaptionSpec(caption.MixedCaptionSpec((FIELD,))),
+    augment_sound.GainSpec(3.0),
+    augment_sound.TimeShiftSpec(0.2),
+    augment_sound.SpeedSpec((0.8, 1.2)),
+    augment_sound.NoiseSpec((5.0, 50.0)),
+    augment_sound.ReverberationSpec((0.2, 0.3), (0.1, 0.2)),
     augment.HorizontalFlipSpec(0.25),
     augment.RandomAffineSpec(0.2, 20.0, (0.5, 2.0), 1.5),
     augment.ColorJitterSpec(0.1, 0.2, 0.3, 0.4, 0.5),

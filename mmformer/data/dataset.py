@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmformer.data.augment import augment
+from mmformer.data.augment_sound import augment_sounds
 from mmformer.data.caption import lookup
 from mmformer.data.decode import decode
 from mmformer.data.inputs import AudioInputSpec, ImageInputSpec, LabelInputSpec, TextInputSpec
@@ -215,26 +216,35 @@ class Collate:
 
     def __init__(self, spec: DataSpec, encoders: Mapping[str, TextEncoder], seed: int, training: bool) -> None:
         self.augment = spec.image.augment if training and spec.image is not None else ()
-        self.rate = None if spec.audio is None else spec.audio.transform.rate
-        self.encoders, self.seed = encoders, seed
+        self.audio = spec.audio
+        self.encoders, self.seed, self.training = encoders, seed, training
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         positions = [sample.position for sample in samples]
-        image, audio = None, None
+        image = None
         pictures = [sample.image for sample in samples if sample.image is not None]
         if pictures:
             stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # B 3 H W
             image = augment(stacked, self.augment, self.seed, positions)
-        sounds = [sample.audio for sample in samples if sample.audio is not None]
-        if sounds and self.rate is not None:
-            audio = pad_sounds(sounds, self.rate)
         labels = {
             name: torch.tensor([sample.labels[name] for sample in samples], dtype=torch.int64)
             for name in samples[0].labels
         }
         keys = tuple(sample.key for sample in samples)
+        audio = None if self.audio is None else self._sounds(self.audio, samples, positions)
         text, target = self._encode("text", samples), self._encode("target", samples)
         return Batch(keys, labels, image, text, audio, target, torch.tensor(positions))
+
+    def _sounds(self, spec: AudioInputSpec, samples: Sequence[Sample], positions: list[int]) -> Audio:
+        sounds = [sample.audio for sample in samples if sample.audio is not None]
+        rate = spec.transform.rate
+        if not self.training:
+            return pad_sounds(sounds, rate)
+        changed = augment_sounds(sounds, spec.augment, rate, self.seed, positions)
+        audio = pad_sounds([sound[: spec.transform.most] for sound in changed], rate)
+        return (
+            audio if spec.spec_augment is None else audio._replace(hidden=spec.spec_augment.draw(self.seed, positions))
+        )
 
     def _encode(self, field_name: str, samples: Sequence[Sample]) -> Text | None:
         texts = [text for sample in samples if (text := getattr(sample, field_name)) is not None]

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from mmformer.data.augment import AugmentationSpec
+from mmformer.data.augment_sound import SoundAugmentationSpec, SpecAugmentSpec
 from mmformer.data.caption import CaptionSpec, FieldCaptionSpec
 from mmformer.data.decode import resize
 from mmformer.data.sound import AudioTransformSpec
@@ -77,10 +78,14 @@ class AudioInputSpec:
         members: extensions of the members that hold a sound each: in training one of them is chosen at random, in
             evaluation the first is taken.
         transform: to the model's rate and length.
+        augment: of the waveform, in training, in this order.
+        spec_augment: in training, what is hidden of the spectrogram; None: nothing.
     """
 
     members: tuple[str, ...] = ("wav",)
     transform: AudioTransformSpec = field(default_factory=AudioTransformSpec)
+    augment: tuple[SoundAugmentationSpec, ...] = ()
+    spec_augment: SpecAugmentSpec | None = None
 
     def __post_init__(self) -> None:
         distinct = len(self.members) >= 1 and len(set(self.members)) == len(self.members)

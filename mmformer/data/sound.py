@@ -54,6 +54,11 @@ class AudioTransformSpec:
         require(self.rate >= 1, self, "rate", "at least 1 sample a second")
         require(0 < self.seconds < math.inf, self, "seconds", "positive and finite")
 
+    @property
+    def most(self) -> int:
+        """How many samples are kept at most."""
+        return _first(self.seconds, self.rate)
+
     def __call__(self, sound: Sound) -> NDArray[np.float32]:
         """The samples of a sound at this rate: S, float32."""
         kept = sound.samples[: _first(self.seconds, sound.rate)]
@@ -61,7 +66,7 @@ class AudioTransformSpec:
             return kept.copy()  # a view would keep all of a long sound
         import torch
 
-        resampled: NDArray[np.float32] = _resampler(sound.rate, self.rate)(torch.from_numpy(kept)).numpy()
+        resampled: NDArray[np.float32] = resampler(sound.rate, self.rate)(torch.from_numpy(kept)).numpy()
         return resampled
 
 
@@ -71,7 +76,7 @@ def _first(seconds: float, rate: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _resampler(old: int, new: int) -> Resample:
+def resampler(old: int, new: int) -> Resample:
     """From one rate to another; its filters take longer to make than to apply."""
     from torchaudio.transforms import Resample
 

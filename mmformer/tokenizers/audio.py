@@ -128,8 +128,9 @@ class SpectrogramPatches(nn.Module):
         """The normalised log-mel spectrogram.
 
         Returns:
-            B T bands, float32, silence past each sound's last frame; and each sound's number of frames, B. Frame t
-            begins at sample t × hop; a sound has as many as begin within it and are not all of the one before.
+            B T bands, float32, silence past each sound's last frame, the mean where it is hidden; and each sound's
+            number of frames, B. Frame t begins at sample t × hop; a sound has as many as begin within it and are not
+            all of the one before.
         """
         spec = self.spec
         self._check(audio)
@@ -154,7 +155,18 @@ class SpectrogramPatches(nn.Module):
             power = spectrum @ filters  # N bands
             mel = power.new_full((*there.shape, spec.bands), self._silence())  # B T bands
             mel[there] = (power.clamp(min=_FLOOR).log() - spec.mean) / spec.std
+            if audio.hidden is not None:
+                # The mean, which is 0 now, says less about what is hidden than silence would.
+                mel = mel.masked_fill(self._hidden(audio.hidden, frames, count), 0.0)
             return mel, frames
+
+    def _hidden(self, hidden: Tensor, frames: Tensor, count: int) -> Tensor:  # B T bands, bool
+        time = (torch.arange(count, device=hidden.device) + 0.5) / frames[:, None]  # B T
+        band = (torch.arange(self.spec.bands, device=hidden.device) + 0.5) / self.spec.bands
+        begin, end, low, high = hidden[..., None].unbind(2)  # B N 1
+        when = (begin <= time[:, None]) & (time[:, None] < end)  # B N T
+        where = (low <= band) & (band < high)  # B N bands
+        return (when[..., None] & where[:, :, None]).any(dim=1)
 
     def _filters(self, device: torch.device) -> Tensor:  # bins bands
         spec = self.spec

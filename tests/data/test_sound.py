@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmformer.data.decode import decode
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
-from mmformer.data.sound import AudioTransformSpec, Sound, _resampler, decode_sound
+from mmformer.data.sound import AudioTransformSpec, Sound, decode_sound, resampler
 from mmformer.data.waveform import listed_sounds, read_sound
 from mmformer.errors import InputError
 
@@ -74,12 +74,12 @@ def terms_of(rate: int, samples: np.ndarray, monkeypatch: pytest.MonkeyPatch) ->
     """What a sound is resampled to, and the terms that torchaudio was asked for."""
     asked, real = [], torchaudio.transforms.Resample
 
-    def resampler(old: int, new: int) -> torch.nn.Module:
+    def recorded(old: int, new: int) -> torch.nn.Module:
         asked.append((old, new))
         return real(old, new)
 
-    _resampler.cache_clear()
-    monkeypatch.setattr(torchaudio.transforms, "Resample", resampler)
+    resampler.cache_clear()
+    monkeypatch.setattr(torchaudio.transforms, "Resample", recorded)
     made = AudioTransformSpec(RATE, seconds=5.0)(Sound(samples, rate))
     return made, *asked[0]
 
