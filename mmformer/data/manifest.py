@@ -6,8 +6,8 @@
      {"path": "emoji-train-000000.tar", "split": "train", "samples": 256, "bytes": 2897920,
       "sha256": "9f…", "index": "emoji-train-000000.index.json"}, …]}
 
-``path`` and ``index`` are relative to the manifest, with ``/`` between folders. The index of a shard is a file of its
-own, read only when the shard is::
+``path`` and ``index`` are relative to the manifest, with ``/`` between folders; a tar may lie elsewhere (``../``), an
+index may not. The index of a shard is a file of its own, read only when the shard is::
 
     {"format": "mmformer-shard-index", "version": 1, "shard": "emoji-train-000000.tar", "bytes": 2897920,
      "extensions": ["json", "png"], "keys": ["1f600", …], "members": [[0, 512, 1380, 1, 2560, 3071], …]}
@@ -15,13 +15,18 @@ own, read only when the shard is::
 ``members`` has one row a sample, in the shard's order: extension (a number into ``extensions``), offset of the first
 payload byte in the tar, length in bytes, three numbers for every member of the sample. Keys and extensions are
 webdataset's: the name up to the first dot of its last part, and the rest in lower case.
+
+The index says which samples a shard has. A filter therefore leaves the tars alone: it writes a manifest with indexes of
+its own that list some samples of the same tars, or some of them several times, and what it did, last of all::
+
+    "history": [{"filter": "duplicates", "arguments": {"distance": 4}, "kept": 2485, "removed": 301}]
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,6 +60,23 @@ class Shard:
     bytes: int
     sha256: str
     index: str
+
+
+@dataclass(frozen=True)
+class FilterRecord:
+    """What a filter did to a set, as its manifest remembers it.
+
+    Args:
+        filter: its name.
+        arguments: what it was told, as JSON has it.
+        kept: samples that it left in.
+        removed: samples that it took out.
+    """
+
+    filter: str
+    arguments: Mapping[str, Any]
+    kept: int
+    removed: int
 
 
 @dataclass(frozen=True)
@@ -136,10 +158,13 @@ class Manifest:
     Args:
         root: the folder that paths in the table are relative to.
         shards: the table, in the order that samples are counted in.
+        history: the filters that it went through, the first one first. Where there is none, every sample of the tars is
+            in their indexes.
     """
 
     root: Path
     shards: tuple[Shard, ...]
+    history: tuple[FilterRecord, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -199,14 +224,20 @@ class Manifest:
             raise InputError(f"{file}: 'shards' must be a table of at least one shard. {fix}")
         shards = tuple(_parse_shard(row, f"{file}: shards[{number}]") for number, row in enumerate(rows))
         _refuse_repeats(shards, file)
-        return cls(file.parent, shards)
+        steps = content.get("history", [])
+        if not isinstance(steps, list):
+            raise InputError(f"{file}: 'history' must be a list of what filters did, but is {steps!r:.60}.")
+        history = tuple(_parse_record(step, f"{file}: history[{number}]") for number, step in enumerate(steps))
+        return cls(file.parent, shards, history)
 
     def save(self) -> Path:
         """Write ``manifest.json`` into the root, whole or not at all, and return its path."""
         path = self.root / MANIFEST_NAME
         rows = ",\n ".join(json.dumps(asdict(shard), ensure_ascii=False) for shard in self.shards)
         head = f'{{"format": "{MANIFEST_FORMAT}", "version": {VERSION}, "shards": ['
-        write_whole(path, f"{head}\n {rows}\n]}}\n")
+        steps = ",\n ".join(json.dumps(asdict(record), ensure_ascii=False) for record in self.history)
+        tail = f'], "history": [\n {steps}\n]}}' if steps else "]}"
+        write_whole(path, f"{head}\n {rows}\n{tail}\n")
         return path
 
 
@@ -233,31 +264,52 @@ def _read_json(path: Path, expected: str, what: str, fix: str) -> Mapping[str, A
 
 def _parse_shard(row: object, where: str) -> Shard:
     """One row of the table, with every field checked."""
-    if not isinstance(row, dict):
-        raise InputError(f"{where} must be an object with the fields of a shard, but is {row!r}.")
-    names = [field.name for field in fields(Shard)]
-    for name in row:
-        if name not in names:
-            raise InputError(f"{where} has an unknown field '{name}'.{nearest(name, names)}")
-    for name in names:
-        if name not in row:
-            raise InputError(f"{where} lacks the field '{name}'.")
-        value, counts = row[name], name in ("samples", "bytes")
-        if not (type(value) is int and value >= 0 if counts else isinstance(value, str) and value):
-            raise InputError(f"{where}.{name} must be {'a whole number' if counts else 'text'}, but is {value!r}.")
-    shard = Shard(**row)
-    for name in ("path", "index"):
-        relative = PurePosixPath(getattr(shard, name))
-        if relative.is_absolute() or ".." in relative.parts:
-            raise InputError(f"{where}.{name} must lie below the manifest's folder, but is '{relative}'.")
+    shard = Shard(**_checked_fields(row, Shard, where))
+    if PurePosixPath(shard.path).is_absolute():
+        raise InputError(f"{where}.path must be relative to the manifest's folder, but is '{shard.path}'.")
+    index = PurePosixPath(shard.index)
+    if index.is_absolute() or ".." in index.parts:
+        raise InputError(f"{where}.index must lie below the manifest's folder, but is '{index}'.")
     if len(shard.sha256) != 64 or set(shard.sha256) - set("0123456789abcdef"):
         raise InputError(f"{where}.sha256 must be 64 hexadecimal digits, but is {shard.sha256!r}.")
     return shard
 
 
+def _parse_record(step: object, where: str) -> FilterRecord:
+    """One entry of the history, with every field checked."""
+    return FilterRecord(**_checked_fields(step, FilterRecord, where))
+
+
+_MUST: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("text", lambda value: isinstance(value, str) and value != ""),
+    "int": ("a whole number", lambda value: type(value) is int and value >= 0),
+    "Mapping[str, Any]": ("an object", lambda value: isinstance(value, dict)),
+}
+"""What a value must be, by the type of its field."""
+
+
+def _checked_fields(row: object, kind: type[Shard | FilterRecord], where: str) -> dict[str, Any]:
+    """An object with exactly the fields of a class, each of its type."""
+    if not isinstance(row, dict):
+        raise InputError(f"{where} must be an object with the fields of a {kind.__name__}, but is {row!r}.")
+    types = {field.name: str(field.type) for field in fields(kind)}
+    for name in row:
+        if name not in types:
+            raise InputError(f"{where} has an unknown field '{name}'.{nearest(name, types)}")
+    for name, declared in types.items():
+        if name not in row:
+            raise InputError(f"{where} lacks the field '{name}'.")
+        must, holds = _MUST[declared]
+        if not holds(row[name]):
+            raise InputError(f"{where}.{name} must be {must}, but is {row[name]!r}.")
+    return row
+
+
 def _refuse_repeats(shards: Iterable[Shard], file: Path) -> None:
-    seen: set[str] = set()
+    """Refuse a shard twice in one split, and an index of two rows."""
+    seen: set[tuple[str, ...]] = set()
     for shard in shards:
-        if shard.path in seen:
-            raise InputError(f"{file} lists the shard {shard.path} twice. Remove one of the rows.")
-        seen.add(shard.path)
+        for what, own in (("shard", (shard.path, shard.split)), ("index", (shard.index,))):
+            if own in seen:
+                raise InputError(f"{file} lists the {what} {own[0]} twice. Remove one of the rows.")
+            seen.add(own)

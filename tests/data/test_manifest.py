@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmformer.data.manifest import Manifest, Shard, ShardIndex
+from mmformer.data.manifest import FilterRecord, Manifest, Shard, ShardIndex
 from mmformer.errors import InputError
 
 SHA = "0123456789abcdef" * 4
 ROW = Shard("a-train-000000.tar", "train", 2, 4096, SHA, "a-train-000000.index.json")
+RECORD = FilterRecord("length", {"least": 3, "words": ["a"]}, kept=2, removed=5)
 INDEX = ShardIndex("a-train-000000.tar", 4096, ("json", "png"), ("k0", "k1"), ((0, 512, 3, 1, 1536, 9), (0, 2560, 5)))
 
 
@@ -29,7 +30,11 @@ def as_written(*rows: dict[str, Any], **header: Any) -> dict[str, Any]:
 
 
 def test_a_folder_and_its_file_load_as_what_was_saved(tmp_path: Path) -> None:
-    shards = (ROW, replace(ROW, path="sub/b.tar", split="val"), replace(ROW, path="c.tar"))
+    shards = (
+        ROW,
+        replace(ROW, path="sub/b.tar", split="val", index="sub/b.json"),
+        replace(ROW, path="c.tar", index="c.json"),
+    )
     saved = Manifest(tmp_path, shards)
     path = saved.save()
     assert Manifest.load(tmp_path) == saved
@@ -48,13 +53,20 @@ ROWS = st.builds(replace, st.just(ROW), split=st.text(min_size=1), samples=st.in
 @given(st.lists(ROWS, max_size=5))
 def test_any_table_survives(tmp_path_factory: pytest.TempPathFactory, rows: list[Shard]) -> None:
     folder = tmp_path_factory.mktemp("table")
-    table = (ROW, *(replace(row, path=f"{number}.tar") for number, row in enumerate(rows)))
+    table = (ROW, *(replace(row, path=f"{number}.tar", index=f"{number}.json") for number, row in enumerate(rows)))
     Manifest(folder, table).save()
     assert Manifest.load(folder).shards == table
 
 
+def test_what_filters_did_is_kept_and_their_tars_may_lie_elsewhere(tmp_path: Path) -> None:
+    rows = (replace(ROW, path="../whole/a.tar"), replace(ROW, path="../whole/a.tar", split="val", index="val.json"))
+    saved = Manifest(tmp_path, rows, (RECORD, replace(RECORD, filter="é")))
+    assert Manifest.load(saved.save()) == saved
+    assert saved.path(rows[0]) == tmp_path / ".." / "whole" / "a.tar"
+
+
 def test_an_unknown_split_lists_the_known_ones(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path, (ROW, replace(ROW, path="b.tar", split="val")))
+    manifest = Manifest(tmp_path, (ROW, replace(ROW, path="b.tar", split="val", index="b.json")))
     with pytest.raises(
         InputError, match=r"no split 'trian' in .*manifest.json: it has train, val. Did you mean 'train"
     ):
@@ -94,10 +106,15 @@ def test_a_folder_without_a_manifest_says_what_makes_one(tmp_path: Path) -> None
         (as_written(asdict(ROW) | {"samples": -1}), "samples must be a whole number, but is -1"),
         (as_written(asdict(ROW) | {"bytes": True}), "bytes must be a whole number, but is True"),
         (as_written(asdict(ROW) | {"split": ""}), "split must be text, but is ''"),
-        (as_written(asdict(ROW) | {"path": "../a.tar"}), "must lie below the manifest's folder, but is '../a.tar'"),
+        (as_written(asdict(ROW), asdict(ROW) | {"path": "b.tar"}), "lists the index a-train-000000.index.json twice"),
+        (as_written(asdict(ROW) | {"path": "/a.tar"}), "must be relative to the manifest's folder, but is '/a.tar'"),
+        (as_written(asdict(ROW) | {"index": "../a.json"}), "must lie below the manifest's folder, but is '../a.json'"),
         (as_written(asdict(ROW) | {"index": "/a.json"}), "must lie below the manifest's folder, but is '/a.json'"),
         (as_written(asdict(ROW) | {"sha256": "xyz"}), "64 hexadecimal digits"),
         (as_written(3), r"shards\[0\] must be an object"),  # type: ignore[arg-type]
+        (as_written(asdict(ROW), history={}), "'history' must be a list of what filters did"),
+        (as_written(asdict(ROW), history=[asdict(RECORD) | {"keep": 1}]), r"history\[0\] has .* Did you mean 'kept'"),
+        (as_written(asdict(ROW), history=[asdict(RECORD) | {"arguments": 1}]), "arguments must be an object, but is 1"),
     ],
 )
 def test_a_broken_manifest_is_refused(tmp_path: Path, content: Any, message: str) -> None:

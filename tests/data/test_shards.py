@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmformer.data.manifest import Manifest
+from mmformer.data.manifest import FilterRecord, Manifest, ShardIndex
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter, index_shard, verify
 from mmformer.errors import InputError
 
@@ -248,6 +249,28 @@ def test_verify_names_every_kind_of_damage(folder: Path, tmp_path: Path) -> None
     shutil.copy(manifest.root / manifest.shards[0].index, manifest.root / manifest.shards[1].index)
     (problem,) = verify(manifest)
     assert "index.json" in problem
+
+
+def test_a_filtered_set_reads_and_verifies_the_samples_that_it_lists(folder: Path, tmp_path: Path) -> None:
+    whole = Manifest.load(folder)
+    shard = whole.shards[0]
+    full = whole.index(shard)
+    row = replace(shard, path=f"../{folder.name}/{shard.path}", samples=3, index="some.json")
+
+    def kept(keys: tuple[str, ...], numbers: tuple[int, ...]) -> ShardIndex:
+        return replace(full, keys=keys, members=tuple(full.members[number] for number in numbers))
+
+    (tmp_path / "kept").mkdir()
+    filtered = Manifest(tmp_path / "kept", (row,), (FilterRecord("balance", {}, kept=3, removed=2),))
+    filtered.save()
+    kept(("k003", "k001", "k003"), (3, 1, 3)).save(filtered.root / "some.json")
+    assert verify(Manifest.load(filtered.root)) == []
+    reader = ShardReader(Manifest.load(filtered.root), "train")
+    assert [reader[position] for position in range(3)] == [SAMPLES[3], SAMPLES[1], SAMPLES[3]]
+    (problem,) = verify(replace(filtered, history=()))[1:]
+    assert "does not agree with" in problem, "a set that nobody filtered has all samples of its tars"
+    kept(("k003", "k001", "k002"), (3, 1, 3)).save(filtered.root / "some.json")
+    assert "does not agree with" in verify(filtered)[0], "the bytes of one sample under the key of another"
 
 
 def test_index_shard_refuses_what_tarfile_takes_for_the_end(folder: Path, tmp_path: Path) -> None:
