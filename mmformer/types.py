@@ -78,6 +78,7 @@ class Batch(NamedTuple):
     audio: Audio | None = None
     target: Text | None = None  # what decoders learn to write; None: ``text``
     positions: Tensor | None = None  # B, int64: in the order of samples; what is random for a sample draws from it
+    references: tuple[tuple[str, ...], ...] | None = None  # all texts that are right for each sample, to measure against
 
     @property
     def written(self) -> Text | None:
@@ -94,6 +95,7 @@ class Batch(NamedTuple):
             None if self.audio is None else self.audio.rows(keep),
             None if self.target is None else self.target.rows(keep),
             None if self.positions is None else self.positions[keep],
+            None if self.references is None else self.references[keep],
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -106,6 +108,7 @@ class Batch(NamedTuple):
             None if self.audio is None else self.audio.to(device),
             None if self.target is None else self.target.to(device),
             None if self.positions is None else self.positions.to(device),
+            self.references,
         )
 
 
