@@ -34,14 +34,15 @@ KNOWS: dict[str, set[str]] = {
     "objectives": BASE | {"collectives"},
     "parallel": BASE | {"nn", "models"},
     "generation": BASE | {"nn", "tokenizers", "models"},
-    "data": BASE | {"files", "tokenizers"},
+    "drawing": set(),
+    "data": BASE | {"files", "tokenizers", "drawing"},
     "evaluation": BASE | {"models", "data", "tokenizers", "generation"},
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
     "inference": BASE | {"bundle", "models", "reader"},
     "predictor": BASE | {"bundle", "models", "data", "evaluation", "generation", "inference", "reader"},
     "training": FILES_TOO
-    | {"collectives", "parallel"}
+    | {"collectives", "drawing", "parallel"}
     | {
         "nn",
         "tokenizers",

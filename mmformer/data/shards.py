@@ -7,7 +7,6 @@ straight to any sample, and a damaged shard is noticed instead of silently endin
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
-from mmformer.data.tar import META, RESTORE, file_sha256, index_shard
+from mmformer.data.tar import RESTORE, add_sample, check_names, file_sha256, finish_shard, index_shard
 from mmformer.errors import InputError, nearest
 
 __all__ = ["RawSample", "ShardReader", "ShardWriter", "index_shard", "verify", "verify_shard"]
@@ -91,14 +90,11 @@ class ShardWriter:
         Raises:
             InputError: the key was used before, or webdataset would not read back the key or the extensions.
         """
-        _check_names(sample)
+        check_names(sample.key, sample.members)
         if sample.key in self._keys:
             raise InputError(f"The key '{sample.key}' comes twice. Every sample of a set needs its own.")
         shard = self._open.get(split) or self._start(split)
-        for extension, data in sample.members.items():
-            info = tarfile.TarInfo(f"{sample.key}.{extension}")  # owner 0, time 0: the same samples, the same bytes
-            info.size, info.mode = len(data), 0o644
-            shard.tar.addfile(info, io.BytesIO(data))
+        add_sample(shard.tar, sample.key, sample.members)
         self._keys.add(sample.key)
         shard.samples += 1
         if shard.samples == self.samples_per_shard:
@@ -130,15 +126,10 @@ class ShardWriter:
         return self._open[split]
 
     def _finish(self, split: str) -> None:
-        """Close a shard, and index it as anybody else would: from the file."""
+        """Close a shard and index it."""
         shard = self._open.pop(split)
         shard.tar.close()
-        index_path = shard.path.with_suffix(".index.json")
-        index = index_shard(shard.path)
-        index.save(index_path)
-        digest = file_sha256(shard.path)
-        row = Shard(shard.path.name, split, shard.samples, index.bytes, digest, index_path.name)
-        self._done[split].append(row)
+        self._done[split].append(finish_shard(shard.path, split))
 
     def _commit(self, work: Path) -> None:
         shards = tuple(shard for rows in self._done.values() for shard in rows)
@@ -156,25 +147,6 @@ class ShardWriter:
         self.manifest.save()
         for name in old.difference(new):
             (self.folder / name).unlink(missing_ok=True)
-
-
-def _check_names(sample: RawSample) -> None:
-    """Refuse what webdataset, or a tar, would not give back as it was."""
-    parts = sample.key.split("/")
-    if not sample.key.isprintable() or any(part in ("", ".", "..") for part in parts) or "." in parts[-1]:
-        raise InputError(
-            f"The key {sample.key!r} cannot be used: it is a relative path in printable characters, without a dot in "
-            "its last part (the extension begins at the first dot)."
-        )
-    if not sample.members:
-        raise InputError(f"The sample '{sample.key}' has no members.")
-    for extension in sample.members:
-        usable = extension.isprintable() and extension == extension.lower() and "/" not in extension
-        if not usable or not extension or extension.startswith("__") or META.match(f"{sample.key}.{extension}"):
-            raise InputError(
-                f"The member '{sample.key}.{extension}' cannot be used: an extension is in lower case, printable, "
-                "without a slash, and neither it nor the whole name looks like __this__."
-            )
 
 
 class _Descriptor:

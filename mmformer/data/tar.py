@@ -1,15 +1,16 @@
-"""Tar files as shards: webdataset's rules for names, and where the members lie."""
+"""Tar files as shards: webdataset's rules for names, how samples are put in, and where the members lie."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from mmformer.data.manifest import ShardIndex
+from mmformer.data.manifest import Shard, ShardIndex
 from mmformer.errors import InputError
 
 MEMBER = re.compile(r"((?:.*/)?[^.]+)[.]([^/]*)")
@@ -19,6 +20,54 @@ META = re.compile(r"__[^/]*__($|/)")
 """What the names that webdataset passes over begin with."""
 
 RESTORE = "It was cut short, or replaced: copy or download it again, or build the set again."
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Append a sample to a shard; the same samples give the same bytes.
+
+    Raises:
+        InputError: webdataset would not read back the key or the extensions.
+    """
+    check_names(key, members)
+    for extension, data in members.items():
+        info = tarfile.TarInfo(f"{key}.{extension}")  # owner 0, time 0
+        info.size, info.mode = len(data), 0o644
+        tar.addfile(info, io.BytesIO(data))
+
+
+def check_names(key: str, extensions: Collection[str]) -> None:
+    """Refuse what webdataset, or a tar, would not give back as it was.
+
+    Raises:
+        InputError: the key or an extension cannot be used, or there is no extension.
+    """
+    parts = key.split("/")
+    if not key.isprintable() or any(part in ("", ".", "..") for part in parts) or "." in parts[-1]:
+        raise InputError(
+            f"The key {key!r} cannot be used: it is a relative path in printable characters, without a dot in "
+            "its last part (the extension begins at the first dot)."
+        )
+    if not extensions:
+        raise InputError(f"The sample '{key}' has no members.")
+    for extension in extensions:
+        usable = extension.isprintable() and extension == extension.lower() and "/" not in extension
+        if not usable or not extension or extension.startswith("__") or META.match(f"{key}.{extension}"):
+            raise InputError(
+                f"The member '{key}.{extension}' cannot be used: an extension is in lower case, printable, "
+                "without a slash, and neither it nor the whole name looks like __this__."
+            )
+
+
+def finish_shard(path: Path, split: str) -> Shard:
+    """Index a written shard, as anybody else would: from the file. Returns its row of the manifest.
+
+    Raises:
+        InputError: it is no whole tar.
+    """
+    index = index_shard(path)
+    index_path = path.with_suffix(".index.json")
+    index.save(index_path)
+    return Shard(path.name, split, len(index), index.bytes, file_sha256(path), index_path.name)
 
 
 def index_shard(path: str | os.PathLike[str]) -> ShardIndex:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from mmformer.drawing import SCALE, Pen
 
 COLUMNS = 6
-SCALE = 2
-"""Shapes and letters are drawn this much larger and scaled down: Pillow draws round corners without antialiasing."""
 
 _PAGE, _CARD, _EDGE = "#f4f2ee", "#ffffff", "#e2ded6"
 _INK, _FAINT, _BAR, _RIGHT, _TRACK = "#23211d", "#8a857b", "#b9b2a4", "#2f8f5b", "#efece6"
@@ -43,7 +43,7 @@ def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card], footer: 
     width = 2 * _MARGIN + COLUMNS * _WIDTH + (COLUMNS - 1) * _GAP
     total = top + rows * (height + _GAP) + 24 + _MARGIN
     image = Image.new("RGB", (width * SCALE, total * SCALE), _PAGE)
-    pen = _Pen(image)
+    pen = Pen(image)
     pen.text((_MARGIN, _MARGIN), title, 30, _INK)
     for number, line in enumerate(lines):
         pen.text((_MARGIN, _MARGIN + 48 + 24 * number), line, 16, _FAINT)
@@ -54,7 +54,7 @@ def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card], footer: 
     return image.resize((width, total), Image.Resampling.LANCZOS)
 
 
-def _draw_card(pen: _Pen, card: Card, corner: tuple[int, int], height: int, captions: bool) -> None:
+def _draw_card(pen: Pen, card: Card, corner: tuple[int, int], height: int, captions: bool) -> None:
     left, top = corner
     inner = _WIDTH - 2 * _INSET
     pen.box((left, top, left + _WIDTH, top + height), _CARD, 12, _EDGE)
@@ -73,47 +73,3 @@ def _draw_card(pen: _Pen, card: Card, corner: tuple[int, int], height: int, capt
         if probability * inner >= 2:
             pen.box((left + _INSET, y + 19, left + _INSET + probability * inner, y + 24), _RIGHT if right else _BAR, 2)
         y += _LINE
-
-
-class _Pen:
-    """Draws in the page's units, whatever the scale."""
-
-    def __init__(self, image: Image.Image) -> None:
-        self.image, self.draw = image, ImageDraw.Draw(image)
-
-    def box(self, edges: tuple[float, float, float, float], fill: str, radius: int, edge: str | None = None) -> None:
-        scaled = tuple(round(value * SCALE) for value in edges)
-        self.draw.rounded_rectangle(scaled, radius * SCALE, fill, edge, SCALE if edge else 0)
-
-    def picture(self, pixels: np.ndarray, corner: tuple[int, int], side: int) -> None:
-        """Fitted into a square, its proportions kept."""
-        picture = Image.fromarray(pixels)
-        factor = side * SCALE / max(picture.size)
-        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
-        # Enlarged many times, small pictures are clearer with their pixels than blurred.
-        method = Image.Resampling.NEAREST if factor >= 4 else Image.Resampling.LANCZOS
-        at = tuple(
-            corner[axis] * SCALE + (side * SCALE - extent) // 2
-            for axis, extent in enumerate(size)  # centred
-        )
-        self.image.paste(picture.resize(size, method), (at[0], at[1]))
-
-    def text(
-        self,
-        at: tuple[float, float],
-        text: str,
-        size: int,
-        fill: str,
-        width: float | None = None,
-        centred: bool = False,
-        flush_right: bool = False,
-    ) -> None:
-        """One line from its top left, centre or right; smaller, then cut with an ellipsis, where it is wider."""
-        font = ImageFont.load_default(size * SCALE)
-        room = None if width is None else width * SCALE
-        if room is not None and font.getlength(text) > room:
-            font = ImageFont.load_default(max(11, size - 3) * SCALE)
-        while room is not None and font.getlength(text) > room and len(text) > 1:
-            text = text.removesuffix("…")[:-1].rstrip() + "…"
-        anchor = "ma" if centred else "ra" if flush_right else "la"
-        self.draw.text((at[0] * SCALE, at[1] * SCALE), text, fill, font, anchor)
