@@ -36,6 +36,7 @@ KNOWS: dict[str, set[str]] = {
     "generation": BASE | {"nn", "tokenizers", "models"},
     "drawing": set(),
     "data": BASE | {"files", "tokenizers", "drawing"},
+    "curation": BASE | {"files", "data", "tokenizers", "predictor", "bundle"},
     "evaluation": BASE | {"models", "data", "tokenizers", "generation"},
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
@@ -56,7 +57,7 @@ KNOWS: dict[str, set[str]] = {
         "training",
     },
     "cli": FILES_TOO
-    | {"schema", "training", "predictor", "bundle", "data", "tokenizers", "evaluation", "generation", "cli"},
+    | {"schema", "training", "predictor", "bundle", "data", "curation", "tokenizers", "evaluation", "generation", "cli"},
     "__init__": {"predictor"},
     "__main__": {"cli"},
 }

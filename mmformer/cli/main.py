@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "similarity": ("similarity", "Use a trained model", "compare pictures, sounds and texts"),
     "embed": ("embed", "Use a trained model", "write embeddings of pictures, sounds or texts"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
+    "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),
 }
 
 EXAMPLES = """\

@@ -1,0 +1,49 @@
+"""What a model must not have trained on: samples that are like one of a held-out split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mmformer.curation.filter import KEPT, Filter, Verdict, removed
+from mmformer.curation.likeness import ExactLikeness, Likeness
+from mmformer.curation.samples import Samples
+from mmformer.errors import InputError
+from mmformer.spec import require
+
+
+@dataclass(frozen=True)
+class Leakage(Filter):
+    """Removes what is like a sample of another split.
+
+    Attributes:
+        by: when two samples are alike; the first likeness that finds a sample is what is said of it.
+        against: the other splits; empty: all of them.
+    """
+
+    name: ClassVar[str] = "leakage"
+
+    by: tuple[Likeness, ...] = (ExactLikeness(),)
+    against: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(len(set(self.against)) == len(self.against), self, "against", "different splits")
+
+    def judge(self, samples: Samples) -> Sequence[Verdict]:
+        against = self.against or tuple(name for name in samples.manifest.splits if name != samples.split)
+        if not against or samples.split in against:
+            raise InputError(
+                f"Leakage is between splits, but '{samples.split}' was to be compared with "
+                f"{', '.join(against) or 'no other'}: the set has {', '.join(samples.manifest.splits)}."
+            )
+        verdicts = [KEPT] * len(samples)
+        for likeness in self.by:
+            prints = likeness.prints(samples)
+            for split in against:
+                others = samples.of(split)
+                for row, match in likeness.between(prints, likeness.prints(others)).items():
+                    if verdicts[row].copies:
+                        detail = f"{match.how}: '{others.keys[match.row]}'"
+                        verdicts[row] = removed(f"{likeness.reason} in {split}", detail)
+        return verdicts

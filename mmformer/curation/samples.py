@@ -1,0 +1,187 @@
+"""What a filter sees: the samples of one split, in the manifest's order, and the values in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmformer.data.caption import lookup
+from mmformer.data.decode import DECODERS, decode, decode_image, decode_text
+from mmformer.data.manifest import MANIFEST_NAME, Manifest
+from mmformer.data.shards import RawSample, ShardReader
+from mmformer.data.sound import Sound, decode_sound
+from mmformer.errors import InputError, nearest
+
+Progress = Callable[[int], object]
+"""Called with the number of samples that were just read."""
+
+
+def _kinds(decoder: Callable[[bytes, str], Any]) -> frozenset[str]:
+    return frozenset(kind for kind, own in DECODERS.items() if own is decoder)
+
+
+_OWN: dict[str, frozenset[str]] = {
+    "image": _kinds(decode_image),
+    "audio": _kinds(decode_sound),
+    "text": _kinds(decode_text),
+    "label": frozenset({"cls"}),
+    "number": frozenset(),
+}
+"""Kind of value -> what a member that holds one of them, and nothing else, is called."""
+
+_OPTIONS = {"image": "--image jpg", "audio": "--audio wav", "label": "--label json:FIELD", "number": "--by json:FIELD"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a sample a value is.
+
+    Attributes:
+        kind: image (uint8 H W 3), audio (a Sound), text (a tuple of texts: one, or the several of a list), label (a
+            text, from a name or a number) or number (a float).
+        member: extension of the member that holds it; "": the first that can hold nothing else, such as any picture.
+        field: dotted path of keys in a json member; "" for all of it.
+    """
+
+    kind: str
+    member: str = ""
+    field: str = ""
+
+    @classmethod
+    def parse(cls, kind: str, word: str) -> Place:
+        """``json:names.en`` is the field ``names.en`` of the member ``json``; ``txt`` the whole of ``txt``."""
+        member, _, field = word.partition(":")
+        return cls(kind, member.removeprefix("."), field)
+
+    def fits(self, extension: str) -> bool:
+        """Whether a member with this extension may hold the value."""
+        return extension == self.member if self.member else extension.rpartition(".")[2] in _OWN[self.kind]
+
+    def value(self, raw: RawSample) -> Any | None:
+        """The value in a sample; None where there is none.
+
+        Raises:
+            InputError: the member is damaged, or holds something else.
+        """
+        for extension, data in raw.members.items():
+            if self.fits(extension):
+                name = f"{raw.key}.{extension}"
+                found = lookup(decode(extension, data, name), self.field, name, optional=True)
+                return None if found is None else _checked(self.kind, found, f"{name}:{self.field}".rstrip(":"))
+        return None
+
+
+def _checked(kind: str, value: Any, name: str) -> Any:
+    """The value as its kind has it."""
+    if kind == "image" and isinstance(value, np.ndarray):
+        return value
+    if kind == "audio" and isinstance(value, Sound):
+        return value
+    if kind == "text" and isinstance(value, str):
+        return (value,)
+    if kind == "text" and isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return tuple(value) or None
+    if kind == "label" and isinstance(value, str | int):
+        return str(value)
+    if kind == "number" and isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return float(value)
+    fields = f", with the fields {', '.join(value)}: name one, {name}:FIELD" if isinstance(value, dict) else ""
+    raise InputError(f"{name}: must hold {_WHAT[kind]}, but holds a value of type {type(value).__name__}{fields}.")
+
+
+_WHAT = {
+    "image": "a picture",
+    "audio": "a sound",
+    "text": "a text or a list of texts",
+    "label": "a class's name or number",
+    "number": "a number",
+}
+
+
+class Samples:
+    """The samples of one split.
+
+    Attributes:
+        damaged: row -> what is wrong with a member of it that was asked for and cannot be decoded. Its value reads as
+            absent, and whoever applies the filter leaves the sample out.
+    """
+
+    def __init__(self, manifest: Manifest, split: str, progress: Progress | None = None) -> None:
+        self.manifest, self.split, self.progress = manifest, split, progress
+        self.reader = ShardReader(manifest, split)
+        self.damaged: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.reader.keys
+
+    def of(self, split: str) -> Samples:
+        """Those of another split of the set."""
+        return Samples(self.manifest, split, self.progress)
+
+    def raw(self, extensions: Collection[str] = ()) -> Iterator[RawSample]:
+        """Every sample with these of its members; with all where none is named.
+
+        Raises:
+            InputError: no sample of the split has one of them.
+        """
+        known = {name for shard in self.reader.shards for name in self.manifest.index(shard).extensions}
+        for name in extensions:
+            if name not in known:
+                raise InputError(
+                    f"{self.manifest.root / MANIFEST_NAME}: no sample of the split '{self.split}' has a member "
+                    f"'{name}': there are {', '.join(sorted(known))}.{nearest(name, known)}"
+                )
+        return self._read(lambda extension: not extensions or extension in extensions)
+
+    def values(self, *places: Place) -> Iterator[tuple[Any | None, ...]]:
+        """For every sample its values at some places, None for what it lacks.
+
+        Raises:
+            InputError: no sample of the split has a value at one of the places.
+        """
+        found = [False] * len(places)
+        raw = None
+        for row, raw in enumerate(self._read(lambda extension: any(place.fits(extension) for place in places))):
+            values = tuple(self._value(row, raw, place) for place in places)
+            found = [before or value is not None for before, value in zip(found, values, strict=True)]
+            yield values
+        for place, once in zip(places, found, strict=True):
+            if not once and not self.damaged:
+                raise InputError(self._nowhere(place))
+
+    def _value(self, row: int, raw: RawSample, place: Place) -> Any | None:
+        try:
+            return place.value(raw)
+        except InputError as error:
+            self.damaged[row] = str(error)
+            return None
+
+    def _read(self, wanted: Callable[[str], bool]) -> Iterator[RawSample]:
+        for number, shard in enumerate(self.reader.shards):
+            extensions = list(filter(wanted, self.manifest.index(shard).extensions))
+            for row in range(shard.samples):
+                yield self.reader.read(number, row, extensions)
+                if self.progress is not None:
+                    self.progress(1)
+
+    def _nowhere(self, place: Place) -> str:
+        """What to say where no sample has a value."""
+        file, raw = self.manifest.root / MANIFEST_NAME, self.reader[0]
+        asked = (
+            f"'.{place.member}{':' if place.field else ''}{place.field}'" if place.member else f"{place.kind} member"
+        )
+        option = _OPTIONS.get(place.kind, "--text json:FIELD")
+        fields = ""
+        if "json" in raw.members and isinstance(content := decode("json", raw.members["json"], raw.key), dict):
+            fields = f"; the fields of its json are {', '.join(content)}"
+        return (
+            f"{file}: no sample of the split '{self.split}' has {asked}. '{raw.key}' has the members "
+            f"{', '.join(raw.members)}{fields}. Say where it is, such as {option}."
+        )
