@@ -27,7 +27,8 @@ import mmformer
 from benchmarks.machine import describe
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
-from mmformer.evaluation.captions import cider, exact_match
+from mmformer.evaluation.captions import exact_match
+from mmformer.evaluation.cider import cider
 from mmformer.generation.beam import BeamSpec
 
 CONFIG = Path("configs/runs/emoji_quickstart.yaml")

@@ -18,7 +18,7 @@ from mmformer.bundle import load_bundle
 from mmformer.data.picture import Picture, Pictures
 from mmformer.data.waveform import Waveform, Waveforms
 from mmformer.errors import InputError
-from mmformer.evaluation.classification import check_templates, embed_classes
+from mmformer.evaluation.zero_shot import check_templates, embed_classes
 from mmformer.generation.generation import GenerationSpec
 from mmformer.generation.sampling import GreedySpec
 from mmformer.generation.writing import write_texts

@@ -78,7 +78,7 @@ class Batch(NamedTuple):
     audio: Audio | None = None
     target: Text | None = None  # what decoders learn to write; None: ``text``
     positions: Tensor | None = None  # B, int64: in the order of samples; what is random for a sample draws from it
-    references: tuple[tuple[str, ...], ...] | None = None  # all texts that are right for each sample, to measure against
+    references: tuple[tuple[str, ...], ...] | None = None  # B: all texts that are right for each, to measure against
 
     @property
     def written(self) -> Text | None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
-from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec, check_templates, embed_classes
+from mmformer.evaluation.classification import AccuracySpec
 from mmformer.evaluation.metric import evaluate
+from mmformer.evaluation.zero_shot import ZeroShotSpec, check_templates, embed_classes
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
 from mmformer.models.model import Model
 from mmformer.spec import Parts
@@ -88,8 +89,10 @@ def test_templates_change_the_score_or_at_least_the_prompts(tmp_path: Path) -> N
     model = build()
     one = ZeroShotSpec("colour", classes_file(tmp_path)).build()
     one.start(model, ENCODERS, CPU)
+    one.finish()
     other = ZeroShotSpec("colour", classes_file(tmp_path), TEMPLATES).build()
     other.start(model, ENCODERS, CPU)
+    other.finish()
     assert one.prompts is not None
     assert other.prompts is not None
     assert not torch.allclose(one.prompts, other.prompts, atol=1e-3)
@@ -112,6 +115,7 @@ def test_alternatives_are_split_in_the_file_of_classes_alone(tmp_path: Path) -> 
     path.write_text("red | scarlet\nblue\n")
     metric = ZeroShotSpec("colour", str(path)).build()
     metric.start(model, ENCODERS, CPU)
+    metric.finish()
     assert metric.prompts is not None
     split = embed_classes(model, ENCODERS["text"], [["red", "scarlet"], ["blue"]], ("{}",), "text", CPU)
     literal = embed_classes(model, ENCODERS["text"], [["red | scarlet"], ["blue"]], ("{}",), "text", CPU)
@@ -138,6 +142,7 @@ def test_zero_shot_with_embeddings_that_are_not_numbers_is_always_wrong(tmp_path
     metric.start(build(), ENCODERS, CPU)
     batch = Batch((), {"colour": torch.arange(5)})
     metric.update(Outputs.empty()._replace(embedding={"image": torch.full((5, 12), float("nan"))}), batch)
+    metric.finish()
     assert metric.compute()["accuracy"].value == 0
 
 
@@ -147,7 +152,7 @@ def test_accuracy_counts_what_has_a_label() -> None:
     for rows in (slice(0, 1), slice(1, 4)):
         batch = Batch((), {"colour": torch.tensor([1, 1, 2, -1])[rows]})
         metric.update(Outputs.empty()._replace(logits={"colour": logits[rows]}), batch)
-    (score,) = metric.compute().values()
+    score = metric.compute()["accuracy"]
     assert score.value == pytest.approx(200 / 3)
     assert score.chance == pytest.approx(100 / 3)
 
@@ -170,8 +175,9 @@ def test_a_split_without_the_label_is_refused() -> None:
 def test_a_label_past_the_classes_is_refused() -> None:
     metric = AccuracySpec("colour").build()
     batch = Batch((), {"colour": torch.tensor([3])})
+    metric.update(Outputs.empty()._replace(logits={"colour": torch.zeros(1, 3)}), batch)
     with pytest.raises(InputError, match=r"The label 'colour' has class 3, but there are only 3 classes \(0 to 2\)"):
-        metric.update(Outputs.empty()._replace(logits={"colour": torch.zeros(1, 3)}), batch)
+        metric.compute()
 
 
 def test_zero_shot_needs_a_text_encoder(tmp_path: Path) -> None:
@@ -189,6 +195,7 @@ CHECKS: list[tuple[Any, str]] = [
     (ZeroShotSpec("colour", "x", image="imag"), "ZeroShotSpec.image and text is 'imag', but .* Did you mean 'image'"),
     (ZeroShotSpec("colour", "x", text="txt"), "ZeroShotSpec.image and text is 'txt', but .* Did you mean 'text'"),
     (ZeroShotSpec("colour", "x", text="wide"), "'image' against 'wide', but their embeddings are 4 and 7 wide"),
+    (ZeroShotSpec("colour", "x", head="colour"), "ZeroShotSpec.head must be one of the model's contrastive heads, contr"),
 ]
 
 

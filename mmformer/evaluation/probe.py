@@ -1,0 +1,122 @@
+"""Linear probes: logistic regression on frozen embeddings, its regularisation searched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.evaluation.details import Details
+from mmformer.evaluation.features import FeatureClassifier, FeaturesSpec
+from mmformer.spec import require
+
+
+@dataclass(frozen=True)
+class LinearProbeSpec(FeaturesSpec):
+    """Logistic regression with an L2 penalty, trained to its optimum by L-BFGS (CLIP, Radford et al. 2021, §A.3).
+
+    The penalty's weight is chosen by the accuracy on a part of the training split that is set aside, as in CLIP: of
+    powers of ten from 1e-6 to 1e6, a hundredfold apart, and then between the best and its neighbours, in steps that are
+    halved four times. With the best one, the whole training split is learned.
+
+    Attributes:
+        validation: the share of each class's training samples that is set aside.
+        iterations: of L-BFGS at most, for each weight that is tried.
+        seed: of what is set aside.
+    """
+
+    validation: float = 0.2
+    iterations: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.validation < 1, self, "validation", "above 0 and below 1")
+        require(self.iterations >= 1, self, "iterations", "at least 1")
+
+    def build(self) -> LinearProbe:
+        return LinearProbe(self)
+
+
+class LinearProbe(FeatureClassifier):
+    calibrated = True
+
+    def __init__(self, spec: LinearProbeSpec) -> None:
+        super().__init__(spec.label, spec.encoder)
+        self.spec = spec
+        self.penalty = math.nan
+
+    def classify(self, known: Tensor, classes: Tensor, asked: Tensor, number: int) -> Tensor:
+        # Every number of the embedding on one scale, so that one weight of the penalty suits any model.
+        mean, deviation = known.double().mean(0), known.double().std(0, correction=0).clamp(min=1e-6)
+        known, asked = ((x.double() - mean) / deviation for x in (known, asked))
+        aside = set_aside(classes, self.spec.validation, self.spec.seed)
+
+        def accuracy(exponent: float) -> float:
+            weight = fit(known[~aside], classes[~aside], number, 10**exponent, self.spec.iterations)
+            return (predict(known[aside], weight).argmax(1) == classes[aside]).double().mean().item()
+
+        # Where no class can spare a sample, nothing can be chosen: the middle is taken.
+        self.penalty = 10 ** (search(accuracy) if aside.any() else 0.0)
+        return predict(asked, fit(known, classes, number, self.penalty, self.spec.iterations)).float()
+
+    def details(self) -> Details:
+        return super().details()._replace(notes={"penalty": f"{self.penalty:.3g}"})
+
+
+def set_aside(classes: Tensor, share: float, seed: int) -> Tensor:
+    """N, bool: a share of each class's samples, one at least of those that have two."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(classes), generator=generator)
+    chosen = torch.zeros(len(classes), dtype=torch.bool)
+    for index in sorted(set(classes.tolist())):
+        own = order[classes[order] == index]
+        chosen[own[: min(len(own) - 1, max(1, round(share * len(own))))]] = True
+    return chosen
+
+
+def search(score: Callable[[float], float]) -> float:
+    """The exponent of ten with the best score; of equal ones the larger, which is the simpler model's."""
+    tried = {float(exponent): score(exponent) for exponent in range(-6, 7, 2)}
+    step = 1.0
+    for _ in range(4):
+        best = max(tried, key=lambda exponent: (tried[exponent], exponent))
+        for exponent in (best - step, best + step):
+            if exponent not in tried and -6 <= exponent <= 6:
+                tried[exponent] = score(exponent)
+        step /= 2
+    return max(tried, key=lambda exponent: (tried[exponent], exponent))
+
+
+def fit(x: Tensor, classes: Tensor, number: int, penalty: float, iterations: int) -> Tensor:
+    """The weights of logistic regression, (E + 1) number, the bias last; the bias has no penalty.
+
+    They minimise the mean cross-entropy plus penalty / (2 N) times their squares, which is scikit-learn's
+    LogisticRegression with C = 1 / penalty.
+
+    Args:
+        x: N E, float64.
+        classes: N, int64.
+    """
+    weight = x.new_zeros(x.shape[1] + 1, number, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight], max_iter=iterations, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(predict(x, weight), classes) + penalty / (2 * len(x)) * weight[:-1].square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return weight.detach()
+
+
+def predict(x: Tensor, weight: Tensor) -> Tensor:
+    """N E, (E + 1) C -> N C."""
+    return x @ weight[:-1] + weight[-1]
