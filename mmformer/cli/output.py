@@ -67,6 +67,19 @@ def print_pairs(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> No
     _console().print(table)
 
 
+def print_cells(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table whose first column is a name, and whose others are numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_visible(cell)) for cell in row))
+    _console().print(table)
+
+
 def print_matrix(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """A table with a name at every row and column; of more columns than fit side by side, several tables."""
     from rich.table import Table

@@ -76,6 +76,21 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
             ) from error
 
 
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width in pixels as a picture's header declares them, whatever they are; None: it is no picture."""
+    Image.init()
+    for form in _FORMATS:
+        reader, accepts = Image.OPEN[form]
+        # Not through Image.open, which would refuse the largest.
+        if accepts is None or accepts(data[:16]) is True:
+            try:
+                with reader(io.BytesIO(data), "") as image:
+                    return image.height, image.width
+            except _DAMAGE:
+                return None
+    return None
+
+
 def decode_text(data: bytes, name: str) -> str:
     """The text in a UTF-8 file, unchanged but for a byte order mark.
 

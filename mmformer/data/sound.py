@@ -135,6 +135,17 @@ def decode_sound(data: bytes | bytearray, name: str, seconds: float | None = Non
     return Sound(mix(samples, 1, name), rate)
 
 
+def sound_length(data: bytes) -> tuple[int, int] | None:
+    """Samples of each channel and samples a second, as a sound's header declares them; None: it is no sound."""
+    import soundfile
+
+    try:
+        info = soundfile.info(io.BytesIO(data))
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError):
+        return None
+    return int(info.frames), int(info.samplerate)
+
+
 def mix(samples: NDArray[np.floating], channels: int, name: str) -> NDArray[np.float32]:
     """The average over the axis of channels.
 
