@@ -34,7 +34,7 @@ from mmformer.spec import FAMILIES
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
-from mmformer.training.optimizer import AdamWSpec
+from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.run import RunSpec
 from mmformer.training.schedule import (
     ConstantScheduleSpec,

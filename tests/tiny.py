@@ -32,7 +32,7 @@ from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
-from mmformer.training.optimizer import AdamWSpec
+from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.run import CheckpointSpec, EvaluationSpec, LoggingSpec, RunSpec, TrainerSpec
 from mmformer.training.schedule import CosineScheduleSpec
 from mmformer.types import Batch

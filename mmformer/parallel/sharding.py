@@ -79,6 +79,24 @@ def whole(value: Tensor) -> Tensor:
     return value if full is None else full()
 
 
+def sharded_as(value: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor that all have, as another tensor is sharded; nothing is sent."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def drop_gathered(model: nn.Module) -> None:
+    """Drop gathered parameters: FSDP2 keeps the outermost module's after a pass, and would go on with them."""
+    from torch.distributed.fsdp import FSDPModule  # takes a while to import, which reading a run file need not wait for
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_model(model: Model) -> Model:
     """A model of its own on the CPU with the weights of a sharded one; every process has to ask, and gets it.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mmformer.parallel.sharding import drop_gathered
 from mmformer.spec import require
 
 
@@ -69,7 +70,7 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def _swap(self, model: nn.Module) -> None:
-        _reshard(model)
+        drop_gathered(model)
         for parameter, average in self._pairs(model):
             weight = parameter.clone()
             parameter.copy_(average)
@@ -84,12 +85,3 @@ class WeightAverage(nn.Module):
 def _key(name: str) -> str:
     """A parameter's name as that of a buffer, which may have no dots."""
     return name.replace(".", "/")
-
-
-def _reshard(model: nn.Module) -> None:
-    """Drop gathered parameters: FSDP2 keeps the outermost module's after a pass, and would go on with them."""
-    from torch.distributed.fsdp import FSDPModule  # takes a while to import, which reading a run file need not wait for
-
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

@@ -58,7 +58,8 @@ def class_names(run: RunSpec) -> dict[str, list[str]]:
 
 def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], measured_on: str) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    averaged = "" if run.ema is None else " Its weights are averages over the updates."
+    averaged = "" if run.ema is None and not run.optimizer.averages else " Its weights are averages over the updates."
+    sources = ", ".join(f"`{source.source}` (split {source.train})" for source in run.data.named.values())
     lines = [
         "# Model card",
         "",

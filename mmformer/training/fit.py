@@ -22,8 +22,8 @@ from mmformer.training.bundling import write_bundle
 from mmformer.training.checkpoint import Checkpoint
 from mmformer.training.evaluate import Evaluation, score_split
 from mmformer.training.metrics import MetricsTable
-from mmformer.training.optimizer import parameter_table
 from mmformer.training.output import begin, check_new, check_resumed, step_of
+from mmformer.training.parameter_groups import parameter_table
 from mmformer.training.pictures import write_pictures
 from mmformer.training.processes import failing_together, is_first, trainer_arguments
 from mmformer.training.progress import Progress
@@ -57,7 +57,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     """Train, and write a run's folder.
 
     Args:
-        output: the run's folder: config.yaml, parameters.tsv (what trains, decays, is loaded), checkpoints/,
+        output: the run's folder: config.yaml, parameters.tsv (what trains how, and is loaded), checkpoints/,
             metrics.csv, tensorboard/, bundle/ (the end), best/ (where a score was named), pictures/ (to try it on),
             report.png (some of them, with what the model says).
         resume: go on from the last whole checkpoint in it.
@@ -76,6 +76,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
         check_new(output, overwrite)
     task = TrainingTask(run)
     task.configure_model()
+    settings = run.optimizer.settings(task.built)
     rehearse(run, task.built)
     # Lightning's notes on the machine and on other products are not about this run; its warnings stay.
     for name in ("pytorch_lightning", "lightning_fabric"):
@@ -89,7 +90,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
         if not resume:
             begin(output, overwrite)
         write_whole(output / "config.yaml", to_yaml(run))
-        write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.weight_decay, task.loaded))
+        write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.lr, settings, task.loaded))
     with warnings.catch_warnings():
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")

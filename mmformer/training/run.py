@@ -8,8 +8,9 @@ from typing import Literal
 
 import mmformer.evaluation
 import mmformer.models
-import mmformer.objectives  # noqa: F401  # their specs' names have to be known to YAML
-from mmformer.data.dataset import DataSpec
+import mmformer.objectives
+import mmformer.training.optimizers  # noqa: F401  # their specs' names have to be known to YAML
+from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
@@ -19,8 +20,9 @@ from mmformer.spec import Parts, require
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.average import EMASpec
 from mmformer.training.initial import InitialSpec
-from mmformer.training.optimizer import AdamWSpec, OptimizerSpec
-from mmformer.training.schedule import CosineScheduleSpec, ScheduleSpec
+from mmformer.training.optimizers.adamw import AdamWSpec
+from mmformer.training.optimizers.optimizer import OptimizerSpec
+from mmformer.training.schedule import ConstantScheduleSpec, CosineScheduleSpec, ScheduleSpec
 from mmformer.types import MODALITIES
 
 
@@ -169,6 +171,8 @@ class RunSpec:
         self._check_evaluation()
 
     def _check_modalities(self) -> None:
+        if self.optimizer.averages:
+            self._check_averages()
         model, data = self.model, self.data
         tokenizers = [encoder.tokenizer for encoder in model.encoders.values()]
         read = {tokenizer.modality for tokenizer in tokenizers}
@@ -220,5 +224,15 @@ class RunSpec:
 
 
 def default_output(config: str | Path) -> Path:
+    def _check_averages(self) -> None:
+        name = type(self.optimizer).__name__
+        if self.ema is not None:
+            raise InputError(f"optimizer {name} averages the weights itself: set ema to null.")
+        if not isinstance(self.schedule, ConstantScheduleSpec) or self.schedule.cooldown_steps:
+            raise InputError(
+                f"optimizer {name} is made for a rate that does not fall: set schedule to a ConstantScheduleSpec "
+                f"without cooldown_steps (a warm-up is good), but it is {self.schedule}."
+            )
+
     """``runs/NAME`` for a config file ``NAME.yaml``."""
     return Path("runs") / Path(config).stem

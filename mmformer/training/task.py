@@ -28,6 +28,7 @@ from mmformer.training.average import WeightAverage
 from mmformer.training.freeze import freeze
 from mmformer.training.initial import load_initial
 from mmformer.training.run import RunSpec
+from mmformer.training.optimizers.optimizer import AveragingOptimizer
 from mmformer.types import Batch
 
 
@@ -42,6 +43,7 @@ class TrainingTask(pl.LightningModule):
         self.average: WeightAverage | None = None
         self.loaded: frozenset[str] = frozenset()  # parameters that begin with weights from a file
         self.latest: tuple[int, Tensor, Tensor]  # updates done, the last one's loss and gradient norm
+        self.optimizer: torch.optim.Optimizer | None = None
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 
     @property
@@ -69,10 +71,15 @@ class TrainingTask(pl.LightningModule):
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has the averages of its weights, where the run asks for them: what is measured and kept."""
-        return nullcontext() if self.average is None else self.average.applied(self.built)
+        if self.average is not None:
+            return self.average.applied(self.built)
+        if isinstance(self.optimizer, AveragingOptimizer):
+            return self.optimizer.averaged(self.built)
+        return nullcontext()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.run.optimizer.build(self.built)
+        self.optimizer = self.run.optimizer.build(self.built)
+        return self.optimizer
 
     def train_dataloader(self) -> DataLoader[Sample]:
         run = self.run
@@ -93,7 +100,7 @@ class TrainingTask(pl.LightningModule):
         assert not isinstance(optimizer, list)
         lr = self.run.optimizer.lr * self.run.schedule.factor(step, trainer.max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         optimizer.zero_grad()
         weights = {name: spec.weight for name, spec in self.run.objectives.items()}
         losses = accumulate(

@@ -25,7 +25,7 @@ from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.evaluate import score_split
 from mmformer.training.fit import fit, score_bundle
-from mmformer.training.optimizer import decays
+from mmformer.training.parameter_groups import decays
 from mmformer.training.run import (
     CheckpointSpec,
     EvaluationSpec,

@@ -27,7 +27,7 @@ from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import fit
-from mmformer.training.optimizer import AdamWSpec
+from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.run import CheckpointSpec, EvaluationSpec, RunSpec
 from mmformer.types import Batch
 

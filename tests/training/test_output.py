@@ -15,7 +15,7 @@ from mmformer.data.order import OrderSpec
 from mmformer.errors import InputError
 from mmformer.training.fit import check_accelerator, fit
 from mmformer.training.metrics import MetricsTable
-from mmformer.training.optimizer import AdamWSpec
+from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.run import CheckpointSpec, RunSpec
 
 

@@ -1,0 +1,5 @@
+"""Optimizers. One file each; importing the package imports them all."""
+
+from mmformer.discovery import import_modules
+
+import_modules(__name__, __path__)
