@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mmformer.bundle import Transforms
-from mmformer.data.dataset import pad_sounds
+from mmformer.data.collate import pad_sounds
 from mmformer.data.picture import listed, read_picture
 from mmformer.data.waveform import listed_sounds, read_sound
 from mmformer.errors import InputError

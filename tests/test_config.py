@@ -15,8 +15,9 @@ from mmformer.config import parse, read_yaml, to_yaml
 from mmformer.data import augment, augment_sound, caption
 from mmformer.errors import InputError
 from mmformer.evaluation.captions import CaptionsSpec
-from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec
+from mmformer.evaluation.classification import AccuracySpec
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import GreedySpec, SamplingSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mmformer.data.augment import ColorJitterSpec, HorizontalFlipSpec, RandomAffineSpec, RandomEraseSpec
 from mmformer.data.caption import FieldCaptionSpec, SampledCaptionSpec
-from mmformer.data.dataset import DataSpec
 from mmformer.data.inputs import ImageInputSpec, ImageTransformSpec, LabelInputSpec, TextInputSpec
 from mmformer.data.order import OrderSpec
 from mmformer.data.shards import RawSample, ShardWriter
+from mmformer.data.sources import DataSpec
 from mmformer.evaluation.retrieval import RetrievalSpec
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec

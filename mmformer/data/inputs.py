@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,7 +46,8 @@ class ImageInputSpec:
     """A shard's images.
 
     Attributes:
-        member: extension of the member that holds the picture.
+        member: extension of the member that holds the picture; of several, such as ``jpg;png``, the first that a sample
+            has.
         transform: to the model's size.
         augment: in training, in this order.
     """
@@ -53,6 +55,18 @@ class ImageInputSpec:
     member: str = "png"
     transform: ImageTransformSpec = field(default_factory=ImageTransformSpec)
     augment: tuple[AugmentationSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(all(self.members), self, "member", "an extension, or several with ; between them")
+
+    @property
+    def members(self) -> list[str]:
+        """The extensions, the first one first."""
+        return self.member.split(";")
+
+    def choose(self, members: Collection[str]) -> str:
+        """Which of a sample's members holds its picture; the first that might, where none does."""
+        return next((member for member in self.members if member in members), self.members[0])
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,10 @@ VERSION = 1
 """Of both files; a reader refuses newer ones."""
 
 
+class NoSplitError(InputError):
+    """A set has no split of a name."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """One row of the manifest.
@@ -175,18 +179,22 @@ class Manifest:
         """The shards of one split, in the table's order.
 
         Raises:
-            InputError: there is no such split; the known ones are listed.
+            NoSplitError: there is no such split; the known ones are listed.
         """
         chosen = tuple(shard for shard in self.shards if shard.split == name)
         if not chosen:
             known = ", ".join(self.splits)
             hint = nearest(name, self.splits)
-            raise InputError(f"There is no split '{name}' in {self.root / MANIFEST_NAME}: it has {known}.{hint}")
+            raise NoSplitError(f"There is no split '{name}' in {self.root / MANIFEST_NAME}: it has {known}.{hint}")
         return chosen
 
     def path(self, shard: Shard) -> Path:
         """Where a shard's tar file is."""
         return self.root / shard.path
+
+    def fetch(self, shard: Shard) -> Path:
+        """Where its tar file can be opened."""
+        return self.path(shard)
 
     def index(self, shard: Shard) -> ShardIndex:
         """Read the index of a shard.
@@ -195,7 +203,10 @@ class Manifest:
             InputError: it is missing or broken, or disagrees with the manifest.
         """
         path = self.root / shard.index
-        index = ShardIndex.load(path)
+        return self._checked(ShardIndex.load(path), shard, path)
+
+    def _checked(self, index: ShardIndex, shard: Shard, path: Path) -> ShardIndex:
+        """An index that was read from a file, if it is that of a shard."""
         found = (len(index), index.bytes)
         if found != (shard.samples, shard.bytes):
             raise InputError(

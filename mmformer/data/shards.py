@@ -12,28 +12,19 @@ import re
 import shutil
 import tarfile
 import tempfile
-from bisect import bisect_right
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
+from mmformer.data.samples import RawSample, Samples
 from mmformer.data.tar import RESTORE, add_sample, check_names, file_sha256, finish_shard, index_shard
 from mmformer.errors import InputError, nearest
 
 __all__ = ["RawSample", "ShardReader", "ShardWriter", "index_shard", "verify", "verify_shard"]
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """A sample as it lies in its shard: its key, and extension -> the member's bytes."""
-
-    key: str
-    members: dict[str, bytes]
 
 
 @dataclass
@@ -161,8 +152,9 @@ class _Descriptor:
         close(self.number)
 
 
-def _open_shard(path: Path, expected: int) -> _Descriptor:
+def _open_shard(manifest: Manifest, shard: Shard) -> _Descriptor:
     """Open a shard whose size is the manifest's."""
+    path, expected = manifest.fetch(shard), shard.bytes
     try:
         descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except FileNotFoundError:
@@ -177,7 +169,7 @@ def _open_shard(path: Path, expected: int) -> _Descriptor:
     return descriptor
 
 
-class ShardReader:
+class ShardReader(Samples):
     """Reads the samples of a split at any position.
 
     Indexes and files are opened when first needed and kept in bounded numbers. Reads are ``pread``: they share no file
@@ -197,59 +189,18 @@ class ShardReader:
         self.manifest, self.split = manifest, split
         self.max_open, self.max_indexes = max_open, max_indexes
         self.shards = manifest.split(split)
-        self._ends = tuple(accumulate(self.counts))
-        self._descriptor = lru_cache(max_open)(_open_shard)
+        self.counts = tuple(shard.samples for shard in self.shards)  # from the manifest alone
+        self._descriptor = lru_cache(max_open)(partial(_open_shard, manifest))
         self._index = lru_cache(max_indexes)(manifest.index)
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Manifest, str, int, int]]:
         return type(self), (self.manifest, self.split, self.max_open, self.max_indexes)
 
-    def __len__(self) -> int:
-        return self._ends[-1]
+    def part_keys(self, part: int) -> tuple[str, ...]:
+        return self._index(self.shards[part]).keys
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Samples in each shard, from the manifest alone."""
-        return tuple(shard.samples for shard in self.shards)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of all samples, in order. It reads every index of the split."""
-        return tuple(key for shard in self.shards for key in self._index(shard).keys)
-
-    def shard_keys(self, shard: int) -> tuple[str, ...]:
-        """The keys in one shard of the split, in order."""
-        return self._index(self.shards[shard]).keys
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """Shard and row of a sample that is counted through the whole split.
-
-        Raises:
-            IndexError: the position is negative or past the end.
-        """
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of a split of {len(self)} samples")
-        shard = bisect_right(self._ends, position)
-        return shard, position - self._ends[shard] + self.shards[shard].samples
-
-    def __getitem__(self, position: int) -> RawSample:
-        """The sample at a position that counts through the whole split, with all of its members."""
-        return self.read(*self.locate(position))
-
-    def read(self, shard: int, row: int, extensions: Collection[str] | None = None) -> RawSample:
-        """Read a sample.
-
-        Args:
-            shard: its shard's number in the split.
-            row: its number in the shard.
-            extensions: the members to read, in this order; None reads all. One that this sample lacks is left out, but
-                one that the whole shard lacks is an error.
-
-        Raises:
-            InputError: the shard or its index is missing, damaged, or not the one that the manifest describes, or no
-                sample of the shard has a member that was asked for.
-        """
-        entry = self.shards[shard]
+    def read(self, part: int, row: int, extensions: Collection[str] | None = None) -> RawSample:
+        entry = self.shards[part]
         index = self._index(entry)
         spans = index.spans(row)
         path = self.manifest.path(entry)
@@ -259,7 +210,7 @@ class ShardReader:
                     known, hint = ", ".join(index.extensions), nearest(name, index.extensions)
                     raise InputError(f"No sample in {path} has a member '{name}': there are {known}.{hint}")
             spans = {name: spans[name] for name in extensions if name in spans}
-        descriptor = self._descriptor(path, entry.bytes)
+        descriptor = self._descriptor(entry)
         return RawSample(index.keys[row], {name: _pread(descriptor, *span, path=path) for name, span in spans.items()})
 
 

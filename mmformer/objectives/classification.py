@@ -56,9 +56,12 @@ class Classification(Objective):
         self.label = spec.label or spec.head
 
     def items(self, batch: Batch) -> dict[str, Tensor]:
-        return {"cross_entropy": (batch.labels[self.label] >= 0).sum().float()}
+        label = batch.labels.get(self.label)
+        return {} if label is None else {"cross_entropy": (label >= 0).sum().float()}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
+        if self.label not in batch.labels or self.spec.head not in outputs.logits:
+            return {}
         items = self.items(batch)["cross_entropy"]
         logits, target = outputs.logits[self.spec.head].float(), batch.labels[self.label]
         with torch.autocast(logits.device.type, enabled=False):

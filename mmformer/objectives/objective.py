@@ -54,10 +54,14 @@ class Objective(ABC):
         """
         return batch
 
+    def finds(self, outputs: Outputs) -> bool:
+        """Whether a batch has what this objective reads; where sources differ, not every batch does."""
+        return True
+
     @abstractmethod
     def items(self, batch: Batch) -> dict[str, Tensor]:
-        """How many items each of its losses is a mean over; known before the model runs. Absent: not in this batch."""
+        """How many items each of its losses is a mean over; known before the model runs."""
 
     @abstractmethod
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
-        """Its losses for the names and counts that ``items`` gives."""
+        """Its losses, with the names and counts that ``items`` gives; without those that the batch does not have."""

@@ -75,15 +75,17 @@ class Pairwise(Objective):
 
     def items(self, batch: Batch) -> dict[str, Tensor]:
         number = torch.tensor(float(len(batch.keys)))
-        return {f"{a}_{b}": number for a, b in self.spec.pairs}
+        return {f"{a}_{b}": number for a, b in self.spec.pairs}  # those of pairs that the batch lacks are not asked for
+
+    def finds(self, outputs: Outputs) -> bool:
+        return any({*pair} <= outputs.embedding.keys() for pair in self.spec.pairs)
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
         same = caption_identity(batch.text) if self.spec.same_caption_positive and batch.text is not None else None
         terms: dict[str, LossTerm] = {}
         for a, b in self.spec.pairs:
             if a not in outputs.embedding or b not in outputs.embedding:
-                missing = a if a not in outputs.embedding else b
-                raise InputError(f"A contrastive objective reads '{missing}', but the batch has no such modality.")
+                continue  # another source has it
             x, y = (F.normalize(outputs.embedding[name].float(), dim=-1) for name in (a, b))
             total = self.loss(x, y, outputs, same)
             terms[f"{a}_{b}"] = LossTerm(total, total.new_tensor(float(x.shape[0])))

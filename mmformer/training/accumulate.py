@@ -129,14 +129,19 @@ def _gather(
     batch: Batch,
     micro: list[Batch],
     backward: Backward,
-) -> _Gathered:
-    """Run the micro-batches without a graph, and the objectives on the whole of them."""
+) -> _Gathered | None:
+    """Run the micro-batches without a graph, and the objectives on the whole of them; None: the batch has nothing for
+    them.
+    """
     seeds = torch.randint(2**62, (len(micro),)).tolist()
     parts = []
     with torch.no_grad():
         for seed, part in zip(seeds, micro, strict=True):
             with _dropout(seed):
-                parts.append(_coupled_fields(model(part, decode=False)))
+                outputs = model(part, decode=False)
+            if not any(objective.finds(outputs) for objective in objectives.values()):
+                return None
+            parts.append(_coupled_fields(outputs))
     torch.clear_autocast_cache()  # casts made without a graph would cut the second pass's gradient off
     leaves = {}
     for key, value in parts[0].items():
@@ -202,7 +207,7 @@ def _total(terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> tuple
         owner = name.partition("/")[0]
         weighted = mean if owner == AUX else weights[owner] * mean
         total = weighted if total is None else total + weighted
-    assert total is not None, "a run has at least one objective"
+    assert total is not None, "RunSpec refuses sources that no objective reads"
     return total, means
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.config import to_yaml
-from mmformer.data.dataset import read_classes
+from mmformer.data.classes import read_classes
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.models.head import ClassificationHeadSpec
@@ -26,10 +26,10 @@ def write_bundle(
         scores: for the model card.
         measured_on: what they were measured on.
     """
-    data = run.data
+    image, audio = (run.data.shared(name) for name in ("image", "audio"))
     transforms = Transforms(
-        None if data.image is None else data.image.transform,
-        None if data.audio is None else data.audio.transform,
+        None if image is None else image.transform,
+        None if audio is None else audio.transform,
         class_names(run),
     )
     save_bundle(folder, model, transforms, _card(run, model, step, scores, measured_on))
@@ -44,7 +44,7 @@ def class_names(run: RunSpec) -> dict[str, list[str]]:
     classes = {}
     for objective in run.objectives.values():
         if isinstance(objective, ClassificationSpec):
-            file = run.data.labels[objective.label or objective.head].classes
+            file = run.data.all_labels[objective.label or objective.head].classes
             names, head = read_classes(file), run.model.heads[objective.head]
             assert isinstance(head, ClassificationHeadSpec), "the objective refuses others"
             if len(names) != head.classes:
@@ -64,7 +64,7 @@ def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], me
         "# Model card",
         "",
         f"An mmformer model of {parameters:,} parameters, trained for {step:,} updates of {run.data.batch_size} "
-        f"samples of `{run.data.source}` (split {run.data.train}), with seed {run.seed}.{averaged}",
+        f"samples of {sources}, with seed {run.seed}.{averaged}",
         "",
         *_scores(scores, measured_on),
         "## Use",
@@ -88,5 +88,5 @@ def _card(run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], me
 def _scores(scores: Mapping[str, Score], measured_on: str) -> list[str]:
     if not scores:
         return []
-    rows = [f"| {name} | {s.shown(s.value)} | {s.shown(s.chance)} |" for name, s in scores.items()]
+    rows = [f"| {name} | {s.text} | {s.shown(s.chance)} |" for name, s in scores.items()]
     return [f"## Scores on {measured_on}", "", "| score | value | chance |", "|---|---|---|", *rows, ""]

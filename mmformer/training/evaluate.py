@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
-from mmformer.data.dataset import Sample, evaluation_loader
+from mmformer.data.collate import Sample
+from mmformer.data.dataset import evaluation_loader
 from mmformer.evaluation.metric import Score, evaluate
 from mmformer.models.model import Model
 from mmformer.parallel.sharding import whole_model
@@ -27,7 +29,8 @@ class Evaluation(pl.Callback):
 
     def __init__(self, run: RunSpec, output: Path) -> None:
         self.run, self.output = run, output
-        self.best = -math.inf
+        self.top: dict[int, float] = {}  # the updates of the best models, and how good each is
+        self.latest: tuple[int, Mapping[str, Score]] = (0, {})  # the update that was measured last, and its scores
         self._loader: DataLoader[Sample] | None = None
         self._encoders: dict[str, TextEncoder] = {}
 
@@ -46,35 +49,53 @@ class Evaluation(pl.Callback):
             self._loader = evaluation_loader(self.run.data, self.run.data.validation, self._encoders)
         metrics = self.run.evaluation.metrics
         with pl_module.averaged():
-            scores = evaluate(pl_module.built, self._loader, metrics, self._encoders, pl_module.device)
+            learned = learned_from(self.run, self._encoders)
+            scores = evaluate(pl_module.built, self._loader, metrics, self._encoders, pl_module.device, learned)
             for logger in trainer.loggers:
                 values = {f"validation/{name}": score.value for name, score in scores.items()}
                 logger.log_metrics(values, trainer.global_step)
             self._keep_best(pl_module, scores, trainer.global_step)
+        self.latest = (trainer.global_step, scores)
 
     def _keep_best(self, task: TrainingTask, scores: Mapping[str, Score], step: int) -> None:
-        name = self.run.checkpoint.best
+        name, keep = self.run.checkpoint.best, self.run.checkpoint.keep_best
         if name is None:
             return
         value = scores[name].value * (1 if self.run.checkpoint.mode == "max" else -1)
         # One decision: where scores differ in their last bit, some would gather the model and some would not.
         value = float(collectives.of_first(torch.tensor(value, device=task.device)))
-        if value > self.best:  # never where it is not a number
-            self.best = value
-            whole = whole_model(task.built)
-            if is_first():
-                write_bundle(self.output / "best", self.run, whole, step, scores, f"split {self.run.data.validation}")
-            collectives.barrier()
+        if math.isnan(value):
+            return
+        order = sorted({**self.top, step: value}.items(), key=lambda entry: (-entry[1], entry[0]))  # the earlier first
+        self.top = dict(order[:keep])
+        if step not in self.top:
+            return
+        whole = whole_model(task.built)
+        if is_first():
+            folders = [self.output / "top" / f"step-{step:09d}"] if keep > 1 else []
+            folders += [self.output / "best"] if step == order[0][0] else []
+            for folder in folders:
+                write_bundle(folder, self.run, whole, step, scores, f"split {self.run.data.validation}")
+            for folder in (self.output / "top").glob("step-*"):
+                if int(folder.name.removeprefix("step-").partition(".")[0]) not in self.top:
+                    shutil.rmtree(folder)
+        collectives.barrier()
 
-    def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, dict[int, float]]:
+        return {"top": self.top}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.best = state_dict["best"]
+    def load_state_dict(self, state_dict: dict[str, dict[int, float]]) -> None:
+        self.top = dict(state_dict["top"])
 
 
 def score_split(run: RunSpec, split: str, model: Model, device: str) -> dict[str, Score]:
     """A model's scores on a split of the run's data."""
     encoders = run.model.text_encoders()
     loader = evaluation_loader(run.data, split, encoders)
-    return evaluate(model, loader, run.evaluation.metrics, encoders, device)
+    return evaluate(model, loader, run.evaluation.metrics, encoders, device, learned_from(run, encoders))
+
+
+def learned_from(run: RunSpec, encoders: Mapping[str, TextEncoder]) -> DataLoader[Sample] | None:
+    """The training split, as it is read for evaluation, where a metric learns from it."""
+    learns = any(metric.learns for metric in run.evaluation.metrics.values())
+    return evaluation_loader(run.data, run.data.train, encoders) if learns else None

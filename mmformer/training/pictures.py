@@ -18,8 +18,9 @@ def write_pictures(run: RunSpec, folder: Path) -> None:
         return
     dataset = SampleDataset(run.data, run.data.test, OrderSpec(shuffle=False), seed=0, training=False)
     folder.mkdir(parents=True, exist_ok=True)
-    member = run.data.image.member
     for number in range(min(NUMBER, len(dataset))):
         sample = dataset[number]
         name = re.sub(r"\W+", "_", (sample.text or sample.key).lower()).strip("_")[:60] or sample.key
-        (folder / f"{name}.{member}").write_bytes(dataset.reader[number].members[member])
+        members = dataset.reader[number].members
+        member = run.data.image.choose(members)
+        (folder / f"{name}.{member}").write_bytes(members[member])

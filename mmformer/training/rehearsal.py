@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from mmformer.data.dataset import evaluation_loader, read_classes, training_loader
+from mmformer.data.classes import read_classes
+from mmformer.data.dataset import evaluation_loader, training_loader
 from mmformer.errors import InputError, nearest
-from mmformer.evaluation.classification import ZeroShotSpec
 from mmformer.evaluation.metric import evaluate
+from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.models.model import Model
+from mmformer.tokenizers.text import TextEncoder
 from mmformer.training.bundling import class_names
 from mmformer.training.run import RunSpec
-from mmformer.types import Batch
+from mmformer.types import MODALITIES, Batch
 
 SAMPLES = 8
 
@@ -28,27 +31,52 @@ def rehearse(run: RunSpec, model: Model) -> None:
     class_names(run)
     _check_prompts(run)
     encoders = run.model.text_encoders()
-    batch = _first(training_loader(run.data, encoders, run.seed, 0, 1))
     model.eval()
-    for name, spec in run.objectives.items():
-        objective = spec.build()
-        prepared = objective.prepare(batch, seed=0)
-        losses = objective.losses(model(prepared), prepared)
-        if run.freeze and not any(loss.total.requires_grad for loss in losses.values()):
-            raise InputError(
-                f"freeze: objectives.{name} reaches no parameter that trains: freeze less, or leave the objective out."
-            )
+    _rehearse_objectives(run, model, encoders)
     model.train()
     splits = [run.data.validation] if run.evaluation.every_steps is not None else []
     splits += [run.data.test] if run.evaluation.metrics else []
+    # Those that learn would need the whole training split.
+    metrics = {name: spec for name, spec in run.evaluation.metrics.items() if not spec.learns}
     for split in dict.fromkeys(split for split in splits if split is not None):
         held_out = _first(evaluation_loader(run.data, split, encoders))
-        scores = evaluate(model, [held_out], run.evaluation.metrics, encoders)
-        best = run.checkpoint.best
-        if best is not None and best not in scores:
+        scores = evaluate(model, [held_out], metrics, encoders)
+        for field, score in run.watched_scores.items():
+            if score.partition("/")[0] in metrics and score not in scores:
+                raise InputError(
+                    f"{field} is '{score}', but the evaluation's scores are {', '.join(scores)}."
+                    f"{nearest(score, scores)}"
+                )
+
+
+def _rehearse_objectives(run: RunSpec, model: Model, encoders: Mapping[str, TextEncoder]) -> None:
+    """Every objective on a batch of every kind that sources make."""
+    found = dict.fromkeys(run.objectives, False)
+    for update in run.data.mixture().first_updates():
+        batch = _first(training_loader(run.data, encoders, run.seed, update, update + 1))
+        terms = 0
+        for name, spec in run.objectives.items():
+            objective = spec.build()
+            prepared = objective.prepare(batch, seed=0)
+            losses = objective.losses(model(prepared), prepared)
+            if run.freeze and losses and not any(loss.total.requires_grad for loss in losses.values()):
+                raise InputError(
+                    f"freeze: objectives.{name} reaches no parameter that trains: freeze less, or leave the objective "
+                    f"out."
+                )
+            terms += len(losses)
+            found[name] |= bool(losses)
+        if not terms:
+            held = [name for name in (*MODALITIES, "target") if getattr(batch, name) is not None]
             raise InputError(
-                f"checkpoint.best is '{best}', but the evaluation's scores are {', '.join(scores)}."
-                f"{nearest(best, scores)}"
+                f"Batches with {' and '.join(held)} alone are nothing that any of the objectives "
+                f"({', '.join(run.objectives)}) reads: add an objective, or leave out the source that makes them."
+            )
+    for name, ever in found.items():
+        if not ever:
+            raise InputError(
+                f"objectives.{name} finds what it reads in no batch: the data lacks a modality or a label of it, or "
+                f"its parts lie in different sources. Add what it reads, or leave it out."
             )
 
 
@@ -62,7 +90,7 @@ def _first(loader: DataLoader[Any]) -> Batch:
 def _check_prompts(run: RunSpec) -> None:
     for name, metric in run.evaluation.metrics.items():
         if isinstance(metric, ZeroShotSpec):
-            file = run.data.labels[metric.label].classes
+            file = run.data.all_labels[metric.label].classes
             prompted, labelled = len(read_classes(metric.classes)), len(read_classes(file))
             if prompted != labelled:
                 raise InputError(

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mmformer
-from mmformer.data.dataset import DataSpec, SampleDataset
+from mmformer.data.dataset import SampleDataset
 from mmformer.data.decode import decode_image
-from mmformer.data.manifest import Manifest
+from mmformer.data.opening import open_samples
 from mmformer.data.order import OrderSpec
-from mmformer.data.shards import ShardReader
+from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.models.model import ModelSpec
@@ -37,9 +37,10 @@ def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> lis
     data = run.data
     if data.image is None or data.test is None:
         return []
-    reader = ShardReader(Manifest.load(data.source), data.test)
-    keys = reader.keys[:NUMBER]
-    files = [reader[number].members[data.image.member] for number in range(len(keys))]
+    reader = open_samples(data.source, data.test, data.copies)
+    raws = [reader[number] for number in range(min(NUMBER, len(reader)))]
+    keys = [raw.key for raw in raws]
+    files = [raw.members[data.image.choose(raw.members)] for raw in raws]
     names = _names(data, data.test)
     model = mmformer.load(output / "bundle")
     labels = _labels(run.model, model, files, list(dict.fromkeys(name for name in names if name)))

@@ -69,16 +69,41 @@ class CheckpointSpec:
         best: the evaluation score, such as ``retrieval/image_to_text/R@1``, whose best model so far is kept as the
             bundle ``best/``; None: none.
         mode: whether the best score is the highest or the lowest.
+        keep_best: how many of the best models stay, as bundles ``top/step-…``, where it is more than the one in
+            ``best/``, which is among them.
     """
 
     every_steps: int | None = None
     keep: int = 2
     best: str | None = None
     mode: Literal["max", "min"] = "max"
+    keep_best: int = 1
 
     def __post_init__(self) -> None:
         require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
         require(self.keep >= 1, self, "keep", "at least 1")
+        require(self.keep_best >= 1, self, "keep_best", "at least 1")
+
+
+@dataclass(frozen=True)
+class EarlyStoppingSpec:
+    """Ends a run whose score gets no better; it is then finished as it is.
+
+    Attributes:
+        score: the evaluation score that is looked at, such as ``retrieval/image_to_text/R@1``.
+        mode: whether better is higher or lower.
+        patience: evaluations in a row that may be no better than the best before them.
+        least: by how much a better one has to be better.
+    """
+
+    score: str
+    mode: Literal["max", "min"] = "max"
+    patience: int = 3
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.patience >= 1, self, "patience", "at least 1")
+        require(self.least >= 0, self, "least", "at least 0")
 
 
 @dataclass(frozen=True)
@@ -99,13 +124,25 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class LoggingSpec:
-    """Where numbers go, besides ``metrics.csv``.
+    """What is told of a run, and where, besides ``metrics.csv`` and ``timing.csv``.
 
     Attributes:
         tensorboard: event files under ``tensorboard/``.
+        wandb: the project of Weights & Biases that numbers go to as well; None: none. Needs the package wandb.
+        norms: log the norm of each part's gradient, and the root mean square of what leaves each layer.
+        samples: pictures of the batch, as the model sees them and with their texts, that are drawn in TensorBoard at
+            the first update and whenever the model is measured.
     """
 
     tensorboard: bool = True
+    wandb: str | None = None
+    norms: bool = False
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.wandb != "", self, "wandb", "None or the name of a project")
+        require(self.samples >= 0, self, "samples", "at least 0")
+        require(self.tensorboard or not self.samples, self, "samples", "0 where logging.tensorboard is false")
 
 
 @dataclass(frozen=True)
@@ -126,7 +163,9 @@ class RunSpec:
         initial: weights to begin with; None: all are drawn, from the seed.
         freeze: patterns of the names of parameters that do not train, such as ``encoders.image.*``; ``parameters.tsv``
             in a run's output has all names.
-        logging: where numbers go.
+        thaw: gradual unfreezing: patterns of names, and the number of updates for which those parameters do not train.
+        early_stopping: when a run ends before its last update; None: never.
+        logging: what is told of it, and where.
         seed: of the first weights, the order, the augmentations, the captions and dropout.
     """
 
@@ -142,6 +181,8 @@ class RunSpec:
     ema: EMASpec | None = None
     initial: InitialSpec | None = None
     freeze: tuple[str, ...] = ()
+    thaw: dict[str, int] = field(default_factory=dict)
+    early_stopping: EarlyStoppingSpec | None = None
     logging: LoggingSpec = field(default_factory=LoggingSpec)
     seed: int = 0
 
@@ -151,35 +192,42 @@ class RunSpec:
         for group, names in (
             ("objectives", self.objectives),
             ("evaluation.metrics", self.evaluation.metrics),
-            ("data.labels", self.data.labels),
+            ("data.labels", self.data.all_labels),
+            ("data.also", self.data.also),
         ):
             for name in names:
                 if not name.isidentifier() or name == "aux":
                     raise InputError(
                         f"{group} has the name {name!r}; letters, digits and _ alone make a name, and aux is taken."
                     )
-        if self.checkpoint.best is None and self.checkpoint.mode != "max":
-            raise InputError("checkpoint.mode says how checkpoint.best is judged, but checkpoint.best names no score.")
+        if self.checkpoint.best is None:
+            for name, plain in (("mode", "max"), ("keep_best", 1)):
+                if getattr(self.checkpoint, name) != plain:
+                    raise InputError(f"checkpoint.{name} is of what checkpoint.best names, but that names no score.")
         model = self.model
-        parts = Parts(model.embedding_widths, model.heads, model.decoders, tuple(self.data.labels))
+        parts = Parts(model.embedding_widths, model.heads, model.decoders, tuple(self.data.all_labels))
         for objective in self.objectives.values():
             objective.check(parts)
+        measured = parts._replace(labels=tuple(self.data.labels))  # the first source's held-out splits
         for metric in self.evaluation.metrics.values():
-            metric.check(parts)
+            metric.check(measured)
         self.parallel.check(self.data.batch_size, self.trainer.accumulate_grad_batches, self.data.order.lanes)
         self._check_modalities()
         self._check_evaluation()
-
-    def _check_modalities(self) -> None:
+        self._check_thaw()
+        if self.logging.samples and "image" not in self.data.filled:
+            raise InputError("logging.samples draws pictures, but data.image is absent: set it to 0.")
         if self.optimizer.averages:
             self._check_averages()
+
+    def _check_modalities(self) -> None:
         model, data = self.model, self.data
         tokenizers = [encoder.tokenizer for encoder in model.encoders.values()]
         read = {tokenizer.modality for tokenizer in tokenizers}
         if model.decoders:
-            read.add("text" if data.target is None else "target")
+            read.add("target" if "target" in data.filled else "text")
         for field_name in (*MODALITIES, "target"):
-            given = getattr(data, field_name) is not None
+            given = field_name in data.filled
             if field_name in read and not given:
                 raise InputError(f"The model reads {field_name}, but data.{field_name} is absent: say how it is read.")
             if given and field_name not in read:
@@ -188,17 +236,17 @@ class RunSpec:
                 )
         for name, decoder in model.decoders.items():
             other = next((t for t in tokenizers if isinstance(t, TextTokensSpec) and t != decoder.tokenizer), None)
-            if data.target is None and other is not None:
+            if "target" not in data.filled and other is not None:
                 raise InputError(
                     f"model.decoders.{name} writes the text that encoders read, but cuts it into other ids: "
                     f"{decoder.tokenizer} and {other}. Give both the same tokenizer, or set data.target."
                 )
         for name, encoder in model.encoders.items():
-            rate = getattr(encoder.tokenizer, "rate", None)
-            if data.audio is not None and rate not in (None, data.audio.transform.rate):
+            rate, audio = getattr(encoder.tokenizer, "rate", None), data.shared("audio")
+            if audio is not None and rate not in (None, audio.transform.rate):
                 raise InputError(
                     f"model.encoders.{name} reads {rate} samples a second, but data.audio.transform.rate is "
-                    f"{data.audio.transform.rate}: give both the same."
+                    f"{audio.transform.rate}: give both the same."
                 )
 
     def _check_evaluation(self) -> None:
@@ -213,17 +261,36 @@ class RunSpec:
                 f"evaluation.metrics.{writing[0]} has a decoder write, which a sharded model does not do while it is "
                 f"trained: set evaluation.every_steps to null (the end is measured), or parallel.shard to 1."
             )
-        best, metrics = self.checkpoint.best, self.evaluation.metrics
-        if best is not None and self.evaluation.every_steps is None:
-            raise InputError("checkpoint.best needs scores while training: set evaluation.every_steps.")
-        if best is not None and best.partition("/")[0] not in metrics:
+        metrics = self.evaluation.metrics
+        for field_name, score in self.watched_scores.items():
+            if self.evaluation.every_steps is None:
+                raise InputError(f"{field_name} needs scores while training: set evaluation.every_steps.")
+            if score.partition("/")[0] not in metrics:
+                raise InputError(
+                    f"{field_name} is '{score}', but evaluation.metrics names {', '.join(metrics)}."
+                    f"{nearest(score.partition('/')[0], metrics)}"
+                )
+
+    @property
+    def watched_scores(self) -> dict[str, str]:
+        """The scores that something is decided by while training, by the field that names each."""
+        stopping = None if self.early_stopping is None else self.early_stopping.score
+        named = {"checkpoint.best": self.checkpoint.best, "early_stopping.score": stopping}
+        return {field_name: score for field_name, score in named.items() if score is not None}
+
+    def _check_thaw(self) -> None:
+        for pattern, updates in self.thaw.items():
+            if not 1 <= updates < self.trainer.max_steps:
+                raise InputError(
+                    f"thaw is {updates} for '{pattern}', but must be at least 1 and below trainer.max_steps "
+                    f"({self.trainer.max_steps}); to keep parameters as they are, freeze them."
+                )
+        if self.thaw and self.parallel.shard > 1:
             raise InputError(
-                f"checkpoint.best is '{best}', but evaluation.metrics names {', '.join(metrics)}."
-                f"{nearest(best.partition('/')[0], metrics)}"
+                "thaw needs parallel.shard to be 1: a sharded run resumes with the optimizer's state of every "
+                "parameter, which those that do not train yet have none of."
             )
 
-
-def default_output(config: str | Path) -> Path:
     def _check_averages(self) -> None:
         name = type(self.optimizer).__name__
         if self.ema is not None:
@@ -234,5 +301,7 @@ def default_output(config: str | Path) -> Path:
                 f"without cooldown_steps (a warm-up is good), but it is {self.schedule}."
             )
 
+
+def default_output(config: str | Path) -> Path:
     """``runs/NAME`` for a config file ``NAME.yaml``."""
     return Path("runs") / Path(config).stem

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
-from mmformer.data.dataset import Sample, training_loader
+from mmformer.data.collate import Sample
+from mmformer.data.dataset import training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.models.head import ContrastiveHead
@@ -25,10 +26,11 @@ from mmformer.objectives.objective import Objective
 from mmformer.parallel.sharding import is_sharded, shard, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
-from mmformer.training.freeze import freeze
+from mmformer.training.freeze import Thaw, freeze
 from mmformer.training.initial import load_initial
-from mmformer.training.run import RunSpec
+from mmformer.training.norms import ActivationNorms, gradient_norms
 from mmformer.training.optimizers.optimizer import AveragingOptimizer
+from mmformer.training.run import RunSpec
 from mmformer.types import Batch
 
 
@@ -39,11 +41,13 @@ class TrainingTask(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.run = run
+        self.mixture = run.data.mixture()
         self.model: Model | None = None
         self.average: WeightAverage | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.thaw: Thaw  # what does not train yet
         self.loaded: frozenset[str] = frozenset()  # parameters that begin with weights from a file
         self.latest: tuple[int, Tensor, Tensor]  # updates done, the last one's loss and gradient norm
-        self.optimizer: torch.optim.Optimizer | None = None
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 
     @property
@@ -62,6 +66,7 @@ class TrainingTask(pl.LightningModule):
             if self.run.initial is not None:
                 self.loaded = load_initial(self.model, self.run.initial)
             freeze(self.model, self.run.freeze)
+            self.thaw = Thaw(self.model, self.run.thaw)
         elif self.device_mesh is None or is_sharded(self.model):
             return
         if self.device_mesh is not None:
@@ -103,16 +108,20 @@ class TrainingTask(pl.LightningModule):
             group["lr"] = lr * group["lr_scale"]
         optimizer.zero_grad()
         weights = {name: spec.weight for name, spec in self.run.objectives.items()}
-        losses = accumulate(
-            self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
-        )
+        measured = self.run.logging.norms and self._is_logged(step + 1)
+        with ActivationNorms(self.built) if measured else nullcontext() as activations:
+            losses = accumulate(
+                self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
+            )
+        self.thaw.drop_gradients(self.built, step)
+        norms = {} if activations is None else gradient_norms(self.built) | activations.read()
         limit = trainer.gradient_clip_val
         norm = whole(torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit))
         optimizer.step()
         if self.average is not None:
             self.average.update(self.built, step + 1)
         self.latest = (step + 1, losses["loss"], norm)
-        self._log(losses, norm, lr, step + 1)
+        self._log(losses | norms, norm, lr, step + 1)
 
     def check_finite(self) -> None:
         """Refuse to go on from, or to keep, weights that are not numbers any more.
@@ -132,12 +141,18 @@ class TrainingTask(pl.LightningModule):
                 f"kept."
             )
 
-    def _log(self, losses: dict[str, Tensor], norm: Tensor, lr: float, updates: int) -> None:
-        self.log("train/loss", losses["loss"], prog_bar=True, logger=False)
-        if updates % self.run.trainer.log_every_n_steps and updates != self.run.trainer.max_steps:
+    def _is_logged(self, updates: int) -> bool:
+        """Whether an update has a row: the last of every so many, of each kind where sources take turns."""
+        every, kind_of = self.run.trainer.log_every_n_steps, self.mixture.kind
+        end = min(-(-updates // every) * every, self.run.trainer.max_steps)
+        return all(kind_of(later) != kind_of(updates - 1) for later in range(updates, end))
+
+    def _log(self, named: dict[str, Tensor], norm: Tensor, lr: float, updates: int) -> None:
+        self.log("train/loss", named["loss"], prog_bar=True, logger=False)
+        if not self._is_logged(updates):
             return
         self.check_finite()
-        values: dict[str, Any] = {f"train/{name}": value for name, value in losses.items()}
+        values: dict[str, Any] = {f"train/{name}": value for name, value in named.items()}
         values |= {"train/gradient_norm": norm, "train/lr": lr}
         for name, head in self.built.heads.items():
             if isinstance(head, ContrastiveHead):

@@ -21,11 +21,12 @@ from mmformer.data.augment_sound import (
     TimeShiftSpec,
     augment_sounds,
 )
-from mmformer.data.dataset import DataSpec, evaluation_loader, training_loader
+from mmformer.data.dataset import evaluation_loader, training_loader
 from mmformer.data.inputs import AudioInputSpec
 from mmformer.data.seeding import generator
 from mmformer.data.shards import RawSample, ShardWriter
 from mmformer.data.sound import AudioTransformSpec
+from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.types import Audio, Batch

@@ -16,10 +16,11 @@ from tiny import COLOURS, SIDE, VOCABULARY, labels, sample, tiny_data, write_few
 
 from mmformer.cli.main import plain
 from mmformer.data.caption import FieldCaptionSpec
-from mmformer.data.dataset import DataSpec, PositionBatches, SampleDataset, evaluation_loader, training_loader
+from mmformer.data.dataset import PositionBatches, SampleDataset, evaluation_loader, training_loader
 from mmformer.data.decode import decode_image
 from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.order import OrderSpec
+from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.types import Batch

@@ -10,11 +10,12 @@ import pytest
 import soundfile
 
 from mmformer.data import dataset
-from mmformer.data.dataset import DataSpec, SampleDataset
+from mmformer.data.dataset import SampleDataset
 from mmformer.data.inputs import AudioInputSpec
 from mmformer.data.order import OrderSpec
 from mmformer.data.shards import RawSample, ShardWriter
 from mmformer.data.sound import AudioTransformSpec, Sound, decode_sound
+from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
 
 RATE = 8000

@@ -8,7 +8,9 @@ import pytest
 import torch
 from tiny import tiny_data, write_few
 
-from mmformer.data.dataset import Collate, SampleDataset, evaluation_loader, read_classes
+from mmformer.data.classes import read_classes
+from mmformer.data.collate import Collate
+from mmformer.data.dataset import SampleDataset, evaluation_loader
 from mmformer.data.inputs import LabelInputSpec
 from mmformer.data.order import OrderSpec
 from mmformer.errors import InputError

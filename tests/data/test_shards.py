@@ -59,7 +59,7 @@ def test_what_is_written_is_read_at_every_position(reader: ShardReader) -> None:
     assert reader.read(1, 2) == SAMPLES[6]
     assert [reader.locate(position) for position in (0, 3, 4, 10)] == [(0, 0), (0, 3), (1, 0), (2, 2)]
     assert reader.keys == tuple(one.key for one in SAMPLES)
-    assert reader.shard_keys(2) == ("k008", "k009", "k010")
+    assert reader.part_keys(2) == ("k008", "k009", "k010")
     for position in (-1, 11):
         with pytest.raises(IndexError, match=f"position {position} of a split of 11"):
             reader[position]

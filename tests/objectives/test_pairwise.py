@@ -65,10 +65,16 @@ def test_many_captions_do_not_collide() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_modality_that_the_batch_lacks_is_refused(spec: type[PairwiseSpec]) -> None:
-    outputs = Outputs.empty()._replace(embedding={"image": torch.randn(6, 4)})
-    with pytest.raises(InputError, match="reads 'text', but the batch has no such modality"):
-        spec().build().losses(outputs, Batch(("a",) * 6, {}))
+def test_a_pair_that_the_batch_lacks_has_no_loss(spec: type[PairwiseSpec]) -> None:
+    objective = spec(pairs=(("image", "text"), ("sound", "text"))).build()
+    outputs = Outputs.empty()._replace(embedding={"image": torch.randn(6, 4)}, scale={"contrastive": torch.ones(1)})
+    outputs.bias["contrastive"] = torch.zeros(1)
+    batch = Batch(("a",) * 6, {})
+    assert objective.losses(outputs, batch) == {}
+    assert not objective.finds(outputs)
+    outputs.embedding["text"] = torch.randn(6, 4)
+    assert objective.losses(outputs, batch).keys() == {"image_text"}
+    assert objective.finds(outputs)
 
 
 CHECKS: list[tuple[dict[str, Any], dict[str, int], str]] = [
