@@ -33,7 +33,7 @@ def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = 
     for name, score in scores.items():
         table.add_row(
             name.replace("/", "  ").replace("_to_", " → ").replace("_", " "),
-            score.shown(score.value),
+            score.text,
             score.shown(score.chance),
         )
     Console().print(table)

@@ -76,9 +76,9 @@ class Retrieval(Metric):
         kept: dict[str, Column] = {}
         for name in self.names:
             if name in self.texts:
-                kept[name], kept["owner"] = self._embed_references(name, batch, outputs)
+                kept[f"{name}/embedding"], kept["owner"] = self._embed_references(name, batch, outputs)
             elif name in outputs.embedding:
-                kept[name] = F.normalize(outputs.embedding[name].float(), dim=-1)
+                kept[f"{name}/embedding"] = F.normalize(outputs.embedding[name].float(), dim=-1)
             else:
                 raise InputError(
                     f"Retrieval holds '{name}' against others, but the data has nothing that this encoder reads: say "
@@ -120,7 +120,7 @@ class Retrieval(Metric):
 
     def _side(self, name: str) -> tuple[Tensor, Tensor]:
         """An encoder's embeddings, and the number of the sample that each belongs to."""
-        embeddings = self.rows.tensor(name)
+        embeddings = self.rows.tensor(f"{name}/embedding")
         if name not in self.texts:
             return embeddings, torch.arange(len(embeddings))
         counts = torch.tensor(self.rows.values("owner"))

@@ -107,7 +107,7 @@ def test_the_median_of_an_even_number_lies_between() -> None:
     candidate = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 2, 1, 2], [3, 3, 3, 0.1]])
     rank = ranks(query, candidate).tolist()
     metric = Retrieval(SPEC)
-    metric.rows.add({"image": query, "text": candidate})
+    metric.rows.add({"image/embedding": query, "text/embedding": candidate})
     assert metric.compute()["image_to_text/median_rank"].value == statistics.median(rank)
 
 
