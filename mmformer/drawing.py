@@ -51,3 +51,24 @@ class Pen:
             text = text.removesuffix("…")[:-1].rstrip() + "…"
         anchor = "ma" if centred else "ra" if flush_right else "la"
         self.draw.text((at[0] * SCALE, at[1] * SCALE), text, fill, font, anchor)
+
+    def wrapped(self, text: str, size: int, width: float, lines: int) -> list[str]:
+        """Some lines of words at most so wide; where they are too few, the last one ends with an ellipsis."""
+        font = ImageFont.load_default(size * SCALE)
+        made: list[str] = []
+        for word in text.split():
+            longer = f"{made[-1]} {word}" if made else word
+            if made and font.getlength(longer) <= width * SCALE:
+                made[-1] = longer
+                continue
+            made.append(word)
+            while font.getlength(made[-1]) > width * SCALE and len(made[-1]) > 1:  # a word that no line holds
+                whole = made[-1]
+                fits = max((n for n in range(2, len(whole)) if font.getlength(whole[:n]) <= width * SCALE), default=1)
+                made[-1:] = [whole[:fits], whole[fits:]]
+        if len(made) <= lines:
+            return made
+        last = f"{made[lines - 1]}…"
+        while font.getlength(last) > width * SCALE and len(last) > 1:
+            last = last[:-2].rstrip() + "…"
+        return [*made[: lines - 1], last]

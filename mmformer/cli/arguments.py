@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}.{hint} {self.prog} --help says what it takes.")
 
 
-def check_replaces(target: Path, overwrite: bool) -> None:
+def check_replaces(target: Path, overwrite: bool, option: str = "--output") -> None:
     """Refuse a file to write that is there already.
 
     Raises:
@@ -48,8 +48,15 @@ def check_replaces(target: Path, overwrite: bool) -> None:
     """
     if target.exists() and not overwrite:
         raise InputError(
-            f"--output {target}: this file is there already: replace it (--overwrite), or name another file."
+            f"{option} {target}: this file is there already: replace it (--overwrite), or name another file."
         )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for an option's ``type``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, but is {text!r}")
+    return int(text)
 
 
 def run(add_parser: AddParser, command: str, words: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmformer.cli import arguments
+from mmformer.cli import arguments, shards_look
 from mmformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mmformer.data.building.draft import Found, LeftOut
     from mmformer.data.manifest import Manifest
 
-_BUILD = """OUT is a new folder of shards, tars that webdataset reads too, with a manifest of their hashes and left_out.tsv:
-what did not become a sample, and why.
+_BUILD = """OUT is a new folder of shards (tars, which webdataset reads too), with a manifest that has their hashes, and
+left_out.tsv, which says what did not become a sample, and why.
 
 examples:
   mmformer shards build --images shots/ --captions captions.csv OUT
@@ -54,6 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("--no-decode", action="store_true", help="compare sizes, counts and hashes only")
     _add_workers(check)
     check.set_defaults(run=_check)
+    _add_workers(shards_look.add_stats(commands))
+    shards_look.add_preview(commands)
 
 
 def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,7 +78,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     table.add_argument("--sidecars", action="store_true", help="NAME.json or NAME.txt beside each NAME.png")
     for column in ("image", "sound", "caption"):
         table.add_argument(f"--{column}-column", metavar="NAME", help="where it has no usual name")
-    table.add_argument("--fields", metavar="NAME", nargs="*", help="other columns that samples keep (default: all)")
+    table.add_argument("--keep-columns", metavar="NAME", nargs="*", help="others, for the json (default: all)")
     table.add_argument("--text-unit", choices=("line", "file"), default="line", help="of --texts (default: line)")
     splits = build.add_argument_group("splits")
     splits.add_argument("--split", metavar="NAME", default="train", help="of what is not held out (default: train)")
@@ -119,14 +121,7 @@ def _add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _add_workers(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("--workers", metavar="N", type=_positive, help="processes (default: one a core)")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but is {number}")
-    return number
+    parser.add_argument("--workers", metavar="N", type=arguments.positive, help="processes (default: one a core)")
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -181,7 +176,7 @@ def _find(args: argparse.Namespace) -> Found:
         args.sound_column,
         args.caption_column,
         args.split_column,
-        None if args.fields is None else tuple(args.fields),
+        None if args.keep_columns is None else tuple(args.keep_columns),
     )
     if table and args.sidecars:
         if len(folders) != 1:
@@ -211,7 +206,7 @@ def _refuse_options(args: argparse.Namespace, given: Sequence[str]) -> None:
         "image_column": ("images",),
         "sound_column": ("sounds",),
         "caption_column": tabled,
-        "fields": tabled,
+        "keep_columns": tabled,
         "split_column": tabled,
         "split_folders": ("classes",),
     }

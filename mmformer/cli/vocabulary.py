@@ -152,6 +152,7 @@ def _file_lines(file: Path) -> Iterator[str]:
 def _captions(folder: Path, split: str, extension: str, fields: list[str]) -> Iterator[str]:
     """The texts in one member of every sample of a split."""
     from mmformer.data.decode import decode
+    from mmformer.data.fields import select
     from mmformer.data.manifest import Manifest
     from mmformer.data.shards import ShardReader
 
@@ -165,36 +166,13 @@ def _captions(folder: Path, split: str, extension: str, fields: list[str]) -> It
             value = decode(extension, raw.members[extension], f"{folder}: {raw.key}.{extension}")
             if not isinstance(value, str) and not fields:
                 raise InputError(f"{folder}: say what to read from .{extension} with --fields; {_known(value)}.")
-            for text in _select(value, fields):
+            for text in select(value, fields):
                 found += 1
                 yield text
     if not found:
         wanted = f"--fields {' '.join(fields)} selects no text" if fields else "there is no text"
         hint = f"a sample has no .{extension} member: name another --extension" if value is None else _known(value)
         raise InputError(f"{folder}: {wanted} in the .{extension} members of split '{split}'; {hint}.")
-
-
-def _select(value: Any, fields: list[str]) -> Iterator[str]:
-    """The texts at some dotted paths; all of them for a value that is text itself."""
-    for field in fields if not isinstance(value, str) else [""]:
-        reached = [value]
-        for key in field.split(".") if field else ():
-            reached = [below for above in reached for below in _step(above, key)]
-        yield from _leaves(reached)
-
-
-def _step(value: Any, key: str) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values()) if key == "*" else [value[key]] if key in value else []
-    return value if isinstance(value, list) and key == "*" else []
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for below in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(below)
 
 
 def _known(value: Any) -> str:

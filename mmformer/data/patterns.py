@@ -3,32 +3,10 @@
 from __future__ import annotations
 
 import glob
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
+from mmformer.data.opening import expand
 from mmformer.errors import InputError, nearest
-
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
-
-
-def braces(pattern: str) -> Iterator[str]:
-    """What a shell makes of ``{a,b}`` and ``{000..012}``, in its order; numbers are as wide as they are written."""
-    found = next((match for match in _BRACES.finditer(pattern) if "," in match[1] or _RANGE.fullmatch(match[1])), None)
-    if found is None:
-        yield pattern
-        return
-    numbers = _RANGE.fullmatch(found[1])
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        width = max(map(len, numbers.groups())) if any(n.startswith("0") for n in numbers.groups()) else 0
-        step = 1 if first <= last else -1
-        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
-    else:
-        choices = found[1].split(",")
-    for choice in choices:
-        yield from braces(pattern[: found.start()] + choice + pattern[found.end() :])
 
 
 def find_files(given: str, suffix: str) -> list[Path]:
@@ -46,7 +24,7 @@ def find_files(given: str, suffix: str) -> list[Path]:
             raise InputError(f"{given}: there is no {suffix} file in this folder or below it.")
         return found
     files: dict[Path, None] = {}
-    for name in [given] if path.is_file() else braces(given):
+    for name in [given] if path.is_file() else expand(given):
         if glob.has_magic(name) and not Path(name).is_file():
             # pathlib's own patterns must be relative
             matches = sorted(map(Path, glob.glob(name, recursive=True)))  # noqa: PTH207

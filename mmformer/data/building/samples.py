@@ -43,14 +43,14 @@ class Columns:
         sound: with those of sounds.
         caption: with captions.
         split: with the name of the split; None: there is none.
-        fields: that go into the sample's json besides its captions; None: all others.
+        kept: those that go into the sample's json besides its captions; None: all others.
     """
 
     image: str | None = None
     sound: str | None = None
     caption: str | None = None
     split: str | None = None
-    fields: tuple[str, ...] | None = None
+    kept: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -80,7 +80,7 @@ def from_table(table: Table, folders: Mapping[str, Path], columns: Columns) -> F
     named = {kind: table.column(getattr(columns, kind), USUAL[kind], f"--{kind}-column") for kind in folders}
     caption = table.column(columns.caption, USUAL["caption"], "--caption-column")
     split = None if columns.split is None else table.column(columns.split, (), "--split-column")
-    others = _others(table, columns.fields, {*named.values(), caption, split})
+    others = _others(table, columns.kept, {*named.values(), caption, split})
     entries: dict[tuple[str, ...], _Entry] = {}
     left_out = []
     for number, row in enumerate(table.rows):
@@ -205,7 +205,7 @@ def _others(table: Table, asked: Sequence[str] | None, used: set[str | None]) ->
         for name in asked:
             if name not in table.columns:
                 raise InputError(
-                    f"--fields {name}: {table.path} has the columns {', '.join(table.columns)}."
+                    f"--keep-columns {name}: {table.path} has the columns {', '.join(table.columns)}."
                     f"{nearest(name, table.columns)}"
                 )
         chosen = list(asked)
@@ -213,7 +213,7 @@ def _others(table: Table, asked: Sequence[str] | None, used: set[str | None]) ->
         if name in chosen:
             raise InputError(
                 f"{table.path} has a column '{name}', which is not the one that captions are read from, and a sample's "
-                f"json would have two fields of that name: choose the columns to keep with --fields."
+                f"json would have two fields of that name: say which others to keep (--keep-columns)."
             )
     return chosen
 
@@ -262,7 +262,7 @@ def _json(captions: dict[str, Any], entry: _Entry) -> bytes:
         raise Unusable(TEXT, f"a field holds {error.object[error.start : error.end]!r}") from error
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{entry.place}: a value cannot be written as JSON: {error}. Choose the columns to keep with --fields."
+            f"{entry.place}: a value cannot be written as JSON: {error}. Say which others to keep (--keep-columns)."
         ) from error
 
 

@@ -163,7 +163,7 @@ def _read_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     try:
-        from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise InputError(f'{path}: Parquet is read with pyarrow: pip install "mmformer[parquet]"') from error
     try:
