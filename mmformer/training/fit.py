@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from mmformer.bundle import load_bundle
 from mmformer.config import to_yaml
@@ -20,8 +19,9 @@ from mmformer.files import write_whole
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle
 from mmformer.training.checkpoint import Checkpoint
+from mmformer.training.early_stopping import EarlyStopping
 from mmformer.training.evaluate import Evaluation, score_split
-from mmformer.training.metrics import MetricsTable
+from mmformer.training.loggers import check_loggers, make_loggers
 from mmformer.training.output import begin, check_new, check_resumed, step_of
 from mmformer.training.parameter_groups import parameter_table
 from mmformer.training.pictures import write_pictures
@@ -30,9 +30,11 @@ from mmformer.training.progress import Progress
 from mmformer.training.rehearsal import rehearse
 from mmformer.training.report import write_report
 from mmformer.training.run import RunSpec
+from mmformer.training.samples import Samples
 from mmformer.training.sheet import Card
 from mmformer.training.stopping import Stopping
 from mmformer.training.task import TrainingTask
+from mmformer.training.timing import Stopwatch, Timing
 
 # What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps, a loader that is
 # made to begin where a resumed run does (at the end: an empty one); and a warning of PyTorch's about Lightning.
@@ -58,8 +60,8 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
 
     Args:
         output: the run's folder: config.yaml, parameters.tsv (what trains how, and is loaded), checkpoints/,
-            metrics.csv, tensorboard/, bundle/ (the end), best/ (where a score was named), pictures/ (to try it on),
-            report.png (some of them, with what the model says).
+            metrics.csv, timing.csv, tensorboard/, bundle/ (the end), best/ (where a score was named), top/ (several of
+            them), pictures/ (to try it on), report.png (some of them, with what the model says).
         resume: go on from the last whole checkpoint in it.
         overwrite: replace what a former run left in it, once the new one is known to start.
 
@@ -74,6 +76,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     last = check_resumed(run, output) if resume else None
     if not resume and is_first():
         check_new(output, overwrite)
+    check_loggers(run)
     task = TrainingTask(run)
     task.configure_model()
     settings = run.optimizer.settings(task.built)
@@ -84,13 +87,19 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     checkpoint = Checkpoint(run.checkpoint, output)
     stopping = Stopping(checkpoint)
     # Scores first: the checkpoint of a step then holds the best score as it is after that step.
-    callbacks = [Evaluation(run, output), checkpoint, stopping]
-    trainer = _trainer(run, output, 0 if last is None else step_of(last), callbacks)
+    evaluation = Evaluation(run, output)
+    callbacks: list[Callback] = [evaluation]
+    if run.early_stopping is not None:
+        callbacks.append(EarlyStopping(run.early_stopping, evaluation, checkpoint))
+    if run.logging.samples:
+        callbacks.append(Samples(run))
+    trainer = _trainer(run, output, 0 if last is None else step_of(last), [*callbacks, checkpoint, stopping])
     if is_first():
         if not resume:
             begin(output, overwrite)
         write_whole(output / "config.yaml", to_yaml(run))
-        write_whole(output / "parameters.tsv", parameter_table(task.built, run.optimizer.lr, settings, task.loaded))
+        table = parameter_table(task.built, run.optimizer.lr, settings, task.loaded, task.thaw.starts)
+        write_whole(output / "parameters.tsv", table)
     with warnings.catch_warnings():
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
@@ -109,9 +118,8 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
 
 def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callback]) -> pl.Trainer:
     spec = run.trainer
-    loggers: list[Logger] = [MetricsTable(output / "metrics.csv", first_step)]
-    if run.logging.tensorboard:
-        loggers.append(TensorBoardLogger(str(output), name="", version="tensorboard"))
+    stopwatch = Stopwatch()
+    callbacks = [Timing(run, output, first_step, stopwatch), *callbacks]
     if spec.enable_progress_bar:
         callbacks = [*callbacks, Progress(first_step, spec.max_steps)]
     check_accelerator(spec.accelerator)
@@ -129,7 +137,8 @@ def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callba
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        logger=loggers,
+        logger=make_loggers(run, output, first_step),
+        profiler=stopwatch,
         callbacks=callbacks,
     )
 

@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "trainer.enable_progress_bar",
     "checkpoint",
     "evaluation",
+    "early_stopping",
     "logging",
     "data.validation",
     "data.test",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -124,9 +125,15 @@ def parameter_groups(listed: Sequence[Setting]) -> list[dict[str, Any]]:
     ]
 
 
-def parameter_table(model: nn.Module, lr: float, listed: Sequence[Setting], loaded: Collection[str] = ()) -> str:
+def parameter_table(
+    model: nn.Module,
+    lr: float,
+    listed: Sequence[Setting],
+    loaded: Collection[str] = (),
+    starts: Mapping[str, int] = MappingProxyType({}),
+) -> str:
     """Every parameter, as tab-separated text with a header: its shape, its size, its peak learning rate, its weight
-    decay, whether it trains, and whether it began with a loaded weight.
+    decay, whether it trains (or after how many updates), and whether it began with a loaded weight.
     """
     trained = {each.name: each for each in listed}
     lines = ["parameter\tshape\tsize\tlr\tweight_decay\ttrains\tloaded"]
@@ -138,7 +145,7 @@ def parameter_table(model: nn.Module, lr: float, listed: Sequence[Setting], load
             parameter.numel(),
             f"{lr * own.lr_scale:.6g}" if own else 0.0,
             own.weight_decay if own else 0.0,
-            "yes" if own else "no",
+            f"after {starts[name]}" if name in starts else "yes" if own else "no",
             "yes" if name in loaded else "no",
         )
         lines.append("\t".join(map(str, cells)))

@@ -18,8 +18,9 @@ from mmformer.bundle import load_bundle
 from mmformer.cli.main import main
 from mmformer.config import parse, read_yaml
 from mmformer.data.dataset import training_loader
-from mmformer.evaluation.classification import AccuracySpec, ZeroShotSpec
+from mmformer.evaluation.classification import AccuracySpec
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.training.accumulate import accumulate
@@ -99,6 +100,7 @@ def test_the_folder_has_what_the_design_says(done: tuple[Path, Any]) -> None:
         "config.yaml",
         "parameters.tsv",
         "metrics.csv",
+        "timing.csv",
         "report.png",
         "tensorboard/hparams.yaml",
         "checkpoints/step-000000004/state.ckpt",

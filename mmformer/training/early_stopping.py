@@ -1,0 +1,56 @@
+"""Ending a run whose score gets no better."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytorch_lightning as pl
+import torch
+
+from mmformer import collectives
+from mmformer.training.checkpoint import Checkpoint
+from mmformer.training.evaluate import Evaluation
+from mmformer.training.processes import is_first
+from mmformer.training.run import EarlyStoppingSpec
+from mmformer.training.task import TrainingTask
+
+
+class EarlyStopping(pl.Callback):
+    """Looks at each evaluation's score; the run ends as one does that has come to its last update."""
+
+    def __init__(self, spec: EarlyStoppingSpec, evaluation: Evaluation, checkpoint: Checkpoint) -> None:
+        self.spec, self.evaluation, self.checkpoint = spec, evaluation, checkpoint
+        self.best, self.waited = -math.inf, 0  # evaluations since the best one
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.waited >= self.spec.patience  # a run that had ended so was resumed
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        step, scores = self.evaluation.latest
+        if step != trainer.global_step:
+            return
+        assert isinstance(pl_module, TrainingTask)
+        value = scores[self.spec.score].value * (1 if self.spec.mode == "max" else -1)
+        # One decision: where scores differ in their last bit, some would go on and some would not.
+        value = float(collectives.of_first(torch.tensor(value, device=pl_module.device, dtype=torch.float64)))
+        if value > self.best + self.spec.least:  # never where it is not a number
+            self.best, self.waited = value, 0
+        else:
+            self.waited += 1
+        if self.waited >= self.spec.patience:
+            self.checkpoint.save(trainer, pl_module)
+            trainer.should_stop = True
+            if is_first():
+                print(
+                    f"\nStopped after {step} updates: {self.spec.score} got no better in {self.waited} evaluations.",
+                    file=sys.stderr,
+                )
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.best, self.waited = state_dict["best"], int(state_dict["waited"])
