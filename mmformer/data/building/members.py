@@ -37,13 +37,10 @@ def make_members(draft: Draft, treatment: Treatment) -> dict[str, bytes]:
         name = f"{draft.key}.{extension}"
         if treatment.decode and isinstance(member, Span):
             check_member(extension, data, name)
-        wanted = {"image": treatment.image, "sound": treatment.sound}.get(KIND.get(extension, ""))
-        if wanted is None or wanted == extension:
-            members[extension] = data
-        elif wanted not in members:
-            members[wanted] = _converted(data, name, wanted)
-        else:
+        wanted = {"image": treatment.image, "sound": treatment.sound}.get(KIND.get(extension, "")) or extension
+        if wanted in members:
             raise Unusable("two members of one format", f"{name} would be a second .{wanted}")
+        members[wanted] = data if wanted == extension else _converted(data, name, wanted)
     return members
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,9 +117,10 @@ def not_named(table: Table, folders: Mapping[str, Path], columns: Columns) -> li
     left_out = []
     for kind, folder in folders.items():
         column = table.column(getattr(columns, kind), USUAL[kind], f"--{kind}-column")
-        known = {folder / name for row in table.rows if isinstance(name := row.values.get(column), str)}
+        names = (row.values.get(column) for row in table.rows)
+        known = {os.path.normpath(folder / name) for name in names if isinstance(name, str)}
         for path in files_below(folder):
-            if extension_of(path.name, (kind,)) is not None and path not in known:
+            if extension_of(path.name, (kind,)) is not None and os.path.normpath(path) not in known:
                 detail = f"no row of {table.path.name} names it in the column {column!r}"
                 left_out.append(LeftOut(_within(folder, path), "file that the table does not name", detail))
     return left_out
