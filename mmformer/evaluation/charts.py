@@ -23,7 +23,7 @@ def draw_confusion(classified: Classified) -> Image.Image:
     shown = most_confused(classified, MOST_CLASSES)
     names = [classified.classes[place] for place in shown]
     cell = max(14, min(44, 640 // len(shown)))
-    left, top = 150, 130
+    left, top = 150, 160
     side = cell * len(shown)
     image, pen = _page(left + side + 20, top + side + 20)
     size = 12 if cell >= 16 else 10
@@ -56,7 +56,7 @@ def most_confused(classified: Classified, number: int) -> list[int]:
 
 def draw_curves(curves: Sequence[tuple[str, Curve]]) -> Image.Image:
     """Precision over recall, a line for each class, with its average precision."""
-    left, top, side, legend = 60, 20, 360, 260
+    left, top, side, legend = 60, 34, 360, 260
     image, pen = _page(left + side + legend + 30, top + side + 60)
     for step in range(6):
         at = step / 5
@@ -66,7 +66,7 @@ def draw_curves(curves: Sequence[tuple[str, Curve]]) -> Image.Image:
         pen.text((left - 8, y - 7), f"{at:.1f}", 11, _FAINT, flush_right=True)
         pen.text((x, top + side + 6), f"{at:.1f}", 11, _FAINT, centred=True)
     pen.text((left + side / 2, top + side + 26), "recall", 13, _INK, centred=True)
-    pen.text((8, top - 16), "precision", 13, _INK)
+    pen.text((8, 4), "precision", 13, _INK)
     for number, (name, curve) in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
         points = _steps(curve)
@@ -109,7 +109,7 @@ def _line(image: Image.Image, points: Sequence[tuple[float, float]], colour: str
 
 def _write_upright(image: Image.Image, names: Sequence[str], left: int, top: int, cell: int, size: int) -> None:
     """Names above columns, turned to be read from below."""
-    room = top - 40
+    room = top - 34
     for place, name in enumerate(names):
         strip, pen = _page(room, cell)
         pen.text((4, (cell - size) / 2 - 1), name, size, _INK, room - 8)

@@ -107,14 +107,20 @@ def interval(values: Sequence[float], chance: float) -> tuple[float, float, str,
 
 
 def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t distribution: from a table to 10, to 0.001 by its expansion above that
-    (Abramowitz and Stegun, 26.7.5).
+    """The 97.5 % quantile of Student's t distribution, to 0.001: from a table to 5 degrees of freedom, and by its
+    expansion above (Abramowitz and Stegun, 26.7.5).
     """
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z = 1.959964
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
-_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+_STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -32,6 +33,7 @@ class Measured(NamedTuple):
 
     scores: dict[str, Score]  # by "metric/score"
     details: dict[str, Details]  # by metric
+    spec: RecipeSpec  # with the metrics that were chosen, where it named none
     recipe: dict[str, Any]  # all that the numbers depend on, as plain data
     data: DataSpec  # how the samples were read
 
@@ -96,7 +98,8 @@ class Measurement:
                 metric.finish()
             scores = scores_of(self.metrics)
             details = {name: self._named(metric.details()) for name, metric in self.metrics.items()}
-        return Measured(scores, details, self.described(), self.data)
+        spec = dataclasses.replace(self.recipe, metrics=dict(self.specs))
+        return Measured(scores, details, spec, self.described(), self.data)
 
     def see(self, part: int = 0, parts: int = 1, progress: Progress | None = None) -> None:
         """Show the metrics the batches, or every ``parts``'th of them from the number ``part`` on."""
@@ -120,6 +123,10 @@ class Measurement:
         return {
             "bundle": {"path": str(self.bundle), "sha256": folder_sha256(self.bundle)},
             "data": to_data(data)
+            | {
+                "image": "" if self.data.image is None else self.data.image.member,
+                "audio": "" if self.data.audio is None else self.data.audio.members[0],
+            }
             | {"samples": len(samples), "keys_sha256": _sha256("\n".join(samples.reader.keys).encode())}
             | ({"manifest_sha256": _sha256(manifest.read_bytes())} if manifest.is_file() else {}),
             "transforms": {"image": to_data(self.transforms.image), "audio": to_data(self.transforms.audio)},

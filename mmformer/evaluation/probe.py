@@ -19,9 +19,10 @@ from mmformer.spec import require
 class LinearProbeSpec(FeaturesSpec):
     """Logistic regression with an L2 penalty, trained to its optimum by L-BFGS (CLIP, Radford et al. 2021, §A.3).
 
-    The penalty's weight is chosen by the accuracy on a part of the training split that is set aside, as in CLIP: of
-    powers of ten from 1e-6 to 1e6, a hundredfold apart, and then between the best and its neighbours, in steps that are
-    halved four times. With the best one, the whole training split is learned.
+    The penalty's weight is chosen by the accuracy on a part of the training split that is set aside, as in CLIP; of
+    equal ones, by the cross-entropy there. Powers of ten from 1e-6 to 1e6 are tried, a hundredfold apart, and then
+    between the best and its neighbours, in steps that are halved four times. With the best one, the whole training
+    split is learned.
 
     Attributes:
         validation: the share of each class's training samples that is set aside.
@@ -55,12 +56,14 @@ class LinearProbe(FeatureClassifier):
         known, asked = ((x.double() - mean) / deviation for x in (known, asked))
         aside = set_aside(classes, self.spec.validation, self.spec.seed)
 
-        def accuracy(exponent: float) -> float:
+        def score(exponent: float) -> tuple[float, float]:
             weight = fit(known[~aside], classes[~aside], number, 10**exponent, self.spec.iterations)
-            return (predict(known[aside], weight).argmax(1) == classes[aside]).double().mean().item()
+            logits = predict(known[aside], weight)
+            right = (logits.argmax(1) == classes[aside]).double().mean().item()
+            return right, -F.cross_entropy(logits, classes[aside]).item()
 
         # Where no class can spare a sample, nothing can be chosen: the middle is taken.
-        self.penalty = 10 ** (search(accuracy) if aside.any() else 0.0)
+        self.penalty = 10 ** (search(score) if aside.any() else 0.0)
         return predict(asked, fit(known, classes, number, self.penalty, self.spec.iterations)).float()
 
     def details(self) -> Details:
@@ -78,7 +81,7 @@ def set_aside(classes: Tensor, share: float, seed: int) -> Tensor:
     return chosen
 
 
-def search(score: Callable[[float], float]) -> float:
+def search(score: Callable[[float], tuple[float, ...]]) -> float:
     """The exponent of ten with the best score; of equal ones the larger, which is the simpler model's."""
     tried = {float(exponent): score(exponent) for exponent in range(-6, 7, 2)}
     step = 1.0
@@ -103,7 +106,12 @@ def fit(x: Tensor, classes: Tensor, number: int, penalty: float, iterations: int
     """
     weight = x.new_zeros(x.shape[1] + 1, number, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight], max_iter=iterations, history_size=20, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
+        [weight],
+        max_iter=iterations,
+        history_size=20,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:

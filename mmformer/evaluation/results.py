@@ -2,6 +2,7 @@
 
 scores.json      every score with its chance, its unit and, where it is a mean over draws, its margin
 recipe.json      all that the scores depend on: the bundle's hash, the data's, transforms, prompts, precision, metrics
+recipe.yaml      what --config takes to measure another bundle in the same way
 METRIC/          for each metric that has details:
   samples.tsv    every sample with what was right and what was said, the worst first
   per_class.tsv  recall, precision and average precision of each class, and what it is most often taken for
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmformer.config import to_yaml
 from mmformer.errors import InputError
 from mmformer.evaluation.details import Classified, Details
 from mmformer.evaluation.measure import Measured
@@ -45,6 +47,7 @@ def write_results(folder: Path, measured: Measured) -> None:
         scores = {name: score._asdict() for name, score in measured.scores.items()}
         _write_json(partial / "scores.json", scores)
         _write_json(partial / "recipe.json", measured.recipe)
+        (partial / "recipe.yaml").write_text(to_yaml(measured.spec), encoding="utf-8")
         for name, details in measured.details.items():
             if details.cases or details.classified is not None or details.notes:
                 (partial / name).mkdir()

@@ -23,15 +23,15 @@ def plain(text: str) -> str:
 
 
 def spoken(text: str) -> list[str]:
-    """The words of a caption, in lower case, without the punctuation around them; what is nothing else stays as it is.
+    """The words of a caption, in lower case, without punctuation around them or by itself.
 
     Contractions are two words (don't: do, n't), as in the tokenizer of the Penn treebank, which COCO's measures use.
     """
     words: list[str] = []
     for word in text.lower().split():
-        inner = word.strip(_MARKS) or word
+        inner = word.strip(_MARKS)
         match = _CONTRACTION.match(inner)
-        words += [match[1], match[2].replace("’", "'")] if match else [inner]
+        words += [match[1], match[2].replace("’", "'")] if match else [inner] if inner else []
     return words
 
 

@@ -54,7 +54,7 @@ class Writing(Metric):
         for ids, length in zip(batch.written.ids.tolist(), batch.written.lengths.tolist(), strict=True):
             text = vocabulary.decode([index for index in ids[:length] if index != vocabulary.eos])
             # A text that was cut at the context's length is not the whole answer: nothing that is written equals it.
-            references.append((text if vocabulary.eos in ids[:length] else text + " …",))
+            references.append(((text if vocabulary.eos in ids[:length] else text + " …").removeprefix(" "),))
         return references
 
     def texts(self) -> tuple[list[str], list[tuple[str, ...]]]:

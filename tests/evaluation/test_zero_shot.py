@@ -195,7 +195,10 @@ CHECKS: list[tuple[Any, str]] = [
     (ZeroShotSpec("colour", "x", image="imag"), "ZeroShotSpec.image and text is 'imag', but .* Did you mean 'image'"),
     (ZeroShotSpec("colour", "x", text="txt"), "ZeroShotSpec.image and text is 'txt', but .* Did you mean 'text'"),
     (ZeroShotSpec("colour", "x", text="wide"), "'image' against 'wide', but their embeddings are 4 and 7 wide"),
-    (ZeroShotSpec("colour", "x", head="colour"), "ZeroShotSpec.head must be one of the model's contrastive heads, contr"),
+    (
+        ZeroShotSpec("colour", "x", head="colour"),
+        "ZeroShotSpec.head must be one of the model's contrastive heads, contr",
+    ),
 ]
 
 
