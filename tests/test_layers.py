@@ -37,7 +37,7 @@ KNOWS: dict[str, set[str]] = {
     "drawing": set(),
     "data": BASE | {"files", "tokenizers", "drawing"},
     "curation": BASE | {"files", "data", "tokenizers", "predictor", "bundle"},
-    "evaluation": BASE | {"models", "data", "tokenizers", "generation"},
+    "evaluation": FILES_TOO | {"models", "data", "tokenizers", "generation", "bundle", "drawing"},
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
     "inference": BASE | {"bundle", "models", "reader"},

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "retrieve": ("retrieve", "Use a trained model", "find pictures, sounds or texts by any of them"),
     "similarity": ("similarity", "Use a trained model", "compare pictures, sounds and texts"),
     "embed": ("embed", "Use a trained model", "write embeddings of pictures, sounds or texts"),
+    "evaluate": ("evaluate", "Use a trained model", "measure a model on data of your own, with a report"),
     "shards": ("shards", "Prepare", "build sets of samples of your data; index, check and look at sets"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
     "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),

@@ -12,7 +12,7 @@ from tiny import labels, tiny_model, tiny_run, write_shards
 
 from mmformer.config import parse, read_yaml
 from mmformer.errors import InputError
-from mmformer.evaluation.classification import ZeroShotSpec
+from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, EvaluationSpec, RunSpec, TrainerSpec
