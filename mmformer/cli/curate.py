@@ -236,7 +236,7 @@ def _add_likenesses(parser: argparse.ArgumentParser) -> None:
     exact.add_argument("--members", nargs="+", metavar="MEMBER", help=members)
     pictures = parser.add_argument_group("--by image")
     _add_place(pictures, "image")
-    pictures.add_argument("--distance", type=int, metavar="BITS", help="of 64 that hashes may differ in (default: 4)")
+    pictures.add_argument("--distance", type=int, metavar="BITS", help="of 64 that hashes may differ in (default: 6)")
     pictures.add_argument("--colour", type=float, metavar="N", help="of 255 that colours may differ by (default: 16)")
     texts = parser.add_argument_group("--by text")
     _add_place(texts, "text")

@@ -49,8 +49,9 @@ class Captions(Filter):
 
     def __post_init__(self) -> None:
         for name in ("characters", "words"):
-            least, most = getattr(self, name) or (0, None)
-            require(least >= 0 and (most is None or most >= max(least, 1)), self, name, "a range such as (2, 60)")
+            least, most = getattr(self, name) or (1, None)
+            fits = least >= 0 and (least > 0 or most is not None) and (most is None or most >= max(least, 1))
+            require(fits, self, name, "a range that leaves something out and something in, such as (2, 60)")
         require(0 <= self.letters <= 1, self, "letters", "0 to 1")
         require(self.repeats is None or self.repeats >= 1, self, "repeats", "at least 1")
         require(0 < self.certainty < 1, self, "certainty", "between 0 and 1")
@@ -61,7 +62,10 @@ class Captions(Filter):
                 raise InputError(
                     f"Captions.{name} is no regular expression: {getattr(self, name)!r}: {error}."
                 ) from error
-        if self == Captions(self.place, certainty=self.certainty):
+        told = self.languages or self.certainty == Captions.certainty
+        require(bool(told), self, "certainty", "left alone where no language is wanted")
+        checks = (self.characters, self.words, self.letters, self.match, self.avoid, self.repeats, self.languages)
+        if not any(checks):
             raise InputError("The captions have nothing to pass: say how long, in which language, or what else.")
 
     def judge(self, samples: Samples) -> Sequence[Verdict]:

@@ -17,18 +17,19 @@ from mmformer.curation.likeness import Index, IndexedLikeness, Match
 from mmformer.curation.samples import Place, Samples
 from mmformer.spec import require
 
-BITS = 64
 _PARTS = 4
-"""Of a hash, 16 bits each: a part of a hash of 64 bits is shared by one in 65,536 that are unlike."""
+"""Of a hash of 64 bits; the same part is that of one in 65,536 unlike pictures."""
 
-_WIDTH = BITS // _PARTS
+_WIDTH = 16
+
+_SIDE = 8
 
 
 class PicturePrint(NamedTuple):
     """What is compared of a picture."""
 
     hash: int  # 64 bits, of its brightness
-    colours: bytes  # 4 x 4 pixels of 3 channels
+    colours: bytes  # 8 x 8 parts of it, 3 channels
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,14 @@ class PictureLikeness(IndexedLikeness):
     Attributes:
         place: of the picture.
         distance: bits of 64 in which the hashes may differ.
-        colour: how far, on average over 4 x 4 parts of the picture, colours may lie apart, of 255.
+        colour: how far, on average over the channels and of 255, the colours may lie apart in any of 8 x 8 parts of the
+            picture: badges on flags, lamps of traffic lights. 255 compares the hashes alone.
     """
 
     reason: ClassVar[str] = "like picture"
 
     place: Place = field(default=Place("image"))
-    distance: int = 4
+    distance: int = 6
     colour: float = 16.0
 
     def __post_init__(self) -> None:
@@ -68,7 +70,8 @@ def picture_print(picture: NDArray[np.uint8]) -> PicturePrint:
     imagehash = extra("imagehash", "Comparing pictures")
     image = Image.fromarray(picture)
     bits: NDArray[Any] = np.packbits(imagehash.phash(image).hash.reshape(-1))
-    return PicturePrint(int.from_bytes(bits.tobytes(), "big"), image.resize((4, 4), Image.Resampling.BOX).tobytes())
+    colours = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    return PicturePrint(int.from_bytes(bits.tobytes(), "big"), colours.tobytes())
 
 
 class _NearIndex(Index):
@@ -117,9 +120,9 @@ class _NearIndex(Index):
 
 
 def colours_apart(one: PicturePrint, other: PicturePrint) -> float:
-    """How far colours lie apart, on average over the parts of two pictures; 0 to 255."""
-    first, second = (np.frombuffer(made.colours, np.uint8).astype(np.int16) for made in (one, other))
-    return float(np.abs(first - second).mean())
+    """How far the colours of two pictures lie apart where they differ most, 0 to 255."""
+    first, second = (np.frombuffer(made.colours, np.uint8).reshape(-1, 3).astype(np.int16) for made in (one, other))
+    return float(np.abs(first - second).mean(axis=1).max())
 
 
 def _split(value: int) -> Sequence[int]:

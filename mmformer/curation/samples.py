@@ -174,9 +174,7 @@ class Samples:
     def _nowhere(self, place: Place) -> str:
         """What to say where no sample has a value."""
         file, raw = self.manifest.root / MANIFEST_NAME, self.reader[0]
-        asked = (
-            f"'.{place.member}{':' if place.field else ''}{place.field}'" if place.member else f"{place.kind} member"
-        )
+        asked = f"{place.member}:{place.field}".rstrip(":") or f"a member that is {_WHAT[place.kind]}"
         option = _OPTIONS.get(place.kind, "--text json:FIELD")
         fields = ""
         if "json" in raw.members and isinstance(content := decode("json", raw.members["json"], raw.key), dict):

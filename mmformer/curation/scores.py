@@ -44,7 +44,7 @@ def read_table(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
             for row in table:
                 if len(row) != len(head):
                     raise InputError(
-                        f"{path}, line {table.line_num}: {len(row)} columns, but the head has {len(head)}."
+                        f"{path}, line {table.line_num}: {len(row)} columns, but the first line has {len(head)}."
                     )
                 yield [*(row[place] for place in places), str(table.line_num)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
