@@ -41,6 +41,7 @@ class SampleDataset(Dataset[Sample]):
 
     def __init__(self, spec: DataSpec, split: str, order: OrderSpec, seed: int, training: bool) -> None:
         self.spec, self.seed, self.training = spec, seed, training
+        self._crop = spec.image.crop if training and spec.image is not None else None
         self.reader = open_samples(spec.source, split, spec.copies)
         self.order: Order = order.build(self.reader.counts, seed)
         self.classes = {name: read_classes(label.classes) for name, label in spec.labels.items()}
@@ -64,7 +65,10 @@ class SampleDataset(Dataset[Sample]):
             for spec, stream in ((self.spec.text, "caption"), (self.spec.target, "target"))
         )
         sound, labels = self._sound(shard, row, position), self._labels(decoded)
-        return Sample(decoded.key, position, decoded.image, text, sound, target, labels)
+        image = decoded.image
+        if image is not None and self.spec.image is not None and self._crop is not None:
+            image = self._crop(image, self.spec.image.transform.size, generator(self.seed, "crop", position))
+        return Sample(decoded.key, position, image, text, sound, target, labels)
 
     def _decode(self, shard: int, row: int) -> Decoded:
         spec = self.spec
@@ -84,7 +88,11 @@ class SampleDataset(Dataset[Sample]):
         if spec.image is not None:
             picture = spec.image.choose(raw.members)
             self._require(raw, [picture], shard, row)
-            image = spec.image.transform(value(picture))
+            image = value(picture)
+            if self._crop is None:
+                image = spec.image.transform(image)
+            else:
+                image = self._crop.reduce(image, spec.image.transform.size)
         decoded = Decoded(raw.key, image, {member: value(member) for member in texts})
         # A parsed json member takes several times the room of its text.
         size = (0 if image is None else image.nbytes) + 8 * sum(len(raw.members[member]) for member in texts)

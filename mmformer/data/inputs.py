@@ -8,9 +8,11 @@ from typing import Literal
 
 import numpy as np
 
+import mmformer.data.augment_policy  # noqa: F401  # its specs' names have to be known to YAML
 from mmformer.data.augment import AugmentationSpec
 from mmformer.data.augment_sound import SoundAugmentationSpec, SpecAugmentSpec
 from mmformer.data.caption import CaptionSpec, FieldCaptionSpec
+from mmformer.data.crop import RandomResizedCropSpec
 from mmformer.data.decode import resize
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.spec import require
@@ -50,11 +52,14 @@ class ImageInputSpec:
             has.
         transform: to the model's size.
         augment: in training, in this order.
+        crop: in training, a random part in place of the whole, before it is augmented; None: the whole, by the
+            transform.
     """
 
     member: str = "png"
     transform: ImageTransformSpec = field(default_factory=ImageTransformSpec)
     augment: tuple[AugmentationSpec, ...] = ()
+    crop: RandomResizedCropSpec | None = None
 
     def __post_init__(self) -> None:
         require(all(self.members), self, "member", "an extension, or several with ; between them")

@@ -1,0 +1,60 @@
+"""Random parts of pictures, which training sees in place of the whole."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from PIL import Image
+
+from mmformer.spec import require
+
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class RandomResizedCropSpec:
+    """A part of random area and proportions, resized (Szegedy et al. 2015, §6).
+
+    Attributes:
+        area: smallest and largest share of the picture.
+        ratio: smallest and largest proportion of width to height, drawn evenly in the logarithm.
+    """
+
+    area: tuple[float, float] = (0.35, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        require(0 < self.area[0] <= self.area[1] <= 1, self, "area", "(smallest, largest), above 0 and up to 1")
+        require(0 < self.ratio[0] <= self.ratio[1], self, "ratio", "(smallest, largest), both positive")
+
+    def box(self, height: int, width: int, random: Generator) -> tuple[float, float, float, float]:
+        """The part of one picture: left, top, right, bottom, in pixels."""
+        low, high = (math.log(bound) for bound in self.ratio)
+        for _ in range(_TRIES):
+            area, ratio = height * width * random.uniform(*self.area), math.exp(random.uniform(low, high))
+            wide, tall = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            if wide <= width and tall <= height:
+                left, top = random.uniform(0, width - wide), random.uniform(0, height - tall)
+                return left, top, left + wide, top + tall
+        # A picture so long that no part of such proportions has such an area: the largest of the nearest proportions.
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        wide, tall = min(width, height * ratio), min(height, width / ratio)
+        left, top = (width - wide) / 2, (height - tall) / 2
+        return left, top, left + wide, top + tall
+
+    def reduce(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """A picture as small as it may be kept: its smallest part still has the pixels of the size."""
+        scale = max(size) / math.sqrt(self.area[0]) / min(image.shape[:2])
+        if scale >= 1:
+            return image
+        smaller = (math.ceil(image.shape[1] * scale), math.ceil(image.shape[0] * scale))
+        return np.array(Image.fromarray(image).resize(smaller, Image.Resampling.BICUBIC))
+
+    def __call__(self, image: NDArray[np.uint8], size: tuple[int, int], random: Generator) -> NDArray[np.uint8]:
+        """A random part: uint8 H W 3 -> uint8 of (height, width)."""
+        box = self.box(image.shape[0], image.shape[1], random)
+        return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
