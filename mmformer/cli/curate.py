@@ -12,11 +12,11 @@ from mmformer.cli.output import print_pairs, progress
 from mmformer.errors import InputError
 
 if TYPE_CHECKING:
+    from mmformer.curation.candidates import Place
     from mmformer.curation.curate import Curated
     from mmformer.curation.embedding import Embedder
     from mmformer.curation.filter import Filter
     from mmformer.curation.likeness import Likeness
-    from mmformer.curation.samples import Place
 
 _DESCRIPTION = """\
 Filters of a set of shards. OUT becomes a folder with a manifest and indexes of its own over the shards of SHARDS, which
@@ -191,8 +191,8 @@ _FILTERS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callab
 _PLACES = {
     "image": ("MEMBER", "the member with the picture, such as jpg (default: the first picture)"),
     "audio": ("MEMBER", "the member with the sound, such as wav (default: the first sound)"),
-    "text": ("MEMBER", "where the text is, such as json:title (default: txt)"),
-    "label": ("MEMBER", "where the class is, such as json:category (default: cls)"),
+    "text": ("MEMBER", "where the text is, such as json:title (default: txt, or json:caption)"),
+    "label": ("MEMBER", "where the class is, such as json:category (default: cls, or json:label)"),
 }
 
 
@@ -202,7 +202,7 @@ def _add_place(parser: argparse._ActionsContainer, kind: str) -> None:
 
 
 def _place(kind: str, word: str | None) -> Place:
-    from mmformer.curation.samples import Place
+    from mmformer.curation.candidates import Place
 
     return Place.parse(kind, word or "")
 

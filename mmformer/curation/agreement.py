@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.embedding import Embedder
 from mmformer.curation.filter import Filter, Verdict
-from mmformer.curation.samples import Place, Samples
 from mmformer.curation.scores import Cut
 from mmformer.errors import InputError
 
@@ -37,6 +37,6 @@ class Agreement(Filter):
         if self.first.kind == self.second.kind:
             raise InputError(f"Agreement is between two modalities, but both sides are of {self.first.kind}.")
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         pairs = self.embedder.embed(samples, self.first, self.second)
         return self.cut.verdicts([None if one is None or other is None else float(one @ other) for one, other in pairs])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.filter import KEPT, Filter, Verdict, removed
-from mmformer.curation.samples import Place, Samples
 from mmformer.data.seeding import derive, permutation
 from mmformer.errors import InputError
 from mmformer.spec import require
@@ -42,7 +42,7 @@ class Balance(Filter):
         ordered = self.most is None or self.least is None or self.least <= self.most
         require(ordered, self, "least", f"at most the most ({self.most})")
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         classes: dict[str, list[int]] = defaultdict(list)
         verdicts = [removed("no label")] * len(samples)
         for row, (label,) in enumerate(samples.values(self.place)):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.filter import Filter, Verdict
-from mmformer.curation.samples import Place, Samples
 from mmformer.curation.scores import Cut, read_scores
 from mmformer.errors import InputError
 
@@ -36,7 +36,7 @@ class Best(Filter):
         if (self.scores is None) == (self.place is None):
             raise InputError("Say where the scores are: in a table, or in a field of the samples.")
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         if self.place is not None:
             return self.cut.verdicts([score for (score,) in samples.values(self.place)])
         return self.cut.verdicts(read_scores(Path(str(self.scores)), samples.split, samples.keys))

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.extras import extra
 from mmformer.curation.filter import KEPT, Filter, Verdict, removed
-from mmformer.curation.samples import Place, Samples
 from mmformer.curation.text_likeness import normal
 from mmformer.errors import InputError, nearest
 from mmformer.spec import require
@@ -68,7 +68,7 @@ class Captions(Filter):
         if not any(checks):
             raise InputError("The captions have nothing to pass: say how long, in which language, or what else.")
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         captions = [texts for (texts,) in samples.values(self.place)]
         times = Counter(text for texts in captions for text in {normal(text) for text in texts or ()})
         checks = list(self._checks(times))

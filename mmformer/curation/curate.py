@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmformer.curation.candidates import Candidates, Progress
 from mmformer.curation.filter import Filter, Verdict, removed
-from mmformer.curation.samples import Progress, Samples
 from mmformer.curation.scores import SCORES_COLUMNS, SCORES_NAME, read_table, write_table
 from mmformer.data.manifest import FilterRecord, Manifest, ShardIndex
 from mmformer.errors import InputError
@@ -79,7 +79,7 @@ def curate(
     target = None if out is None else Path(out)
     if target is not None and target.exists():
         raise InputError(f"{target} is there already: name a new folder, or remove it.")
-    samples = Samples(manifest, split, progress)
+    samples = Candidates(manifest, split, progress)
     verdicts = list(filter.judge(samples))
     for row, problem in samples.damaged.items():
         verdicts[row] = removed("damaged", problem)

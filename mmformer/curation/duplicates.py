@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from mmformer.curation.candidates import Candidates
 from mmformer.curation.filter import KEPT, Filter, Verdict, removed
 from mmformer.curation.likeness import ExactLikeness, Likeness
-from mmformer.curation.samples import Samples
 from mmformer.curation.scores import read_scores
 
 
@@ -27,7 +27,7 @@ class Duplicates(Filter):
     by: tuple[Likeness, ...] = (ExactLikeness(),)
     scores: str | None = None
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         order = list(range(len(samples)))
         keys = samples.keys
         if self.scores is not None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.likeness import Likeness, Match
-from mmformer.curation.samples import Place, Samples
 from mmformer.data.sound import Sound
 from mmformer.spec import require
 
@@ -41,7 +41,7 @@ class Embedder:
     device: str = "cpu"
     batch_size: int = 64
 
-    def embed(self, samples: Samples, *places: Place) -> Iterator[tuple[Vector | None, ...]]:
+    def embed(self, samples: Candidates, *places: Place) -> Iterator[tuple[Vector | None, ...]]:
         """The embeddings of every sample's values, None for what it lacks; of several texts their mean's direction.
 
         Raises:
@@ -99,7 +99,7 @@ class EmbeddingLikeness(Likeness):
     def __post_init__(self) -> None:
         require(-1 < self.cosine <= 1, self, "cosine", "more than -1 and at most 1")
 
-    def prints(self, samples: Samples) -> list[Vector | None]:
+    def prints(self, samples: Candidates) -> list[Vector | None]:
         return [vector for (vector,) in self.embedder.embed(samples, self.place)]
 
     def within(self, prints: Sequence[Vector | None], order: Sequence[int]) -> dict[int, Match]:

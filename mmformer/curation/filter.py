@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from mmformer.curation.samples import Samples
+from mmformer.curation.candidates import Candidates
 
 
 class Verdict(NamedTuple):
@@ -45,7 +45,7 @@ class Filter(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         """A verdict on each sample, in their order.
 
         Raises:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from mmformer.curation.candidates import Candidates
 from mmformer.curation.filter import KEPT, Filter, Verdict, removed
 from mmformer.curation.likeness import ExactLikeness, Likeness
-from mmformer.curation.samples import Samples
 from mmformer.errors import InputError
 from mmformer.spec import require
 
@@ -30,7 +30,7 @@ class Leakage(Filter):
     def __post_init__(self) -> None:
         require(len(set(self.against)) == len(self.against), self, "against", "different splits")
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         against = self.against or tuple(name for name in samples.manifest.splits if name != samples.split)
         if not against or samples.split in against:
             raise InputError(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from mmformer.curation.samples import Samples
+from mmformer.curation.candidates import Candidates
 from mmformer.data.shards import RawSample
 
 
@@ -45,7 +45,7 @@ class Likeness(ABC):
     reason: ClassVar[str]
 
     @abstractmethod
-    def prints(self, samples: Samples) -> Sequence[Any]:
+    def prints(self, samples: Candidates) -> Sequence[Any]:
         """A print of every sample; None where it lacks what is compared: it is like no other."""
 
     @abstractmethod
@@ -101,7 +101,7 @@ class ExactLikeness(IndexedLikeness):
 
     members: tuple[str, ...] = ()
 
-    def prints(self, samples: Samples) -> list[bytes | None]:
+    def prints(self, samples: Candidates) -> list[bytes | None]:
         """SHA-256 of the members' names, lengths and bytes."""
         return [_digest(raw) for raw in samples.raw(self.members)]
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.extras import extra
 from mmformer.curation.likeness import Index, IndexedLikeness, Match
-from mmformer.curation.samples import Place, Samples
 from mmformer.spec import require
 
 _PARTS = 4
@@ -58,7 +58,7 @@ class PictureLikeness(IndexedLikeness):
         )
         require(0 <= self.colour <= 255, self, "colour", "0 to 255")
 
-    def prints(self, samples: Samples) -> list[PicturePrint | None]:
+    def prints(self, samples: Candidates) -> list[PicturePrint | None]:
         return [None if picture is None else picture_print(picture) for (picture,) in samples.values(self.place)]
 
     def index(self) -> Index:

@@ -6,9 +6,9 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.extras import extra
 from mmformer.curation.likeness import Index, IndexedLikeness, Match
-from mmformer.curation.samples import Place, Samples
 from mmformer.spec import require
 
 PERMUTATIONS = 128
@@ -46,7 +46,7 @@ class TextLikeness(IndexedLikeness):
         require(0.2 <= self.jaccard <= 1, self, "jaccard", "0.2 to 1")
         require(self.characters >= 1, self, "characters", "at least 1")
 
-    def prints(self, samples: Samples) -> list[TextPrint | None]:
+    def prints(self, samples: Candidates) -> list[TextPrint | None]:
         datasketch = extra("datasketch", "Comparing texts")
         empty = datasketch.MinHash(PERMUTATIONS)
         made: list[TextPrint | None] = []

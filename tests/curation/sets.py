@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmformer.curation.samples import Samples
+from mmformer.curation.candidates import Candidates
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter
 
@@ -19,7 +19,7 @@ Members = Mapping[str, bytes]
 
 
 def write_set(folder: Path, **splits: Sequence[Members]) -> Path:
-    """Samples ``train0``, ``train1``, …, ``test0``, …, three in a shard."""
+    """Candidates ``train0``, ``train1``, …, ``test0``, …, three in a shard."""
     with ShardWriter(folder, "set", samples_per_shard=3) as writer:
         for split, samples in splits.items():
             for number, members in enumerate(samples):
@@ -27,8 +27,8 @@ def write_set(folder: Path, **splits: Sequence[Members]) -> Path:
     return folder
 
 
-def samples(folder: Path, split: str = "train") -> Samples:
-    return Samples(Manifest.load(folder), split)
+def samples(folder: Path, split: str = "train") -> Candidates:
+    return Candidates(Manifest.load(folder), split)
 
 
 def texts(*captions: str) -> list[Members]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sets import fields, samples, texts, write_set
 
+from mmformer.curation.candidates import Place
 from mmformer.curation.captions import Captions, letters
-from mmformer.curation.samples import Place
 from mmformer.errors import InputError
 
 TEXT = Place("text", "json", "said")

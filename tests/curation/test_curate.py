@@ -14,12 +14,12 @@ from sets import encoded as png
 from sets import fields, keys, scene, table, texts, write_set
 from tiny import tiny_data, write_shards
 
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.captions import Captions
 from mmformer.curation.curate import curate
 from mmformer.curation.duplicates import Duplicates
 from mmformer.curation.filter import Filter, Verdict, removed
 from mmformer.curation.picture_likeness import PictureLikeness
-from mmformer.curation.samples import Place, Samples
 from mmformer.data.dataset import SampleDataset
 from mmformer.data.manifest import Manifest
 from mmformer.data.order import OrderSpec
@@ -35,7 +35,7 @@ class Fixed(Filter):
 
     copies: tuple[int, ...]
 
-    def judge(self, samples: Samples) -> Sequence[Verdict]:
+    def judge(self, samples: Candidates) -> Sequence[Verdict]:
         assert len(samples) == len(self.copies)
         return [Verdict(times) if times else removed("unwanted", f"no {row}") for row, times in enumerate(self.copies)]
 

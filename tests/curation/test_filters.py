@@ -14,12 +14,12 @@ import mmformer
 from mmformer.curation.agreement import Agreement
 from mmformer.curation.balance import Balance
 from mmformer.curation.best import Best
+from mmformer.curation.candidates import Place
 from mmformer.curation.curate import curate
 from mmformer.curation.duplicates import Duplicates
 from mmformer.curation.embedding import Embedder, EmbeddingLikeness
 from mmformer.curation.leakage import Leakage
 from mmformer.curation.likeness import ExactLikeness
-from mmformer.curation.samples import Place
 from mmformer.curation.scores import Cut
 from mmformer.curation.text_likeness import TextLikeness
 from mmformer.errors import InputError

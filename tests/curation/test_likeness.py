@@ -12,10 +12,10 @@ from PIL import Image
 from sets import encoded, samples, scene, texts, write_set
 
 from mmformer.curation import embedding
+from mmformer.curation.candidates import Place
 from mmformer.curation.embedding import Embedder, EmbeddingLikeness
 from mmformer.curation.likeness import ExactLikeness, Likeness
 from mmformer.curation.picture_likeness import PictureLikeness, PicturePrint, colours_apart, picture_print
-from mmformer.curation.samples import Place
 from mmformer.curation.text_likeness import TextLikeness, overlap, pieces
 from mmformer.errors import InputError
 

@@ -32,6 +32,9 @@ _OWN: dict[str, frozenset[str]] = {
 }
 """Kind of value -> what a member that holds one of them, and nothing else, is called."""
 
+_USUAL = {"text": ("captions", "caption"), "label": ("label",)}
+"""Kind of value -> the fields of a json member that ``mmformer shards build`` writes it to."""
+
 _OPTIONS = {"image": "--image jpg", "audio": "--audio wav", "label": "--label json:FIELD", "number": "--by json:FIELD"}
 
 
@@ -42,7 +45,8 @@ class Place:
     Attributes:
         kind: image (uint8 H W 3), audio (a Sound), text (a tuple of texts: one, or the several of a list), label (a
             text, from a name or a number) or number (a float).
-        member: extension of the member that holds it; "": the first that can hold nothing else, such as any picture.
+        member: extension of the member that holds it; "": the first that can hold nothing else, such as any picture, or
+            else the fields ``captions``, ``caption`` or ``label`` of ``json``.
         field: dotted path of keys in a json member; "" for all of it.
     """
 
@@ -58,7 +62,9 @@ class Place:
 
     def fits(self, extension: str) -> bool:
         """Whether a member with this extension may hold the value."""
-        return extension == self.member if self.member else extension.rpartition(".")[2] in _OWN[self.kind]
+        if self.member:
+            return extension == self.member
+        return extension.rpartition(".")[2] in _OWN[self.kind] or (extension == "json" and self.kind in _USUAL)
 
     def value(self, raw: RawSample) -> Any | None:
         """The value in a sample; None where there is none.
@@ -66,11 +72,13 @@ class Place:
         Raises:
             InputError: the member is damaged, or holds something else.
         """
-        for extension, data in raw.members.items():
-            if self.fits(extension):
-                name = f"{raw.key}.{extension}"
-                found = lookup(decode(extension, data, name), self.field, name, optional=True)
-                return None if found is None else _checked(self.kind, found, f"{name}:{self.field}".rstrip(":"))
+        fitting = sorted(filter(self.fits, raw.members), key="json".__eq__)  # json last
+        for extension in fitting:
+            name = f"{raw.key}.{extension}"
+            whole = decode(extension, raw.members[extension], name)
+            for field in (self.field,) if self.member or extension != "json" else _USUAL[self.kind]:
+                if (found := lookup(whole, field, name, optional=True)) is not None:
+                    return _checked(self.kind, found, f"{name}:{field}".rstrip(":"))
         return None
 
 
@@ -101,7 +109,7 @@ _WHAT = {
 }
 
 
-class Samples:
+class Candidates:
     """The samples of one split.
 
     Attributes:
@@ -121,9 +129,9 @@ class Samples:
     def keys(self) -> tuple[str, ...]:
         return self.reader.keys
 
-    def of(self, split: str) -> Samples:
+    def of(self, split: str) -> Candidates:
         """Those of another split of the set."""
-        return Samples(self.manifest, split, self.progress)
+        return Candidates(self.manifest, split, self.progress)
 
     def raw(self, extensions: Collection[str] = ()) -> Iterator[RawSample]:
         """Every sample with these of its members; with all where none is named.

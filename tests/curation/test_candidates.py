@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sets import encoded, fields, samples, scene, texts, write_set
 
+from mmformer.curation.candidates import Place
 from mmformer.curation.extras import extra
-from mmformer.curation.samples import Place
 from mmformer.curation.scores import Cut, read_scores
 from mmformer.errors import InputError
 
@@ -41,6 +41,14 @@ def test_the_first_picture_is_taken_or_the_one_that_is_named(folder: Path) -> No
         read = values(folder, place)
         np.testing.assert_array_equal(read[1][0], scene(seed))
         assert [row for row, (value,) in enumerate(read) if value is None] == [0, 2, 3]
+
+
+def test_texts_and_labels_are_where_builds_write_them(tmp_path: Path) -> None:
+    several = {"caption": "one", "captions": ["one", "two"], "label": "dog"}
+    members = fields(several, {"caption": "alone", "label": 3}, several)
+    folder = write_set(tmp_path / "set", train=[*members[:2], members[2] | {"txt": b"own", "cls": b"0"}])
+    found = values(folder, Place("text"), Place("label"))
+    assert found == [(("one", "two"), "dog"), (("alone",), "3"), (("own",), "0")]
 
 
 def test_what_is_damaged_is_noted_and_reads_as_absent(folder: Path) -> None:
