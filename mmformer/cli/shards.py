@@ -71,14 +71,14 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     given.add_argument("--images", metavar="DIR", help="pictures that a table or files beside them have captions for")
     given.add_argument("--sounds", metavar="DIR", help="sounds, likewise")
     given.add_argument("--classes", metavar="DIR", help="a folder of pictures or sounds for each class")
-    given.add_argument("--texts", metavar="FILES", nargs="+", help="text files, folders of .txt files, or patterns")
-    given.add_argument("--webdataset", metavar="TARS", nargs="+", help="tars of webdataset or img2dataset: a pattern")
+    given.add_argument("--texts", metavar="FILES", action="append", help="a text file, a folder of .txt, or a pattern")
+    given.add_argument("--webdataset", metavar="TARS", action="append", help="tars of webdataset or img2dataset")
     table = build.add_argument_group("captions")
     table.add_argument("--captions", metavar="TABLE", help=".csv, .tsv, .jsonl or .parquet, a row for each caption")
     table.add_argument("--sidecars", action="store_true", help="NAME.json or NAME.txt beside each NAME.png")
     for column in ("image", "sound", "caption"):
         table.add_argument(f"--{column}-column", metavar="NAME", help="where it has no usual name")
-    table.add_argument("--keep-columns", metavar="NAME", nargs="*", help="others, for the json (default: all)")
+    table.add_argument("--keep-columns", metavar="NAMES", help="others to keep, such as by,licence (default: all)")
     table.add_argument("--text-unit", choices=("line", "file"), default="line", help="of --texts (default: line)")
     splits = build.add_argument_group("splits")
     splits.add_argument("--split", metavar="NAME", default="train", help="of what is not held out (default: train)")
@@ -176,7 +176,7 @@ def _find(args: argparse.Namespace) -> Found:
         args.sound_column,
         args.caption_column,
         args.split_column,
-        None if args.keep_columns is None else tuple(args.keep_columns),
+        None if args.keep_columns is None else tuple(filter(None, map(str.strip, args.keep_columns.split(",")))),
     )
     if table and args.sidecars:
         if len(folders) != 1:
@@ -237,6 +237,7 @@ def _print_built(manifest: Manifest, left_out: Sequence[LeftOut], spec: BuildSpe
     from mmformer.cli.output import print_cells
     from mmformer.data.building.build import LEFT_OUT_NAME
     from mmformer.data.building.draft import KIND
+    from mmformer.data.building.members import FORMATS
     from mmformer.data.building.samples import counted
 
     _print_splits(manifest)
@@ -249,7 +250,7 @@ def _print_built(manifest: Manifest, left_out: Sequence[LeftOut], spec: BuildSpe
         if chosen is None and len(several) > 1:
             print(
                 f"\nThis set has {kind}s as {' and '.join(several)}, and a run reads one member of all samples: build "
-                f"it with --{kind}-format {several[-1]} to have them as one."
+                f"it with --{kind}-format {' or '.join(FORMATS[kind])} to have them as one."
             )
 
 

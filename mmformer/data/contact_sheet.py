@@ -18,7 +18,7 @@ _WIDTH, _GAP, _MARGIN, _INSET, _LINE = 200, 14, 40, 12, 18
 _SIDE = _WIDTH - 2 * _INSET
 _BAND = 64
 _LINES = 3
-_BANDS, _WINDOW = 40, 512
+_BANDS = 40
 
 
 class Tile(NamedTuple):
@@ -80,11 +80,12 @@ def draw_spectrum(sound: Sound, hidden: NDArray[np.float32] | None = None) -> ND
         sound: S samples.
         hidden: rectangles of SpecAugment, N 4, which are drawn in red.
     """
-    samples = np.pad(sound.samples, (0, max(0, _WINDOW - len(sound.samples))))
-    frames = np.lib.stride_tricks.sliding_window_view(samples, _WINDOW)[:: max(1, len(samples) // 256)]  # frames window
-    power = np.abs(np.fft.rfft(frames * np.hanning(_WINDOW))) ** 2  # frames frequencies
+    window = max(64, sound.rate // 32)
+    samples = np.pad(sound.samples, (0, max(0, window - len(sound.samples))))
+    frames = np.lib.stride_tricks.sliding_window_view(samples, window)[:: max(1, len(samples) // 256)]  # frames window
+    power = np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2  # frames frequencies
     mel = np.linspace(0, 2595 * np.log10(1 + sound.rate / 1400), _BANDS + 1)  # of O'Shaughnessy (1987)
-    edges = (700 * (10 ** (mel / 2595) - 1) / sound.rate * _WINDOW).astype(int).clip(0, _WINDOW // 2)
+    edges = (700 * (10 ** (mel / 2595) - 1) / sound.rate * window).astype(int).clip(0, window // 2)
     bands = [power[:, low : max(low + 1, high)].mean(1) for low, high in pairwise(edges.tolist())]
     decibels = 10 * np.log10(np.stack(bands) + 1e-10)  # bands frames
     shade = ((decibels - decibels.max()) / 60 + 1).clip(0, 1)  # 60 decibels, from white to black

@@ -57,7 +57,7 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path) -> Table:
-    """A table, by what its name ends with. The columns are those of its first row.
+    """A table, by what its name ends with.
 
     Rows that cannot be read are among the rows, each with its problem.
 
@@ -141,7 +141,7 @@ def _read_delimited(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def _read_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    columns: tuple[str, ...] = ()
+    columns: dict[str, None] = {}
     rows = []
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -156,9 +156,9 @@ def _read_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
             if not isinstance(value, dict):
                 rows.append(Row(place, {}, Unusable(ROW, f"it holds no object but {value!r:.40}")))
                 continue
-            columns = columns or tuple(value)
+            columns |= dict.fromkeys(value)
             rows.append(Row(place, value))
-    return columns, rows
+    return tuple(columns), rows
 
 
 def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
