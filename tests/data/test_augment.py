@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode, RandAugment, TrivialAugmentWide
 
 from mmformer.data.augment import (
     AugmentationSpec,
@@ -23,6 +24,8 @@ from mmformer.data.augment import (
     RandomEraseSpec,
     augment,
 )
+from mmformer.data.augment_policy import RandAugmentSpec, TrivialAugmentSpec
+from mmformer.data.seeding import generator
 from mmformer.errors import InputError
 
 ALL: tuple[AugmentationSpec, ...] = (
@@ -30,6 +33,8 @@ ALL: tuple[AugmentationSpec, ...] = (
     HorizontalFlipSpec(),
     ColorJitterSpec(0.5, 0.5, 0.5, 0.2, 0.3),
     RandomEraseSpec(0.6),
+    RandAugmentSpec(2, 12),
+    TrivialAugmentSpec(),
 )
 Pixels = NDArray[np.float64]
 
@@ -79,6 +84,23 @@ def test_threads_do_not_matter() -> None:
         assert torch.equal(augment(images, ALL, 0, range(64)), one)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("spec", [RandAugmentSpec(3, 20), TrivialAugmentSpec()], ids=lambda spec: type(spec).__name__)
+def test_policies_are_torchvisions(spec: RandAugmentSpec | TrivialAugmentSpec) -> None:
+    """Called by itself with the seed that the image's stream gives."""
+    images, before = pictures(12), torch.get_rng_state()
+    found = augment(images, [spec], 3, range(12))
+    assert torch.equal(torch.get_rng_state(), before), "the global stream is left alone"
+    bilinear = InterpolationMode.BILINEAR
+    if isinstance(spec, RandAugmentSpec):
+        policy = RandAugment(num_ops=3, magnitude=20, interpolation=bilinear, fill=255)
+    else:
+        policy = TrivialAugmentWide(interpolation=bilinear, fill=255)
+    for position in range(12):
+        high, low = generator(3, f"augment.0.{type(spec).__name__}", position).random(2, dtype=np.float32)
+        torch.manual_seed((int(high * 2**24) << 24) + int(low * 2**24))
+        assert torch.equal(found[position], policy(images[position]))
 
 
 def test_each_of_a_list_draws_for_itself() -> None:
@@ -132,6 +154,8 @@ FIELDS: list[tuple[AugmentationSpec, dict[str, Any]]] = [
     (RandomEraseSpec(), {"probability": 0.9}),
     (RandomEraseSpec(1.0), {"area": (0.02, 0.5)}),
     (RandomEraseSpec(1.0), {"area": (0.1, 0.2)}),
+    (RandAugmentSpec(), {"operations": 3}),
+    (RandAugmentSpec(), {"magnitude": 20}),
 ]
 
 
