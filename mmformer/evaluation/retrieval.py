@@ -71,12 +71,17 @@ class Retrieval(Metric):
             raise InputError(
                 f"RetrievalSpec.references is true, but none of its encoders, {', '.join(self.names)}, reads texts."
             )
+        both = next((pair for pair in self.spec.pairs if set(pair) <= self.texts), None)
+        if both is not None:
+            raise InputError(
+                f"RetrievalSpec.references is true, but {' and '.join(both)} both read texts: set it to false."
+            )
 
     def keep(self, outputs: Outputs, batch: Batch) -> Mapping[str, Column]:
         kept: dict[str, Column] = {}
         for name in self.names:
             if name in self.texts:
-                kept[f"{name}/embedding"], kept["owner"] = self._embed_references(name, batch, outputs)
+                kept[f"{name}/embedding"], kept["counts"] = self._embed_references(name, batch, outputs)
             elif name in outputs.embedding:
                 kept[f"{name}/embedding"] = F.normalize(outputs.embedding[name].float(), dim=-1)
             else:
@@ -85,9 +90,10 @@ class Retrieval(Metric):
                     f"in data how it is read."
                 )
         if batch.references is not None and self.texts:
-            kept["text"] = [text for texts in batch.references for text in texts]
+            kept["reference"] = [text for texts in batch.references for text in texts]
+            kept["caption"] = [texts[0] for texts in batch.references]
         elif batch.text is not None and self.encoder is not None:
-            kept["text"] = decoded(batch.text, self.encoder.vocabulary)
+            kept["caption"] = decoded(batch.text, self.encoder.vocabulary)
         return kept
 
     def _embed_references(self, name: str, batch: Batch, outputs: Outputs) -> tuple[Tensor, list[int]]:
@@ -123,7 +129,7 @@ class Retrieval(Metric):
         embeddings = self.rows.tensor(f"{name}/embedding")
         if name not in self.texts:
             return embeddings, torch.arange(len(embeddings))
-        counts = torch.tensor(self.rows.values("owner"))
+        counts = torch.tensor(self.rows.values("counts"))
         return embeddings, torch.arange(len(counts)).repeat_interleave(counts)
 
     def details(self) -> Details:
@@ -133,12 +139,12 @@ class Retrieval(Metric):
             first, second = second, first
         (query, asks), (candidate, owner) = self._side(first), self._side(second)
         rank, keys = ranks(query, candidate, owners=(asks, owner)), self.rows.values("key")
-        found = torch.cat([(part @ candidate.T).argmax(1) for part in torch.split(query, 1024)])
-        texts = self.rows.values("text") if "text" in self.rows else [keys[sample] for sample in owner.tolist()]
-        own = {sample: texts[place] for place, sample in reversed(list(enumerate(owner.tolist())))}
+        best = torch.cat([(part @ candidate.T).argmax(1) for part in torch.split(query, 1024)])
+        captions = self.rows.values("caption") if "caption" in self.rows else keys
+        said = self.rows.values("reference") if second in self.texts else captions
         cases = [
-            Case(sample, keys[sample], -float(place), f"{own[sample]} (rank {place})", texts[best])
-            for sample, (place, best) in enumerate(zip(rank.tolist(), found.tolist(), strict=True))
+            Case(number, keys[number], -float(place), f"{captions[number]} (rank {place})", said[found])
+            for number, (place, found) in enumerate(zip(rank.tolist(), best.tolist(), strict=True))
         ]
         return Details(cases, f"minus the rank of its own, from {first} to {second}")
 
