@@ -16,6 +16,7 @@ from mmformer.errors import InputError, OtherProcessError, nearest
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, group, what it does)
     "fit": ("train", "Train", "train a model from a YAML file"),
+    "find-lr": ("train", "Train", "try learning rates for a run, and suggest one"),
     "validate": ("train", "Train", "measure a run's model on its validation split"),
     "test": ("train", "Train", "measure a run's model on its test split"),
     "classify": ("classify", "Use a trained model", "name what is in pictures, by any labels"),

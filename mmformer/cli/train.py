@@ -1,10 +1,10 @@
-"""``mmformer fit``, ``validate`` and ``test``."""
+"""``mmformer fit``, ``find-lr``, ``validate`` and ``test``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmformer.errors import InputError, nearest
 
@@ -14,10 +14,17 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
     # name: (whether it has a value, what it does, the commands that have it)
-    "output": (True, "the run's folder (fit's default: runs/NAME for a NAME.yaml)", ("fit", "validate", "test")),
+    "output": (
+        True,
+        "the run's folder (default for a NAME.yaml: runs/NAME of fit, runs/NAME-find-lr of find-lr)",
+        ("fit", "find-lr", "validate", "test"),
+    ),
     "resume": (False, "go on from the last whole checkpoint in --output", ("fit",)),
     "overwrite": (False, "replace what a former run left in --output", ("fit",)),
     "print_config": (False, "print the whole configuration, and do nothing else", ("fit",)),
+    "lowest": (True, "the learning rate that is tried first (default: 1e-6)", ("find-lr",)),
+    "highest": (True, "and the last (default: 1)", ("find-lr",)),
+    "updates": (True, "how many are tried (default: 100)", ("find-lr",)),
     "device": (True, "cpu, cuda, ... (default: cpu)", ("validate", "test")),
     "json": (False, "print JSON instead of a table", ("validate", "test")),
 }
@@ -25,13 +32,15 @@ OPTIONS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
 
 DESCRIPTIONS = {
     "fit": "Train a model. Every field of the YAML file can be set as a dotted option too.",
+    "find-lr": "Try learning rates, and suggest one. Every field of the YAML file can be set as a dotted option too.",
     "validate": "Measure the bundle of a run on its validation split.",
     "test": "Measure the bundle of a run on its test split.",
 }
 
 
 def run(command: str, words: Sequence[str]) -> int:
-    return fit(words) if command == "fit" else measure(command, words)
+    commands = {"fit": fit, "find-lr": find_lr}
+    return commands[command](words) if command in commands else measure(command, words)
 
 
 def fit(words: Sequence[str]) -> int:
@@ -69,6 +78,51 @@ def fit(words: Sequence[str]) -> int:
     if result is not None:
         print_end(spec, output, result.scores, result.cards)
     return 0
+
+
+def find_lr(words: Sequence[str]) -> int:
+    """A range test of the learning rate: a table, a picture, and a suggestion."""
+    from mmformer.cli.options import split
+    from mmformer.training.run import RunSpec, default_output
+
+    if _wants_help(words):
+        return _help("find-lr", words)
+    given = split(words, RunSpec, _own("find-lr"))
+    spec = _spec("find-lr", given._replace(own={}))
+    limits: dict[str, Any] = {name: _number(given.own, name) for name in ("lowest", "highest") if name in given.own}
+    if "updates" in given.own:
+        limits["steps"] = round(_number(given.own, "updates"))
+    named = default_output(given.files[-1])
+    output = Path(given.own.get("output") or named.with_name(f"{named.name}-find-lr"))
+
+    from mmformer.files import write_whole
+    from mmformer.training.find_lr import RangeSpec, suggest, table
+    from mmformer.training.find_lr import find_lr as test
+    from mmformer.training.find_lr_chart import draw_trials
+
+    trials = test(spec, RangeSpec(**limits))
+    found = suggest(trials)
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "find_lr.tsv", table(trials))
+    draw_trials(trials, found).save(output / "find_lr.png", optimize=True)
+    print(f"{len(trials)} learning rates were tried: {output / 'find_lr.tsv'}, drawn in {output / 'find_lr.png'}")
+    if found is None:
+        print("The loss falls at none of them: try others (--lowest, --highest), or more updates (--updates).")
+    else:
+        print(f"The loss falls fastest at {found:.2g}: begin with --optimizer.lr {found:.2g}, and a warm-up.")
+    return 0
+
+
+def _number(own: Mapping[str, str], name: str) -> float:
+    """The number that an option has.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return float(own[name])
+    except ValueError:
+        raise InputError(f"--{name} must be a number, but is '{own[name]}'.") from None
 
 
 def measure(command: str, words: Sequence[str]) -> int:

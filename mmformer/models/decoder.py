@@ -14,7 +14,7 @@ from mmformer.errors import InputError
 from mmformer.nn.cross_entropy import linear_cross_entropy
 from mmformer.nn.mixer import Aux
 from mmformer.nn.stack import Stack, StackState
-from mmformer.spec import require
+from mmformer.spec import require, require_probability
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.types import LossTerm, Text, Tokens
 
@@ -33,6 +33,8 @@ class DecoderSpec:
             writes from nothing, as a language model does.
         tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
         chunk: tokens whose logits over the vocabulary are held at once in training.
+        smoothing: in training, the share of each target that is spread over the whole vocabulary (Vaswani et al. 2017,
+            §5.4).
     """
 
     tokenizer: TextTokensSpec
@@ -40,6 +42,7 @@ class DecoderSpec:
     reads: dict[str, Reading] = field(default_factory=dict)
     tied: bool = True
     chunk: int = 1024
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         ends = self.tokenizer.end and not self.tokenizer.begin
@@ -47,6 +50,7 @@ class DecoderSpec:
         known = all(how in get_args(Reading) for how in self.reads.values())
         require(known, self, "reads", f"encoders, each read as one of {', '.join(get_args(Reading))}")
         require(self.chunk >= 1, self, "chunk", "at least 1")
+        require_probability(self, "smoothing")
 
     def read_as(self, how: Reading) -> tuple[str, ...]:
         """The encoders that are read in one way."""
@@ -124,7 +128,8 @@ class Decoder(nn.Module):
         first = text.ids.new_full((len(text.ids), 1), self.tokenizer.bos)
         decoded = self(Text(torch.cat((first, text.ids[:, :-1]), dim=1), text.lengths), memory, stack)
         real = torch.arange(text.ids.shape[1], device=text.ids.device) < text.lengths[:, None]  # B L
-        total = linear_cross_entropy(decoded.x[real], self.pieces, text.ids[real], self.spec.chunk)
+        smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
+        total = linear_cross_entropy(decoded.x[real], self.pieces, text.ids[real], self.spec.chunk, smoothing)
         return LossTerm(total, text.lengths.sum().float()), decoded
 
     def _bridged(self, name: str, tokens: Tokens) -> Tokens:

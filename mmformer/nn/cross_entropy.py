@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, chunk: int = 1024) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, chunk: int = 1024, smoothing: float = 0.0
+) -> Tensor:
     """The cross-entropy of ``x @ weight.T`` with a target, summed over tokens; scalar, float32 or wider.
 
     Args:
@@ -23,12 +25,15 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, target: Tensor, chunk: int =
         weight: V D.
         target: T, int64, below V.
         chunk: tokens whose logits are held at once.
+        smoothing: share of the target that is spread over all V evenly.
     """
     wanted = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if wanted else x.dtype
     if not torch.is_grad_enabled():  # a Function is told what its inputs want, not whether anyone will ask
         x, weight = x.detach(), weight.detach()
-    total: Tensor = _LinearCrossEntropy.apply(x.to(dtype), weight.to(dtype), target, chunk)  # type: ignore[no-untyped-call]
+    total: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        x.to(dtype), weight.to(dtype), target, chunk, smoothing
+    )
     return total
 
 
@@ -36,7 +41,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The products are in the inputs' precision, the softmax and the sums over chunks in float32 at least."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, target: Tensor, chunk: int, smoothing: float) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         total = x.new_zeros((), dtype=wide)
         wants_x, wants_weight = ctx.needs_input_grad[:2]
@@ -46,11 +51,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x), chunk):
                 part, right = x[start : start + chunk], target[start : start + chunk]
                 logits = (part @ weight.T).to(wide)  # c V
-                total += F.cross_entropy(logits, right, reduction="sum")
+                total += F.cross_entropy(logits, right, reduction="sum", label_smoothing=smoothing)
                 if grad_x is None and grad_weight is None:
                     continue
                 grad = logits.softmax(-1)
-                grad.scatter_add_(1, right[:, None], grad.new_full((len(right), 1), -1.0))
+                grad.scatter_add_(1, right[:, None], grad.new_full((len(right), 1), smoothing - 1.0))
+                if smoothing:
+                    grad -= smoothing / len(weight)
                 grad = grad.to(x.dtype)
                 if grad_x is not None:
                     grad_x[start : start + chunk] = grad @ weight
@@ -62,12 +69,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         grad_x, grad_weight = ctx.saved_tensors
         (upper,) = upstream
         return (
             None if grad_x is None else (upper * grad_x).to(grad_x.dtype),
             None if grad_weight is None else (upper * grad_weight).to(ctx.dtype),
+            None,
             None,
             None,
         )

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from mmformer import collectives
 from mmformer.errors import InputError
 from mmformer.objectives.pairwise import Pairwise, PairwiseSpec, chunks
+from mmformer.spec import require_probability
 from mmformer.types import Outputs
 
 
@@ -24,8 +25,17 @@ from mmformer.types import Outputs
 class ContrastiveSpec(PairwiseSpec):
     """Each sample's embedding in one modality picks out its own in another, both ways, among the whole batch.
 
-    Samples of equal captions share the target in equal parts. The fields are ``PairwiseSpec``'s.
+    Samples of equal captions share the target in equal parts.
+
+    Attributes:
+        smoothing: share of the target that is spread over the whole batch (Szegedy et al. 2016, §7).
     """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_probability(self, "smoothing")
 
     def build(self) -> Contrastive:
         return Contrastive(self)
@@ -39,11 +49,15 @@ class ContrastiveSpec(PairwiseSpec):
 
 
 class Contrastive(Pairwise):
+    spec: ContrastiveSpec
+
     def loss(self, x: Tensor, y: Tensor, outputs: Outputs, same: Tensor | None) -> Tensor:
-        return contrastive_loss(x, y, outputs.scale[self.spec.head], same, self.spec.chunk)
+        return contrastive_loss(x, y, outputs.scale[self.spec.head], same, self.spec.chunk, self.spec.smoothing)
 
 
-def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = None, chunk: int = 1024) -> Tensor:
+def contrastive_loss(
+    x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = None, chunk: int = 1024, smoothing: float = 0.0
+) -> Tensor:
     """The softmax contrastive loss, summed over samples; each sample's is the mean of its two directions.
 
     Over several processes, which hold as many samples each, every sample is held against those of all of them, and the
@@ -55,16 +69,18 @@ def contrastive_loss(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None = 
         scale: (1,), the inverse temperature.
         same: N, int64; rows of equal value are positives of each other. None: only row i of row i.
         chunk: rows of logits held at once.
+        smoothing: share of each target that is spread over all samples evenly.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y, scale = x.float(), y.float(), scale.float()
         if collectives.world_size() == 1:
-            total: Tensor = _ContrastiveLoss.apply(x, y, scale, same, chunk)  # type: ignore[no-untyped-call]
+            total: Tensor = _ContrastiveLoss.apply(x, y, scale, same, chunk, smoothing)  # type: ignore[no-untyped-call]
             return total
         first = collectives.rank() * len(x)
         everyone = None if same is None else collectives.gather_rows(same)
         ways = [(x, collectives.gather_rows(y)), (y, collectives.gather_rows(x))]
-        losses = [_OneWayLoss.apply(a, b, scale, everyone, first, chunk) for a, b in ways]  # type: ignore[no-untyped-call]
+        rest = (scale, everyone, first, chunk, smoothing)
+        losses = [_OneWayLoss.apply(a, b, *rest) for a, b in ways]  # type: ignore[no-untyped-call]
         both: Tensor = (losses[0] + losses[1]) / 2
         return both
 
@@ -73,7 +89,9 @@ class _ContrastiveLoss(torch.autograd.Function):
     """Two passes over row chunks: one for the log-sum-exps of rows and columns, one for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None, chunk: int, smoothing: float
+    ) -> Tensor:
         number = x.shape[0]
         rows = x.new_empty(number)
         columns = x.new_full((number,), float("-inf"))
@@ -82,14 +100,14 @@ class _ContrastiveLoss(torch.autograd.Function):
             logits = scale * (x[part] @ y.T)  # c N
             rows[part] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
-            agreement = agreement + (logits * _target(same, part, number, x)).sum()
+            agreement = agreement + (logits * _target(same, part, number, x, smoothing)).sum()
         ctx.save_for_backward(x, y, scale, same, rows, columns)
-        ctx.chunk = chunk
+        ctx.chunk, ctx.smoothing = chunk, smoothing
         return (rows.sum() + columns.sum()) / 2 - agreement
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, y, scale, same, rows, columns = ctx.saved_tensors
         number = x.shape[0]
         grad_x, grad_y, grad_scale = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(scale)
@@ -97,16 +115,21 @@ class _ContrastiveLoss(torch.autograd.Function):
             cosine = x[part] @ y.T  # c N
             logits = scale * cosine
             grad = ((logits - rows[part, None]).exp() + (logits - columns).exp()) / 2
-            grad = grad - _target(same, part, number, x)  # d loss / d logits
+            grad = grad - _target(same, part, number, x, ctx.smoothing)  # d loss / d logits
             grad_scale += (grad * cosine).sum()
             grad_x[part] = scale * (grad @ y)
             grad_y += scale * (grad.T @ x[part])
         (upper,) = upstream
-        return upper * grad_x, upper * grad_y, upper * grad_scale, None, None
+        return upper * grad_x, upper * grad_y, upper * grad_scale, None, None, None
 
 
-def _target(same: Tensor | None, part: slice, number: int, like: Tensor) -> Tensor:
+def _target(same: Tensor | None, part: slice, number: int, like: Tensor, smoothing: float) -> Tensor:
     """Rows of the target distribution, c N: symmetric, since samples share their positives."""
+    target = _own_target(same, part, number, like)
+    return target * (1 - smoothing) + smoothing / number if smoothing else target
+
+
+def _own_target(same: Tensor | None, part: slice, number: int, like: Tensor) -> Tensor:
     if same is None:
         target = like.new_zeros(part.stop - part.start, number)
         target.diagonal(part.start).fill_(1.0)
@@ -119,12 +142,21 @@ class _OneWayLoss(torch.autograd.Function):
     """Some of the rows against all columns, in one pass over row chunks, which makes the value and the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None, first: int, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        same: Tensor | None,
+        first: int,
+        chunk: int,
+        smoothing: float,
+    ) -> Tensor:
         grad_x, grad_y, grad_scale = (torch.zeros_like(value) for value in (x, y, scale))
         total = x.new_zeros(())
         for part in chunks(len(x), chunk):
             place = slice(first + part.start, first + part.stop)
-            target = _target(same, place, len(y), x)
+            target = _target(same, place, len(y), x, smoothing)
             cosine = x[part] @ y.T  # c N
             logits = scale * cosine
             total += (logits.logsumexp(1) - (logits * target).sum(1)).sum()
@@ -137,7 +169,7 @@ class _OneWayLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, None]:
         grad_x, grad_y, grad_scale = ctx.saved_tensors
         (upper,) = upstream
-        return upper * grad_x, upper * grad_y, upper * grad_scale, None, None, None
+        return upper * grad_x, upper * grad_y, upper * grad_scale, None, None, None, None

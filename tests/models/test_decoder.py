@@ -34,6 +34,20 @@ def test_the_loss_is_that_of_each_id_after_those_before_it(kind: str, tied: bool
     assert loss.total / loss.items > 3, "the test's weights are far from indifferent"
 
 
+def test_smoothing_is_of_training_alone() -> None:
+    kind = next(iter(READS))
+    model, read = build(spec(kind, smoothing=0.2)), memory()
+    plain = build(spec(kind))
+    measured, expected = (decoder(m).loss(padded(ROWS, 8), read, m.stack_of("writer")) for m in (model, plain))
+    assert_close(measured[0].total, expected[0].total)
+    decoder(model).train()
+    trained, _ = decoder(model).loss(padded(ROWS, 8), read, model.stack_of("writer"))
+    x = torch.cat([expected[1].x[index, : len(row)] for index, row in enumerate(ROWS)])
+    ids = torch.tensor([wanted for row in ROWS for wanted in row])
+    wanted = F.cross_entropy(decoder(plain).logits(x), ids, reduction="sum", label_smoothing=0.2)
+    assert_close(trained.total, wanted)
+
+
 @pytest.mark.parametrize("kind", READS)
 def test_later_ids_change_nothing_before_them(kind: str) -> None:
     model, read = build(spec(kind)), memory(1)

@@ -52,6 +52,7 @@ WRONG: list[tuple[Any, str]] = [
         "DecoderSpec.tokenizer must be one with end and without begin",
     ),
     (lambda: DecoderSpec(WORDS, "writer", chunk=0), "DecoderSpec.chunk must be at least 1, but is 0."),
+    (lambda: DecoderSpec(WORDS, "writer", smoothing=1.0), "DecoderSpec.smoothing must be at least 0 and below 1"),
     (
         lambda: DecoderSpec(WORDS, "writer", {"image": "gated"}),  # type: ignore[dict-item]
         "DecoderSpec.reads must be encoders, each read as one of cross, prefix, but is {'image': 'gated'}.",

@@ -30,8 +30,8 @@ def made(dtype: torch.dtype = torch.float64, tokens: int = TOKENS) -> tuple[Tens
     return x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target
 
 
-def reference(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(x @ weight.T, target, reduction="sum")
+def reference(x: Tensor, weight: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(x @ weight.T, target, reduction="sum", label_smoothing=smoothing)
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
@@ -46,6 +46,16 @@ def test_it_is_pytorchs(dtype: torch.dtype, tolerance: float, chunk: int) -> Non
     for one, other in zip(actual, wanted, strict=True):
         assert one.dtype == dtype
         assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_smoothing_is_pytorchs(chunk: int) -> None:
+    x, weight, target = made()
+    found, expected = linear_cross_entropy(x, weight, target, chunk, 0.1), reference(x, weight, target, 0.1)
+    assert_close(found, expected)
+    assert abs(found - linear_cross_entropy(x, weight, target, chunk)) > 0.1
+    for one, other in zip(*(torch.autograd.grad(loss, (x, weight)) for loss in (found, expected)), strict=True):
+        assert_close(one, other)
 
 
 def test_the_gradient_is_that_of_small_steps() -> None:

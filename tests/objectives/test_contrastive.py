@@ -25,24 +25,26 @@ def inputs(number: int = 7, width: int = 5, dtype: torch.dtype = torch.float32) 
     return x.requires_grad_(), y.requires_grad_(), torch.tensor([8.0], dtype=dtype, requires_grad=True)
 
 
-def reference(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None) -> Tensor:
+def reference(x: Tensor, y: Tensor, scale: Tensor, same: Tensor | None, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of rows and of columns, by autograd."""
     target = torch.eye(len(x), dtype=x.dtype)
     if same is not None:
         target = (same[:, None] == same[None, :]).to(x.dtype)
         target = target / target.sum(1, keepdim=True)
     logits = scale * x @ y.T
-    rows, columns = (F.cross_entropy(value, target, reduction="sum") for value in (logits, logits.T))
+    rows, columns = (
+        F.cross_entropy(value, target, reduction="sum", label_smoothing=smoothing) for value in (logits, logits.T)
+    )
     return (rows + columns) / 2
 
 
 @pytest.mark.parametrize(
     "same", [None, SAME, torch.zeros(7, dtype=torch.int64)], ids=["own", "some alike", "all alike"]
 )
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 100])
-def test_value_and_gradients_are_autograds(same: Tensor | None, chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "smoothing"), [(1, 0.0), (2, 0.0), (3, 0.0), (3, 0.2), (7, 0.2), (100, 0.0)])
+def test_value_and_gradients_are_autograds(same: Tensor | None, chunk: int, smoothing: float) -> None:
     ours, plain = inputs(), inputs()
-    loss, expected = contrastive_loss(*ours, same, chunk), reference(*plain, same)
+    loss, expected = contrastive_loss(*ours, same, chunk, smoothing), reference(*plain, same, smoothing)
     assert torch.allclose(loss, expected, atol=1e-5, rtol=1e-6)
     (2.5 * loss).backward()
     (2.5 * expected).backward()
@@ -56,7 +58,7 @@ def test_value_and_gradients_are_autograds(same: Tensor | None, chunk: int) -> N
 @pytest.mark.parametrize("chunk", [3, 7])
 def test_gradients_pass_gradcheck_in_float64(same: Tensor | None, chunk: int) -> None:
     assert torch.autograd.gradcheck(
-        lambda *args: _ContrastiveLoss.apply(*args, same, chunk), inputs(dtype=torch.float64)
+        lambda *args: _ContrastiveLoss.apply(*args, same, chunk, 0.1), inputs(dtype=torch.float64)
     )
 
 
@@ -155,6 +157,15 @@ def test_chunks_change_nothing() -> None:
     assert torch.allclose(ContrastiveSpec(chunk=4).build().losses(made, batch)["image_text"].total, whole, atol=1e-5)
 
 
+def test_smoothing_is_of_the_target() -> None:
+    made, batch = outputs("image", "text"), tiny_batch(TEXTS)
+    found = ContrastiveSpec(smoothing=0.3, same_caption_positive=False).build().losses(made, batch)["image_text"].total
+    x, y = (F.normalize(made.embedding[name], dim=-1) for name in ("image", "text"))
+    assert torch.allclose(found, reference(x, y, made.scale["contrastive"], None, 0.3), atol=1e-5)
+    with pytest.raises(InputError, match=r"ContrastiveSpec\.smoothing must be at least 0 and below 1"):
+        ContrastiveSpec(smoothing=1.0)
+
+
 def test_a_head_with_a_bias_is_refused() -> None:
     """Added to every logit, it changes no softmax: a parameter that never learns."""
     parts = Parts({"image": 4, "text": 4}, {"contrastive": ContrastiveHeadSpec(bias=-10.0)}, {}, ())
@@ -165,4 +176,4 @@ def test_a_head_with_a_bias_is_refused() -> None:
 def test_every_field_has_a_test() -> None:
     """``weight`` acts in training (tests/training/test_accumulate.py); the rest is above."""
     names = {field.name for field in dataclasses.fields(ContrastiveSpec)}
-    assert names == {"weight", "pairs", "head", "same_caption_positive", "chunk"}
+    assert names == {"weight", "pairs", "head", "same_caption_positive", "chunk", "smoothing"}

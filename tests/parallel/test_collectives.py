@@ -32,7 +32,7 @@ def softmax(part: slice) -> dict[str, Tensor]:
     x, y, scale, _, same = values()
     x, y, scale = (value.requires_grad_() for value in (x[part], y[part], scale))
     total = contrastive_loss(x, y, scale, same[part], chunk=2)
-    alone = contrastive_loss(x, y, scale, None, chunk=4)
+    alone = contrastive_loss(x, y, scale, None, chunk=4, smoothing=0.2)
     (total + 0.5 * alone).backward()
     return told(total + 0.5 * alone, x, y, scale)
 
