@@ -77,10 +77,10 @@ class LinearScheduleSpec(ScheduleSpec):
 
 @dataclass(frozen=True)
 class ConstantScheduleSpec(ScheduleSpec):
-    """The peak, after warm-up.
+    """The peak, after warm-up; with ``cooldown_steps``, warm-up–stable–decay (WSD).
 
-    With ``cooldown_steps`` this is warm-up–stable–decay (Hu et al. 2024, MiniCPM, §4; Hägele et al. 2024): a run that
-    was stopped before the cool-down can be made longer.
+    WSD (Hu et al. 2024, MiniCPM, §4; Hägele et al. 2024) is this schedule with both ``warmup_steps`` and
+    ``cooldown_steps``. A run that was stopped before the cool-down can be made longer.
     """
 
     def after_warmup(self, step: int, steps: int) -> float:

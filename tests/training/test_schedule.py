@@ -56,6 +56,13 @@ def test_constant_stays() -> None:
     assert factors(ConstantScheduleSpec(), 3) == [1.0] * 3
 
 
+def test_warm_up_stable_decay() -> None:
+    """WSD: up in a straight line, level, down in one; longer runs are the same until the shorter ones cool down."""
+    found = factors(ConstantScheduleSpec(3, cooldown_steps=4), 12)
+    assert found == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 5, 0.8, 0.6, 0.4, 0.2])
+    assert factors(ConstantScheduleSpec(3, cooldown_steps=4), 40)[:8] == pytest.approx(found[:8])
+
+
 def test_inverse_square_root_is_the_papers() -> None:
     """Vaswani et al. 2017, equation 3, as a share of its peak, with updates counted from 1."""
     warmup, found = 10, factors(InverseSquareRootScheduleSpec(9), 60)
