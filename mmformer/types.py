@@ -68,6 +68,19 @@ class Audio(NamedTuple):
         return Audio(self.samples.to(device), self.lengths.to(device), self.rate, hidden)
 
 
+class Mixed(NamedTuple):
+    """What other pictures are mixed into those of a batch."""
+
+    labels: dict[str, Tensor]  # of the other picture: name -> B, int64
+    share: Tensor  # B, float32: of a sample's own picture, and so of its own labels; 1 where nothing is mixed in
+
+    def rows(self, keep: slice) -> Mixed:
+        return Mixed({name: label[keep] for name, label in self.labels.items()}, self.share[keep])
+
+    def to(self, device: torch.device | str) -> Mixed:
+        return Mixed({name: label.to(device) for name, label in self.labels.items()}, self.share.to(device))
+
+
 class Batch(NamedTuple):
     """What one forward pass reads. A modality that is absent is None."""
 
@@ -79,6 +92,7 @@ class Batch(NamedTuple):
     target: Text | None = None  # what decoders learn to write; None: ``text``
     positions: Tensor | None = None  # B, int64: in the order of samples; what is random for a sample draws from it
     references: tuple[tuple[str, ...], ...] | None = None  # B: all texts that are right for each, to measure against
+    mixed: Mixed | None = None  # in training, where pictures are mixed; None: they are not
 
     @property
     def written(self) -> Text | None:
@@ -96,6 +110,7 @@ class Batch(NamedTuple):
             None if self.target is None else self.target.rows(keep),
             None if self.positions is None else self.positions[keep],
             None if self.references is None else self.references[keep],
+            None if self.mixed is None else self.mixed.rows(keep),
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -109,6 +124,7 @@ class Batch(NamedTuple):
             None if self.target is None else self.target.to(device),
             None if self.positions is None else self.positions.to(device),
             self.references,
+            None if self.mixed is None else self.mixed.to(device),
         )
 
 

@@ -11,9 +11,19 @@ from torch import Tensor
 
 from mmformer.data.augment import augment
 from mmformer.data.augment_sound import augment_sounds
+from mmformer.data.mix import Mixing, mix
+from mmformer.data.seeding import derive
 from mmformer.data.sources import DataSpec
 from mmformer.tokenizers.text import TextEncoder
-from mmformer.types import Audio, Batch, Text
+from mmformer.types import Audio, Batch, Mixed, Text
+
+
+class Other(NamedTuple):
+    """A sample whose picture is mixed into another's."""
+
+    image: np.ndarray  # uint8 H W 3
+    labels: dict[str, int]
+    mixing: Mixing
 
 
 class Sample(NamedTuple):
@@ -27,6 +37,7 @@ class Sample(NamedTuple):
     target: str | None
     labels: dict[str, int]
     source: int = 0  # index into DataSpec.each()
+    other: Other | None = None  # what is mixed into it
 
 
 class Collate:
@@ -41,25 +52,49 @@ class Collate:
             name: torch.tensor([sample.labels[name] for sample in samples], dtype=torch.int64)
             for name in samples[0].labels
         }
-        return Batch(
+        images = self._images(samples)
+        batch = Batch(
             tuple(sample.key for sample in samples),
             labels,
-            self._images(samples),
+            images,
             self._encode("text", [sample.text for sample in samples]),
             self._sounds(samples),
             self._encode("target", [sample.target for sample in samples]),
             torch.tensor([sample.position for sample in samples]),
         )
+        mixes = images is not None and any(sample.other is not None for sample in samples)
+        return self._mixed(batch, images, samples) if mixes and images is not None else batch
+
+    def _mixed(self, batch: Batch, images: Tensor, samples: Sequence[Sample]) -> Batch:
+        """Mix the others' pictures in, augmented by streams of their own."""
+        others = {row: sample.other for row, sample in enumerate(samples) if sample.other is not None}
+        changed = self._augment(
+            torch.from_numpy(np.stack([other.image for other in others.values()])),
+            [samples[row] for row in others],
+            derive(self.seed, "mix"),
+        )
+        mixed, share = images.numpy().copy(), torch.ones(len(samples))
+        for picture, (row, other) in zip(changed.numpy(), others.items(), strict=True):
+            mixed[row], share[row] = mix(mixed[row], picture, other.mixing)
+        labels = {
+            name: torch.tensor([(sample.other or sample).labels[name] for sample in samples], dtype=torch.int64)
+            for name in samples[0].labels
+        }
+        return batch._replace(image=torch.from_numpy(mixed), mixed=Mixed(labels, share))
 
     def _images(self, samples: Sequence[Sample]) -> Tensor | None:
         pictures = [sample.image for sample in samples if sample.image is not None]
         if not pictures:
             return None
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()  # B 3 H W
+        return self._augment(torch.from_numpy(np.stack(pictures)), samples, self.seed)
+
+    def _augment(self, pictures: Tensor, samples: Sequence[Sample], seed: int) -> Tensor:
+        """B H W 3 -> B 3 H W, in training changed as each one's source says."""
+        images = pictures.permute(0, 3, 1, 2).contiguous()
         for source, rows, positions in self._augmented(samples):
             spec = self.sources[source].image
             assert spec is not None, "its samples have images"
-            changed = augment(images[rows], spec.augment, self.seed, positions)
+            changed = augment(images[rows], spec.augment, seed, positions)
             images = changed if len(rows) == len(samples) else images.index_copy(0, rows, changed)
         return images
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mmformer.data.caption import lookup
 from mmformer.data.classes import read_classes
-from mmformer.data.collate import Collate, Sample
+from mmformer.data.collate import Collate, Other, Sample
 from mmformer.data.decode import decode
 from mmformer.data.inputs import TextInputSpec
 from mmformer.data.opening import open_samples
@@ -59,16 +59,35 @@ class SampleDataset(Dataset[Sample]):
     def sample(self, place: int, position: int) -> Sample:
         """The sample at a place of the order; what is random of it is drawn for a position of the run."""
         _, shard, row = self.order.locate(place)
-        decoded = self._cache.get((shard, row)) or self._decode(shard, row)
+        decoded = self._decoded(shard, row)
         text, target = (
             self._caption(decoded, position, spec, stream)
             for spec, stream in ((self.spec.text, "caption"), (self.spec.target, "target"))
         )
-        sound, labels = self._sound(shard, row, position), self._labels(decoded)
-        image = decoded.image
-        if image is not None and self.spec.image is not None and self._crop is not None:
-            image = self._crop(image, self.spec.image.transform.size, generator(self.seed, "crop", position))
-        return Sample(decoded.key, position, image, text, sound, target, labels)
+        image, sound = self._image(decoded, position, "crop"), self._sound(shard, row, position)
+        other = self._other(place, position)
+        return Sample(decoded.key, position, image, text, sound, target, self._labels(decoded), other=other)
+
+    def _decoded(self, shard: int, row: int) -> Decoded:
+        return self._cache.get((shard, row)) or self._decode(shard, row)
+
+    def _image(self, decoded: Decoded, position: int, stream: str) -> np.ndarray | None:
+        """The picture, or a part of it."""
+        if decoded.image is None or self._crop is None or self.spec.image is None:
+            return decoded.image
+        return self._crop(decoded.image, self.spec.image.transform.size, generator(self.seed, stream, position))
+
+    def _other(self, place: int, position: int) -> Other | None:
+        """What is mixed into the sample at a place of the order; None: nothing."""
+        spec = self.spec.image.mix if self.training and self.spec.image is not None else None
+        mixing = None if spec is None else spec.draw(generator(self.seed, "mix", position))
+        if mixing is None:
+            return None
+        _, shard, row = self.order.locate(place + mixing.turns * self.order.spec.lanes)
+        decoded = self._decoded(shard, row)
+        image = self._image(decoded, position, "mix.crop")
+        assert image is not None, "only pictures are mixed"
+        return Other(image, self._labels(decoded), mixing)
 
     def _decode(self, shard: int, row: int) -> Decoded:
         spec = self.spec

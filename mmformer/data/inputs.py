@@ -14,6 +14,7 @@ from mmformer.data.augment_sound import SoundAugmentationSpec, SpecAugmentSpec
 from mmformer.data.caption import CaptionSpec, FieldCaptionSpec
 from mmformer.data.crop import RandomResizedCropSpec
 from mmformer.data.decode import resize
+from mmformer.data.mix import MixSpec
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.spec import require
 
@@ -54,12 +55,14 @@ class ImageInputSpec:
         augment: in training, in this order.
         crop: in training, a random part in place of the whole, before it is augmented; None: the whole, by the
             transform.
+        mix: in training, another picture that is mixed in, with its labels; None: none.
     """
 
     member: str = "png"
     transform: ImageTransformSpec = field(default_factory=ImageTransformSpec)
     augment: tuple[AugmentationSpec, ...] = ()
     crop: RandomResizedCropSpec | None = None
+    mix: MixSpec | None = None
 
     def __post_init__(self) -> None:
         require(all(self.members), self, "member", "an extension, or several with ; between them")

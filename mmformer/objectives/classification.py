@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class ClassificationSpec(ObjectiveSpec):
         label: which of the data's labels; None: the one that has the head's name. -1 counts as no label.
         smoothing: share of the target that is spread over all classes (Szegedy et al. 2016, §7).
     """
+
+    mixes: ClassVar[bool] = True
 
     head: str = "classification"
     label: str | None = None
@@ -65,7 +68,13 @@ class Classification(Objective):
         items = self.items(batch)["cross_entropy"]
         logits, target = outputs.logits[self.spec.head].float(), batch.labels[self.label]
         with torch.autocast(logits.device.type, enabled=False):
-            total = F.cross_entropy(
-                logits, target, ignore_index=-1, reduction="sum", label_smoothing=self.spec.smoothing
-            )
-        return {"cross_entropy": LossTerm(total, items)}
+            each = self._loss(logits, target)  # B
+            if batch.mixed is not None:
+                other = batch.mixed.labels[self.label]
+                # Where the other has no label, all of the target is the sample's own.
+                share = torch.where(other < 0, 1.0, batch.mixed.share)
+                each = (share * each + (1 - share) * self._loss(logits, other)).where(target >= 0, 0.0)
+        return {"cross_entropy": LossTerm(each.sum(), items)}
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, ignore_index=-1, reduction="none", label_smoothing=self.spec.smoothing)

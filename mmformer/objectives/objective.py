@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,9 @@ class ObjectiveSpec(ABC):
     Attributes:
         weight: of its mean loss in the sum that is minimised.
     """
+
+    mixes: ClassVar[bool] = False
+    """Whether its loss heeds what other pictures are mixed in (Batch.mixed)."""
 
     weight: float = 1.0
 

@@ -215,6 +215,13 @@ class RunSpec:
         self._check_modalities()
         self._check_evaluation()
         self._check_thaw()
+        for where, source in self.data.named.items():
+            blind = [name for name, objective in self.objectives.items() if not objective.mixes]
+            if source.image is not None and source.image.mix is not None and blind:
+                raise InputError(
+                    f"{where}.image.mix mixes pictures and their labels, but objectives.{blind[0]} would take a "
+                    f"mixture for the picture that it is named after: leave mix out, or train on labels alone."
+                )
         if self.logging.samples and "image" not in self.data.filled:
             raise InputError("logging.samples draws pictures, but data.image is absent: set it to 0.")
         if self.optimizer.averages:

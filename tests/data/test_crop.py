@@ -81,16 +81,11 @@ def test_training_sees_parts_and_evaluation_the_whole(tmp_path: Path) -> None:
         np.testing.assert_array_equal(samples[0], samples[3])
         different += not np.array_equal(samples[0], samples[1])
     assert different == number
-    later = parts[number + position].image
-    assert parts[number + position].key
-    assert later is not None
 
 
-@pytest.mark.parametrize(
-    ("area", "ratio"), [((0.0, 1.0), (1.0, 1.0)), ((0.5, 0.2), (1.0, 1.0)), ((0.5, 1.2), (1.0, 1.0))]
-)
-def test_areas_that_make_no_sense_are_refused(area: tuple[float, float], ratio: tuple[float, float]) -> None:
+@pytest.mark.parametrize("area", [(0.0, 1.0), (0.5, 0.2), (0.5, 1.2)])
+def test_areas_and_proportions_that_make_no_sense_are_refused(area: tuple[float, float]) -> None:
     with pytest.raises(InputError, match=r"RandomResizedCropSpec.area must be"):
-        RandomResizedCropSpec(area, ratio)
+        RandomResizedCropSpec(area)
     with pytest.raises(InputError, match=r"RandomResizedCropSpec.ratio must be"):
         RandomResizedCropSpec(ratio=(2.0, 1.0))
