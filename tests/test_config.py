@@ -12,11 +12,16 @@ import yaml
 from tiny import tiny_run, write_shards
 
 from mmformer.config import parse, read_yaml, to_yaml
-from mmformer.data import augment, augment_sound, caption
+from mmformer.data import augment, augment_policy, augment_sound, caption
 from mmformer.errors import InputError
 from mmformer.evaluation.captions import CaptionsSpec
 from mmformer.evaluation.classification import AccuracySpec
+from mmformer.evaluation.few_shot import FewShotSpec
+from mmformer.evaluation.neighbours import NeighboursSpec
+from mmformer.evaluation.perplexity import PerplexitySpec
+from mmformer.evaluation.probe import LinearProbeSpec
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.evaluation.translation import TranslationSpec
 from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import GreedySpec, SamplingSpec
@@ -35,7 +40,13 @@ from mmformer.spec import FAMILIES
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.training.optimizers.adafactor import AdafactorSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
+from mmformer.training.optimizers.lamb import LAMBSpec
+from mmformer.training.optimizers.lion import LionSpec
+from mmformer.training.optimizers.muon import MuonSpec
+from mmformer.training.optimizers.schedule_free import ScheduleFreeAdamWSpec
+from mmformer.training.parameter_groups import GroupSpec
 from mmformer.training.run import RunSpec
 from mmformer.training.schedule import (
     ConstantScheduleSpec,
@@ -65,7 +76,7 @@ MEMBERS: list[Any] = [
     SpectrogramPatchesSpec(8000, 256, 100, 32, 50.0, 3500.0, (8, 16), (4, 8), -5.0, 3.0),
     ContrastiveHeadSpec(0.5, 0.1),
     ClassificationHeadSpec("image", 3, 0.1),
-    ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7),
+    ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7, 0.1),
     ClassificationSpec(0.5, "colour", "hue", 0.1),
     CaptioningSpec(0.5, "writer"),
     SigmoidContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7),
@@ -73,10 +84,20 @@ MEMBERS: list[Any] = [
     SamplingSpec(1, 9, 1.5, 3, 0.7, 5, 0.9, 11),
     BeamSpec(1, 9, 1.5, 3, 6, 0.8),
     RetrievalSpec((("text", "image"), ("a", "b")), (1, 2, 3)),
-    AccuracySpec("colour", "hue"),
+    AccuracySpec("colour", "hue", only=("accuracy", "top5")),
     CaptionsSpec("writer", BeamSpec(beams=2)),
     ZeroShotSpec("colour", "classes.txt", ("a {}", "the {}"), "i", "t"),
-    AdamWSpec(0.1, 0.2, (0.3, 0.4), 1e-9),
+    FewShotSpec("colour", "sound", (2, 3), 5, 7),
+    LinearProbeSpec("colour", "sound", 0.3, 50, 7),
+    NeighboursSpec("colour", "sound", 3, 0.1),
+    PerplexitySpec("writer"),
+    TranslationSpec("writer", BeamSpec(beams=2), "char", True),
+    AdamWSpec(0.1, 0.2, (0.3, 0.4), 1e-9, layer_decay=0.5, groups=(GroupSpec("*.bias", 2.0), GroupSpec("*", 0.5, 0.1))),
+    LionSpec(0.1, 0.2, (0.3, 0.4)),
+    LAMBSpec(0.1, 0.2, (0.3, 0.4), 1e-9),
+    AdafactorSpec(0.1, 0.2, None, 0.5, 0.9, None, 4),
+    MuonSpec(0.1, 0.2, 0.3, 4, (0.3, 0.4), 1e-9),
+    ScheduleFreeAdamWSpec(0.1, 0.2, (0.3, 0.4), 1e-9),
     CosineScheduleSpec(5, 2, 0.1),
     LinearScheduleSpec(5, 2, 0.1),
     InverseSquareRootScheduleSpec(5, 2, 100),
@@ -91,6 +112,8 @@ MEMBERS: list[Any] = [
     augment_sound.SpeedSpec((0.8, 1.2)),
     augment_sound.NoiseSpec((5.0, 50.0)),
     augment_sound.ReverberationSpec((0.2, 0.3), (0.1, 0.2)),
+    augment_policy.RandAugmentSpec(3, 5),
+    augment_policy.TrivialAugmentSpec(),
     augment.HorizontalFlipSpec(0.25),
     augment.RandomAffineSpec(0.2, 20.0, (0.5, 2.0), 1.5),
     augment.ColorJitterSpec(0.1, 0.2, 0.3, 0.4, 0.5),

@@ -96,7 +96,7 @@ class Measurement:
         with evaluating(self.model, self.dtype):
             for metric in self.metrics.values():
                 metric.finish()
-            scores = scores_of(self.metrics)
+            scores = scores_of(self.metrics, self.specs)
             details = {name: self._named(metric.details()) for name, metric in self.metrics.items()}
         spec = dataclasses.replace(self.recipe, metrics=dict(self.specs))
         return Measured(scores, details, spec, self.described(), self.data)

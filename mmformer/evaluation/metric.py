@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -44,13 +44,19 @@ class Score(NamedTuple):
 @family
 @dataclass(frozen=True)
 class MetricSpec(ABC):
-    """A measure of a model on a split."""
+    """A measure of a model on a split.
+
+    Attributes:
+        only: which of its scores are told, in this order; empty: all.
+    """
 
     generates: ClassVar[bool] = False
     """Whether it has decoders write, outside of the model's forward pass."""
 
     learns: ClassVar[bool] = False
     """Whether it sees the training split first, to learn what it measures with."""
+
+    only: tuple[str, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def build(self) -> Metric:
@@ -128,7 +134,7 @@ def evaluate(
         observe(model, batches, built, device)
         for metric in built.values():
             metric.finish()
-        return scores_of(built)
+        return scores_of(built, metrics)
 
 
 @contextmanager
@@ -170,11 +176,25 @@ def observe(
             (metric.learn if learn else metric.update)(outputs, moved)
 
 
-def scores_of(metrics: Mapping[str, Metric]) -> dict[str, Score]:
-    """All scores, as "metric/score"; they are computed in full precision."""
+def scores_of(metrics: Mapping[str, Metric], specs: Mapping[str, MetricSpec]) -> dict[str, Score]:
+    """The scores that are asked for, as "metric/score"; they are computed in full precision.
+
+    Raises:
+        InputError: a metric has no such score.
+    """
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.autocast(kind, enabled=False), torch.autocast("cpu", enabled=False):
-        return {f"{name}/{key}": score for name, metric in metrics.items() for key, score in metric.compute().items()}
+        computed = {name: metric.compute() for name, metric in metrics.items()}
+    scores: dict[str, Score] = {}
+    for name, found in computed.items():
+        for key in specs[name].only or found:
+            if key not in found:
+                raise InputError(
+                    f"{type(specs[name]).__name__}.only of the metric '{name}' has '{key}', but its scores are "
+                    f"{', '.join(found)}.{nearest(key, found)}"
+                )
+            scores[f"{name}/{key}"] = found[key]
+    return scores
 
 
 def check_pair(where: str, pair: tuple[str, str], embedding_widths: Mapping[str, int]) -> None:

@@ -214,3 +214,17 @@ def test_to_device_moves_every_tensor() -> None:
     tensors = [moved.image, *moved.text, *moved.labels.values()]
     assert all(tensor.is_meta for tensor in tensors)
     assert Batch((), {}).to("meta") == Batch((), {})
+
+
+def test_only_the_scores_that_are_asked_for_are_told_in_that_order() -> None:
+    model, batches = tiny_model().build(), [tiny_batch(TEXTS)]
+    whole = evaluate(model, batches, {"r": SPEC}, {})
+    wanted = ("text_to_image/R@3", "image_to_text/R@1")
+    told = evaluate(model, batches, {"r": dataclasses.replace(SPEC, only=wanted), "all": SPEC}, {})
+    assert list(told)[:2] == [f"r/{name}" for name in wanted]
+    assert {f"r/{name.removeprefix('all/')}": score for name, score in list(told.items())[2:]} == whole
+    assert all(told[f"r/{name}"] == whole[f"r/{name}"] for name in wanted)
+    with pytest.raises(
+        InputError, match=r"RetrievalSpec.only of the metric 'r' has 'R@1', but its scores are image_to"
+    ):
+        evaluate(model, batches, {"r": dataclasses.replace(SPEC, only=("R@1",))}, {})
