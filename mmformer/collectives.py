@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -64,6 +66,15 @@ def gather_rows(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         return _gather(x)
     gathered: Tensor = _GatherRows.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def gather_values(value: T) -> list[T]:
+    """Every process's value, whatever can be pickled, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
     return gathered
 
 

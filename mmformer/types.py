@@ -81,6 +81,23 @@ class Mixed(NamedTuple):
         return Mixed({name: label.to(device) for name, label in self.labels.items()}, self.share.to(device))
 
 
+class Skipped(NamedTuple):
+    """A damaged training sample, in whose place another one was read."""
+
+    position: int  # whose sample it would have been
+    source: str
+    key: str
+    cause: str  # one of few, to be counted
+    reason: str
+
+
+class Notes(NamedTuple):
+    """What is told of how a batch was read."""
+
+    skipped: tuple[Skipped, ...]
+    texts: dict[str, tuple[int, int]]  # text or target -> how many there are, and how many were too long and were cut
+
+
 class Batch(NamedTuple):
     """What one forward pass reads. A modality that is absent is None."""
 
@@ -93,6 +110,7 @@ class Batch(NamedTuple):
     positions: Tensor | None = None  # B, int64: in the order of samples; what is random for a sample draws from it
     references: tuple[tuple[str, ...], ...] | None = None  # B: all texts that are right for each, to measure against
     mixed: Mixed | None = None  # in training, where pictures are mixed; None: they are not
+    notes: Notes | None = None  # of the whole batch: some of its rows have none
 
     @property
     def written(self) -> Text | None:
@@ -125,6 +143,7 @@ class Batch(NamedTuple):
             None if self.positions is None else self.positions.to(device),
             self.references,
             None if self.mixed is None else self.mixed.to(device),
+            self.notes,
         )
 
 

@@ -17,6 +17,7 @@ from mmformer.cli.inputs import SUFFIXES
 
 if TYPE_CHECKING:
     from mmformer.evaluation.metric import Score
+    from mmformer.training.intake import Taken
     from mmformer.training.run import RunSpec
     from mmformer.training.sheet import Card
 
@@ -39,8 +40,31 @@ def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = 
     Console().print(table)
 
 
-def print_end(run: RunSpec, output: Path, scores: Mapping[str, Score], cards: Sequence[Card] = ()) -> None:
-    """The scores, three captions, what the run has left, and what to type next."""
+def print_taken(run: RunSpec, output: Path, taken: Taken) -> None:
+    """How much of the data was skipped, for which causes, and how many texts were cut."""
+    if taken.skipped:
+        table = Table(title="Training samples that others stood in for", title_justify="left")
+        table.add_column("cause")
+        table.add_column("samples", justify="right")
+        for cause, count in taken.skipped.items():
+            table.add_row(cause, f"{count:,}")
+        Console().print(table)
+        print(f"{output / 'skipped.tsv'} lists them.")
+    for name, (read, cut) in taken.texts.items():
+        if cut:
+            most = run.model.text_encoders()[name].spec.context_length
+            print(
+                f"Of {read:,} texts that were read as {name}, {cut:,} ({100 * cut / read:.1f} %) were longer than the "
+                f"model's context of {most} tokens and were cut: a larger context_length would take more of them."
+            )
+
+
+def print_end(
+    run: RunSpec, output: Path, scores: Mapping[str, Score], cards: Sequence[Card] = (), taken: Taken | None = None
+) -> None:
+    """What was skipped, the scores, three captions, what the run has left, and what to type next."""
+    if taken is not None:
+        print_taken(run, output, taken)
     if scores:
         print_scores(scores, f"split {run.data.test}, which training never saw")
     captions = [card for card in cards if card.caption is not None][:3]

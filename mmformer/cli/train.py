@@ -76,7 +76,7 @@ def fit(words: Sequence[str]) -> int:
         error.filename = error.filename or str(output)  # a full disk names no file
         raise
     if result is not None:
-        print_end(spec, output, result.scores, result.cards)
+        print_end(spec, output, result.scores, result.cards, result.taken)
     return 0
 
 

@@ -15,7 +15,7 @@ from mmformer.data.mix import Mixing, mix
 from mmformer.data.seeding import derive
 from mmformer.data.sources import DataSpec
 from mmformer.tokenizers.text import TextEncoder
-from mmformer.types import Audio, Batch, Mixed, Text
+from mmformer.types import Audio, Batch, Mixed, Notes, Skipped, Text
 
 
 class Other(NamedTuple):
@@ -38,6 +38,7 @@ class Sample(NamedTuple):
     labels: dict[str, int]
     source: int = 0  # index into DataSpec.each()
     other: Other | None = None  # what is mixed into it
+    skipped: tuple[Skipped, ...] = ()  # what it stands in for
 
 
 class Collate:
@@ -53,14 +54,16 @@ class Collate:
             for name in samples[0].labels
         }
         images = self._images(samples)
+        notes = Notes(tuple(skipped for sample in samples for skipped in sample.skipped), {})
         batch = Batch(
             tuple(sample.key for sample in samples),
             labels,
             images,
-            self._encode("text", [sample.text for sample in samples]),
+            self._encode("text", [sample.text for sample in samples], notes),
             self._sounds(samples),
-            self._encode("target", [sample.target for sample in samples]),
+            self._encode("target", [sample.target for sample in samples], notes),
             torch.tensor([sample.position for sample in samples]),
+            notes=notes,
         )
         mixes = images is not None and any(sample.other is not None for sample in samples)
         return self._mixed(batch, images, samples) if mixes and images is not None else batch
@@ -125,9 +128,13 @@ class Collate:
             for source, own in zip(sources, rows, strict=True)
         ]
 
-    def _encode(self, name: str, texts: Sequence[str | None]) -> Text | None:
+    def _encode(self, name: str, texts: Sequence[str | None], notes: Notes) -> Text | None:
         there = [text for text in texts if text is not None]
-        return self.encoders[name].encode(there) if there and name in self.encoders else None
+        if not there or name not in self.encoders:
+            return None
+        text, cut = self.encoders[name].encode_counting(there)
+        notes.texts[name] = len(there), cut
+        return text
 
 
 def pad_sounds(sounds: Sequence[np.ndarray], rate: int) -> Audio:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmformer.data.caption import lookup
 from mmformer.data.classes import read_classes
 from mmformer.data.collate import Collate, Other, Sample
+from mmformer.data.damage import MOST, DamageError, damage
 from mmformer.data.decode import decode
 from mmformer.data.inputs import TextInputSpec
 from mmformer.data.opening import open_samples
@@ -26,6 +27,7 @@ from mmformer.data.sound import decode_sound
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError, nearest
 from mmformer.tokenizers.text import TextEncoder
+from mmformer.types import Skipped
 
 
 class Decoded(NamedTuple):
@@ -37,10 +39,17 @@ class Decoded(NamedTuple):
 
 
 class SampleDataset(Dataset[Sample]):
-    """The samples of one source's split by position in their order."""
+    """The samples of one source's split by position in their order.
 
-    def __init__(self, spec: DataSpec, split: str, order: OrderSpec, seed: int, training: bool) -> None:
-        self.spec, self.seed, self.training = spec, seed, training
+    Args:
+        training: whether to draw what is random in training.
+        skips: whether other samples stand in for damaged ones; False: those are errors.
+    """
+
+    def __init__(
+        self, spec: DataSpec, split: str, order: OrderSpec, seed: int, training: bool, skips: bool = False
+    ) -> None:
+        self.spec, self.seed, self.training, self.skips = spec, seed, training, skips
         self._crop = spec.image.crop if training and spec.image is not None else None
         self.reader = open_samples(spec.source, split, spec.copies)
         self.order: Order = order.build(self.reader.counts, seed)
@@ -57,7 +66,36 @@ class SampleDataset(Dataset[Sample]):
         return self.sample(position, position)
 
     def sample(self, place: int, position: int) -> Sample:
-        """The sample at a place of the order; what is random of it is drawn for a position of the run."""
+        """The sample at a place of the order; what is random of it is drawn for a position of the run.
+
+        Raises:
+            InputError: it is damaged, and may not be skipped, or too many are in a row.
+        """
+        skipped: list[Skipped] = []
+        while True:
+            try:
+                found = self._sample(self._stand_in(place, len(skipped)), position)
+                return found._replace(skipped=tuple(skipped))
+            except DamageError as error:
+                skipped.append(Skipped(position, self.spec.source, error.key, error.cause, str(error)))
+                if not self.skips:
+                    hint = " To train without such samples, set data.on_damage to skip." if self.training else ""
+                    raise InputError(f"{error}{hint}") from error
+                if len(skipped) == MOST:
+                    raise InputError(
+                        f"{self.spec.source}: {MOST} samples in a row cannot be used, which is no damage here and "
+                        f"there: see whether data asks for what they have. Of the last: {error}"
+                    ) from error
+
+    def _stand_in(self, place: int, number: int) -> int:
+        """The place of a sample's own (number 0), and of those that stand in for it, in the same lane.
+
+        The first of them is that of the same row an update later: a batch would else have a sample twice.
+        """
+        lanes = self.order.spec.lanes
+        return place + lanes * (-(-self.spec.batch_size // lanes) + number - 1) if number else place
+
+    def _sample(self, place: int, position: int) -> Sample:
         _, shard, row = self.order.locate(place)
         decoded = self._decoded(shard, row)
         text, target = (
@@ -99,20 +137,21 @@ class SampleDataset(Dataset[Sample]):
         perhaps = {label.member for label in labels} - set(wanted)
         raw = self._read(shard, row, wanted, everything=bool(perhaps) or len(pictures) > 1)
 
-        def value(member: str) -> Any:
-            return decode(member, raw.members[member], f"{raw.key}.{member}")
+        def value(member: str, kind: str) -> Any:
+            with damage(raw.key, f"damaged {kind}"):
+                return decode(member, raw.members[member], f"{raw.key}.{member}")
 
         texts = read | (perhaps & raw.members.keys())
         image = None
         if spec.image is not None:
             picture = spec.image.choose(raw.members)
             self._require(raw, [picture], shard, row)
-            image = value(picture)
+            image = value(picture, "picture")
             if self._crop is None:
                 image = spec.image.transform(image)
             else:
                 image = self._crop.reduce(image, spec.image.transform.size)
-        decoded = Decoded(raw.key, image, {member: value(member) for member in texts})
+        decoded = Decoded(raw.key, image, {member: value(member, "text") for member in texts})
         # A parsed json member takes several times the room of its text.
         size = (0 if image is None else image.nbytes) + 8 * sum(len(raw.members[member]) for member in texts)
         if self._has_room(size):
@@ -130,7 +169,8 @@ class SampleDataset(Dataset[Sample]):
         if cached is not None:
             return cached
         raw = self._read(shard, row, [member])
-        sound = decode_sound(raw.members[member], f"{raw.key}.{member}", spec.transform.seconds)
+        with damage(raw.key, "damaged sound"):
+            sound = decode_sound(raw.members[member], f"{raw.key}.{member}", spec.transform.seconds)
         samples = spec.transform(sound)
         if self._has_room(samples.nbytes):
             self._sounds[shard, row, member] = samples
@@ -140,7 +180,8 @@ class SampleDataset(Dataset[Sample]):
         """A sample's bytes, with all that is wanted.
 
         Raises:
-            InputError: the sample has no such member.
+            DamageError: the sample has no such member.
+            InputError: none of its shard has it, or the shard cannot be read.
         """
         # A member that a whole shard lacks may not be asked for by name.
         raw = self.reader.read(shard, row, None if everything else wanted)
@@ -150,9 +191,11 @@ class SampleDataset(Dataset[Sample]):
     def _require(self, raw: RawSample, wanted: list[str], shard: int, row: int) -> None:
         missing = [member for member in wanted if member not in raw.members]
         if missing:
-            raise InputError(
+            raise DamageError(
                 f"{self.spec.source}: sample '{raw.key}' has no member '.{missing[0]}', which data asks for; "
-                f"it has {', '.join(sorted(self.reader.read(shard, row).members))}."
+                f"it has {', '.join(sorted(self.reader.read(shard, row).members))}.",
+                raw.key,
+                "missing member",
             )
 
     def _has_room(self, size: int) -> bool:
@@ -165,7 +208,11 @@ class SampleDataset(Dataset[Sample]):
         if spec is None:
             return None
         chosen = (self.training and spec.training_caption) or spec.caption
-        return chosen.choose(decoded.members[spec.member], generator(self.seed, stream, position), decoded.key)
+        with damage(decoded.key, "no caption"):
+            text = chosen.choose(decoded.members[spec.member], generator(self.seed, stream, position), decoded.key)
+            if not text or text.isspace():
+                raise InputError(f"{decoded.key}.{spec.member}: the caption is empty. Write one, or leave it out.")
+        return text
 
     def _labels(self, decoded: Decoded) -> dict[str, int]:
         labels: dict[str, int] = {}
@@ -198,7 +245,7 @@ class MixedDataset(Dataset[Sample]):
         # The first source's order is the same, whatever is mixed with it.
         seeds = [seed, *(derive(seed, f"source.{name}") for name in spec.also)]
         self.sources = [
-            SampleDataset(each, each.train, each.order, own, training=True)
+            SampleDataset(each, each.train, each.order, own, training=True, skips=spec.on_damage == "skip")
             for each, own in zip(spec.each(), seeds, strict=True)
         ]
 
@@ -244,16 +291,33 @@ def training_loader(
     """The batches of updates ``first_step`` to ``steps - 1``: update u covers positions u × batch_size onwards.
 
     Of several ranks, each reads its part of every batch.
+
+    Raises:
+        InputError: the data cannot be read, or there is less of it than one batch.
     """
     dataset = MixedDataset(spec, seed)
+    for members in dataset.mixture.members:
+        held = sum(len(dataset.sources[source]) for source in members)
+        if held < spec.batch_size:
+            where = " and ".join(f"'{spec.each()[source].train}' of {spec.each()[source].source}" for source in members)
+            raise InputError(
+                f"data.batch_size is {spec.batch_size}, but the split {where} has {held} samples: a batch would have "
+                f"some of them twice. Set data.batch_size to {held} or less."
+            )
     first, last = first_step * spec.batch_size, steps * spec.batch_size
     batches = PositionBatches(first, last, spec.batch_size, rank, ranks)
     return _loader(dataset, batches, Collate(spec, encoders, seed, training=True), spec.workers)
 
 
-def evaluation_loader(spec: DataSpec, split: str, encoders: Mapping[str, TextEncoder]) -> DataLoader[Sample]:
-    """Every sample of a split once, in the shards' order, as it is."""
-    dataset = SampleDataset(spec, split, OrderSpec(shuffle=False), seed=0, training=False)
+def evaluation_loader(
+    spec: DataSpec, split: str, encoders: Mapping[str, TextEncoder], skips: bool = False
+) -> DataLoader[Sample]:
+    """Every sample of a split once, in the shards' order, as it is.
+
+    Args:
+        skips: whether others stand in for damaged samples, where they are learned from and not measured on.
+    """
+    dataset = SampleDataset(spec, split, OrderSpec(shuffle=False), seed=0, training=False, skips=skips)
     batches = PositionBatches(0, len(dataset), spec.evaluation_batch_size)
     # Held-out splits are read between training steps: a second set of workers would fight over the same cores.
     return _loader(dataset, batches, Collate(spec, encoders, 0, training=False), workers=0)

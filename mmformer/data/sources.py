@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mmformer.data.inputs import AudioInputSpec, ImageInputSpec, LabelInputSpec, TextInputSpec
 from mmformer.data.mixture import Mixture
@@ -69,6 +69,10 @@ class DataSpec(SourceSpec):
         batch_size: samples of one update, over all ranks and micro-batches.
         evaluation_batch_size: samples of one evaluation batch.
         order: of the training samples of each source.
+        on_damage: what becomes of a training sample that cannot be used (a picture, sound or text that cannot be
+            decoded, a member or caption that is not there): ``refuse`` ends the run, ``skip`` has another one stand in,
+            the same one whenever the run is repeated; those are counted, and ``skipped.tsv`` in the run's output lists
+            them. What is measured on is never skipped.
         workers: processes that read and decode; 0: the training process itself. The batches do not depend on it.
         cache_mib: memory, in each process, for decoded samples, in MiB; sources have equal parts of it.
         copies: of sources that are URLs, where they are kept.
@@ -80,6 +84,7 @@ class DataSpec(SourceSpec):
     batch_size: int = 256
     evaluation_batch_size: int = 256
     order: OrderSpec = field(default_factory=OrderSpec)
+    on_damage: Literal["refuse", "skip"] = "refuse"
     workers: int = 0
     cache_mib: int = 256
     copies: CacheSpec = field(default_factory=CacheSpec)

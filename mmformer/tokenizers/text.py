@@ -66,18 +66,23 @@ class TextEncoder:
         Returns:
             Text of ids B L and lengths B, L a multiple of 8 or the context length.
         """
+        return self.encode_counting(texts)[0]
+
+    def encode_counting(self, texts: Sequence[str]) -> tuple[Text, int]:
+        """What ``encode`` makes of some texts, and how many of them were longer than the context and were cut."""
         before = [self.vocabulary.bos] if self.spec.begin else []
         after = [self.vocabulary.eos] if self.spec.end else []
         spaced = [text and " " + text for text in texts] if self.spec.prefix_space else list(texts)
         room = self.spec.context_length - len(before) - len(after)
-        rows = [before + ids[:room] + after for ids in self.vocabulary.encode_many(spaced)]
+        encoded = self.vocabulary.encode_many(spaced)
+        rows = [before + ids[:room] + after for ids in encoded]
         rows = [row or [self.vocabulary.eos] for row in rows]
         lengths = [len(row) for row in rows]
         length = min(-(-max(lengths, default=1) // 8) * 8, self.spec.context_length)
         ids = torch.full((len(rows), length), self.vocabulary.pad, dtype=torch.int64)  # B L
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = torch.tensor(row)
-        return Text(ids, torch.tensor(lengths, dtype=torch.int64))
+        return Text(ids, torch.tensor(lengths, dtype=torch.int64)), sum(len(row) > room for row in encoded)
 
 
 class TextTokens(nn.Module):

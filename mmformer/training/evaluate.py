@@ -98,4 +98,5 @@ def score_split(run: RunSpec, split: str, model: Model, device: str) -> dict[str
 def learned_from(run: RunSpec, encoders: Mapping[str, TextEncoder]) -> DataLoader[Sample] | None:
     """The training split, as it is read for evaluation, where a metric learns from it."""
     learns = any(metric.learns for metric in run.evaluation.metrics.values())
-    return evaluation_loader(run.data, run.data.train, encoders) if learns else None
+    skips = run.data.on_damage == "skip"
+    return evaluation_loader(run.data, run.data.train, encoders, skips) if learns else None

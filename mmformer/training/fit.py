@@ -21,6 +21,7 @@ from mmformer.training.bundling import write_bundle
 from mmformer.training.checkpoint import Checkpoint
 from mmformer.training.early_stopping import EarlyStopping
 from mmformer.training.evaluate import Evaluation, score_split
+from mmformer.training.intake import Intake, Taken
 from mmformer.training.loggers import check_loggers, make_loggers
 from mmformer.training.output import begin, check_new, check_resumed, step_of
 from mmformer.training.parameter_groups import parameter_table
@@ -53,6 +54,7 @@ class Result(NamedTuple):
 
     scores: dict[str, Score]  # on the test split; empty when there is no such split or metric
     cards: list[Card]  # what the model says of some pictures of it
+    taken: Taken  # what training read that was not as it should be
 
 
 def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> Result | None:
@@ -60,8 +62,9 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
 
     Args:
         output: the run's folder: config.yaml, parameters.tsv (what trains how, and is loaded), checkpoints/,
-            metrics.csv, timing.csv, tensorboard/, bundle/ (the end), best/ (where a score was named), top/ (several of
-            them), pictures/ (to try it on), report.png (some of them, with what the model says).
+            metrics.csv, timing.csv, skipped.tsv (damaged samples, where there were any), tensorboard/, bundle/ (the
+            end), best/ (where a score was named), top/ (several of them), pictures/ (to try it on), report.png (some of
+            them, with what the model says).
         resume: go on from the last whole checkpoint in it.
         overwrite: replace what a former run left in it, once the new one is known to start.
 
@@ -88,12 +91,14 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     stopping = Stopping(checkpoint)
     # Scores first: the checkpoint of a step then holds the best score as it is after that step.
     evaluation = Evaluation(run, output)
-    callbacks: list[Callback] = [evaluation]
+    first_step = 0 if last is None else step_of(last)
+    intake = Intake(run, output, first_step)
+    callbacks: list[Callback] = [intake, evaluation]
     if run.early_stopping is not None:
         callbacks.append(EarlyStopping(run.early_stopping, evaluation, checkpoint))
     if run.logging.samples:
         callbacks.append(Samples(run))
-    trainer = _trainer(run, output, 0 if last is None else step_of(last), [*callbacks, checkpoint, stopping])
+    trainer = _trainer(run, output, first_step, [*callbacks, checkpoint, stopping])
     if is_first():
         if not resume:
             begin(output, overwrite)
@@ -113,7 +118,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     if stopping.stopped:
         raise KeyboardInterrupt
     with task.averaged():
-        return _finish(run, output, task, trainer)
+        return _finish(run, output, task, trainer, intake.taken)
 
 
 def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callback]) -> pl.Trainer:
@@ -155,7 +160,7 @@ def check_accelerator(name: str) -> None:
         raise InputError(f"trainer.accelerator is '{name}', but this machine has only {' and '.join(have)}.")
 
 
-def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer) -> Result | None:
+def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer, taken: Taken) -> Result | None:
     """Write the bundle, then measure what was written, not what is in memory: the first process does, alone."""
     model, step, device = whole_model(task.built).cpu(), trainer.global_step, str(trainer.strategy.root_device)
     if not is_first():
@@ -166,7 +171,7 @@ def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer)
     if run.data.test is not None and run.evaluation.metrics:
         scores = score_bundle(run, output / "bundle", run.data.test, device)
         write_bundle(output / "bundle", run, model, step, scores, f"the held-out split {run.data.test}")
-    return Result(scores, write_report(run, output, scores))
+    return Result(scores, write_report(run, output, scores), taken)
 
 
 def score_bundle(run: RunSpec, bundle: Path, split: str, device: str = "cpu") -> dict[str, Score]:

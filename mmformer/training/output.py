@@ -23,6 +23,7 @@ MAY_CHANGE = (
     "data.validation",
     "data.test",
     "data.evaluation_batch_size",
+    "data.on_damage",
     "data.workers",
     "data.cache_mib",
 )

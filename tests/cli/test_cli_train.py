@@ -27,7 +27,7 @@ class Started:
 
     def fit(self, run: RunSpec, output: Path, resume: bool = False, overwrite: bool = False) -> SimpleNamespace:
         self.calls.append(SimpleNamespace(run=run, output=output, resume=resume, overwrite=overwrite))
-        return SimpleNamespace(scores={}, cards=[])
+        return SimpleNamespace(scores={}, cards=[], taken=None)
 
     def score_bundle(self, run: RunSpec, bundle: Path, split: str, device: str) -> dict[str, Any]:
         self.calls.append(SimpleNamespace(run=run, bundle=bundle, split=split, device=device))

@@ -260,12 +260,15 @@ def test_transforms_out_of_range_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------- what is wrong
 
 
+HINT = "To train without such samples, set data.on_damage to skip."
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_sample_without_a_member_is_told_by_name(workers: int, tmp_path: Path, encoder: TextEncoder) -> None:
     folder = write_few(tmp_path, png=[b"", b"", sample("x", "red", 0, 0).members["png"], b""])
     spec = tiny_data(folder, order=OrderSpec(shuffle=False), workers=workers, batch_size=2)
     message = plain(failure(spec, encoder))
-    assert message == f"{folder}: sample 's0' has no member '.png', which data asks for; it has json."
+    assert message == f"{folder}: sample 's0' has no member '.png', which data asks for; it has json. " + HINT
 
 
 def test_a_member_that_no_sample_has_is_told(shards: Path, encoder: TextEncoder) -> None:
@@ -284,6 +287,7 @@ def test_a_picture_that_cannot_be_decoded_is_one_clear_message(
     assert ("Original Traceback" in wrapped) == (workers > 0)
     message = plain(wrapped)
     assert message.startswith("s0.png: not a whole PNG")
+    assert message.endswith(f"Replace it or leave it out. {HINT}")
     assert "\n" not in message
     assert "Traceback" not in message
 

@@ -147,7 +147,7 @@ def test_the_table_grows_by_a_line_and_takes_up_where_a_run_resumes(tmp_path: Pa
 def test_a_damaged_picture_in_the_shards_is_found_before_training(run: RunSpec, tmp_path: Path) -> None:
     broken = write_few(tmp_path / "shards", png=[b"not a picture"] * 4)
     bad = dataclasses.replace(
-        run, data=dataclasses.replace(run.data, source=str(broken), validation=None, order=OrderSpec())
+        run, data=dataclasses.replace(run.data, source=str(broken), validation=None, batch_size=2, order=OrderSpec())
     )
     with pytest.raises(InputError, match=r"\.png"):
         fit(bad, tmp_path / "run")
