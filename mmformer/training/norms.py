@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
 
 
 class ActivationNorms:
-    """Within it, what leaves each layer of a model's stacks is measured: its root mean square, padding too."""
+    """Within it, what leaves each layer of a model's stacks is measured: its root mean square over real tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = {
@@ -38,14 +39,17 @@ class ActivationNorms:
 
     def __enter__(self) -> ActivationNorms:
         for name, layer in self._layers.items():
-            self._handles.append(layer.register_forward_hook(lambda _, __, out, name=name: self._add(name, out[0])))
+            self._handles.append(layer.register_forward_hook(partial(self._add, name)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _add(self, name: str, x: Tensor) -> None:
+    def _add(self, name: str, layer: nn.Module, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """A layer's hook: it was handed tokens and a view, and returns tokens first."""
+        x, valid = output[0], inputs[1].mask.valid  # B L D, B L
+        x = x if valid is None else x[valid]
         square, number = x.detach().float().square().sum(), x.new_tensor(float(x.numel()), dtype=torch.float32)
         before = self._sums.get(name)
         self._sums[name] = (square, number) if before is None else (before[0] + square, before[1] + number)

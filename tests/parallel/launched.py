@@ -78,7 +78,9 @@ def assert_alike(one: Path, other: Path) -> None:
     for a, b in zip(rows(one), rows(other), strict=True):
         assert a.keys() == b.keys()
         for name in a:
-            assert b[name] == pytest.approx(a[name], rel=1e-4 if a["step"] > 1 else 2e-6, abs=1e-6), (a["step"], name)
+            # A part's gradient may be small beside the terms that it is a sum of, a vocabulary's say.
+            close = 1e-4 if a["step"] > 1 or "gradient_norm/" in name else 2e-6
+            assert b[name] == pytest.approx(a[name], rel=close, abs=1e-6), (a["step"], name)
     first, second = (load_file(output / "bundle" / "model.safetensors") for output in (one, other))
     assert first.keys() == second.keys()
     for name, value in first.items():
