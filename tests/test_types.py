@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmformer.types import MODALITIES, Audio, Batch, LossTerm, Outputs, Text
+from mmformer.types import MODALITIES, Audio, Batch, LossTerm, Mixed, Outputs, Text
 
 
 def text(*lengths: int) -> Text:
@@ -21,23 +21,29 @@ def full() -> Batch:
         {"colour": torch.tensor([1, -1, 2, 0])},
         torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2),
         text(20, 9, 3, 8),
-        Audio(samples, torch.tensor([10, 7, 2, 5]), 8000),
+        Audio(samples, torch.tensor([10, 7, 2, 5]), 8000, torch.arange(32.0).view(4, 2, 4)),
         text(24, 1, 17, 9),
         torch.tensor([40, 41, 42, 43]),
+        (("a", "one"), ("b",), ("c", "three"), ("d",)),
+        Mixed({"colour": torch.tensor([0, 2, 1, 3])}, torch.tensor([0.5, 1.0, 0.25, 0.75])),
     )
 
 
 def tensors(batch: Batch) -> list[Tensor]:
     assert batch.image is not None and batch.text is not None and batch.audio is not None
-    assert batch.target is not None and batch.positions is not None
+    assert batch.target is not None and batch.positions is not None and batch.mixed is not None
+    assert isinstance(batch.image, Tensor) and batch.audio.hidden is not None
     return [
         *batch.labels.values(),
         batch.image,
         *batch.text,
         batch.audio.samples,
         batch.audio.lengths,
+        batch.audio.hidden,
         *batch.target,
         batch.positions,
+        *batch.mixed.labels.values(),
+        batch.mixed.share,
     ]
 
 
@@ -56,20 +62,26 @@ def test_rows_cut_everything_alike() -> None:
     assert part.audio.lengths.tolist() == [2, 5]
     assert part.audio.rate == 8000
     assert part.positions.tolist() == [42, 43]
+    assert part.audio.hidden is not None and part.mixed is not None
+    assert part.audio.hidden[:, 0, 0].tolist() == [16, 24]
+    assert part.references == (("c", "three"), ("d",))
+    assert part.mixed.labels["colour"].tolist() == [1, 3]
+    assert part.mixed.share.tolist() == [0.25, 0.75]
 
 
 def test_what_is_absent_stays_absent() -> None:
     bare = Batch(("a", "b"), {})
     for made in (bare.rows(slice(0, 1)), bare.to("cpu")):
-        assert made[1:] == ({}, None, None, None, None, None)
+        assert made[1:] == ({}, *[None] * (len(Batch._fields) - 2))
     assert bare.written is None
 
 
 def test_to_moves_every_tensor() -> None:
     moved = full().to("meta")
-    assert len(tensors(moved)) == 9
+    assert len(tensors(moved)) == 12
     assert all(tensor.is_meta for tensor in tensors(moved))
     assert moved.keys == tuple("abcd")
+    assert moved.references == full().references
     assert moved.audio is not None
     assert moved.audio.rate == 8000
 

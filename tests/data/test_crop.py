@@ -52,7 +52,7 @@ def test_a_part_is_that_part_of_the_picture() -> None:
     image = np.stack((rows * 4, columns * 4, rows * 0), axis=-1).astype(np.uint8)
     for place in range(20):
         left, top, right, bottom = spec.box(64, 64, generator(0, "test", place))
-        part = spec(image, (16, 24), generator(0, "test", place))
+        part = spec(image, lambda height, width: (16, 24), generator(0, "test", place))
         assert part.shape == (16, 24, 3)
         middle = part[7:9, 11:13].reshape(4, 3).mean(axis=0)
         assert middle[0] == pytest.approx(4 * ((top + bottom) / 2 - 0.5), abs=3)

@@ -214,6 +214,9 @@ class Spying:
         self.inner, self.couples_samples = inner, inner.couples_samples
         self.seen: list[tuple[Outputs, Batch]] = []
 
+    def finds(self, outputs: Outputs) -> bool:
+        return self.inner.finds(outputs)
+
     def items(self, given: Batch) -> dict[str, Tensor]:
         return self.inner.items(given)
 

@@ -135,14 +135,14 @@ def test_metrics_have_a_row_for_each_step_that_something_was_logged_at(done: tup
         assert float(row["train/lr"]) == pytest.approx(3e-3 * schedule.factor(int(row["step"]) - 1, 6), rel=1e-4)
 
 
+CLASSIFIED = ("accuracy", "top5", "per_class", "calibration_error")
 SCORES = {
     *(
         f"retrieval/{way}/{name}"
         for way in ("image_to_text", "text_to_image")
         for name in ("R@1", "R@3", "median_rank")
     ),
-    "colour/accuracy",
-    "zero_shot/accuracy",
+    *(f"{metric}/{name}" for metric in ("colour", "zero_shot") for name in CLASSIFIED),
 }
 
 
