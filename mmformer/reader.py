@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from mmformer.bundle import Transforms
 from mmformer.data.collate import pad_sounds
+from mmformer.data.native import join_pictures
 from mmformer.data.picture import listed, read_picture
 from mmformer.data.waveform import listed_sounds, read_sound
 from mmformer.errors import InputError
@@ -22,7 +22,7 @@ from mmformer.types import Batch
 WORDS = {"image": "pictures", "text": "texts", "audio": "sounds"}
 
 _WINDOW = 4
-"""Batches whose sounds are sorted by length together: they are held decoded."""
+"""Batches whose sounds, or pictures of different sizes, are sorted by length together: they are held decoded."""
 
 Numbered = tuple[list[int], Batch]
 """The places of values in the user's list, and the batch of them."""
@@ -64,9 +64,11 @@ class Reader:
         transform = self.transforms.image
         if transform is None:
             raise InputError("transforms.yaml of the bundle has no image: it does not say what pictures are made into.")
-        for places in _cut(range(len(pictures)), self.batch_size):
-            images = np.stack([transform(read_picture(pictures[i], f"picture {i}")) for i in places])
-            yield places, Batch((), {}, image=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous())
+        for window in _cut(range(len(pictures)), self.batch_size * (1 if transform.patch is None else _WINDOW)):
+            seen = {i: transform(read_picture(pictures[i], f"picture {i}")) for i in window}
+            for places in _cut(sorted(window, key=lambda i: seen[i].size, reverse=True), self.batch_size):
+                images = [torch.from_numpy(seen[i]).permute(2, 0, 1) for i in places]
+                yield places, Batch((), {}, image=join_pictures(images, transform.patch))
 
     def _texts(self, texts: Sequence[str]) -> Iterator[Numbered]:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)

@@ -31,6 +31,28 @@ class Tokens(NamedTuple):
     segment: Tensor | None = None  # B L, int64: a token sees its own segment only; None: all is one segment
 
 
+class Patches(NamedTuple):
+    """Pictures of sizes of their own, cut into square patches, row by row; zero past each one's last."""
+
+    pixels: Tensor  # B L 3 P P, uint8
+    grid: Tensor  # B 2, int64: rows and columns of patches
+
+    def rows(self, keep: Tensor | slice) -> Patches:
+        """Some pictures, cut again to the longest of them."""
+        grid = self.grid[keep]
+        return Patches(self.pixels[keep, : int(grid.prod(1).max())], grid)
+
+    def to(self, device: torch.device | str) -> Patches:
+        return Patches(self.pixels.to(device), self.grid.to(device))
+
+    def picture(self, row: int) -> Tensor:
+        """One of them, put together again: 3 H W."""
+        rows, columns = self.grid[row].tolist()
+        patches = self.pixels[row, : rows * columns]
+        patches = patches.view(rows, columns, *patches.shape[1:])  # rows columns 3 P P
+        return patches.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
 class Text(NamedTuple):
     """Token ids, padded on the right."""
 
@@ -103,7 +125,7 @@ class Batch(NamedTuple):
 
     keys: tuple[str, ...]  # the samples' names, as their shards have them
     labels: dict[str, Tensor]  # name -> B, int64; -1 where a sample has no such label
-    image: Tensor | None = None  # B 3 H W, uint8
+    image: Tensor | Patches | None = None  # B 3 H W, uint8; patches where pictures have sizes of their own
     text: Text | None = None
     audio: Audio | None = None
     target: Text | None = None  # what decoders learn to write; None: ``text``
@@ -117,12 +139,17 @@ class Batch(NamedTuple):
         """What decoders learn to write."""
         return self.text if self.target is None else self.target
 
+    def picture(self, row: int) -> Tensor:
+        """The picture of one of the samples, where there are pictures: 3 H W, uint8."""
+        assert self.image is not None, "there are pictures"
+        return self.image.picture(row) if isinstance(self.image, Patches) else self.image[row]
+
     def rows(self, keep: slice) -> Batch:
         """Some of the samples, each value no longer than it must be."""
         return Batch(
             self.keys[keep],
             {name: label[keep] for name, label in self.labels.items()},
-            None if self.image is None else self.image[keep],
+            None if self.image is None else _kept(self.image, keep),
             None if self.text is None else self.text.rows(keep),
             None if self.audio is None else self.audio.rows(keep),
             None if self.target is None else self.target.rows(keep),
@@ -145,6 +172,10 @@ class Batch(NamedTuple):
             None if self.mixed is None else self.mixed.to(device),
             self.notes,
         )
+
+
+def _kept(image: Tensor | Patches, keep: slice) -> Tensor | Patches:
+    return image.rows(keep) if isinstance(image, Patches) else image[keep]
 
 
 class LossTerm(NamedTuple):

@@ -12,10 +12,11 @@ from torch import Tensor
 from mmformer.data.augment import augment
 from mmformer.data.augment_sound import augment_sounds
 from mmformer.data.mix import Mixing, mix
+from mmformer.data.native import join_pictures
 from mmformer.data.seeding import derive
 from mmformer.data.sources import DataSpec
 from mmformer.tokenizers.text import TextEncoder
-from mmformer.types import Audio, Batch, Mixed, Notes, Skipped, Text
+from mmformer.types import Audio, Batch, Mixed, Notes, Patches, Skipped, Text
 
 
 class Other(NamedTuple):
@@ -65,8 +66,9 @@ class Collate:
             torch.tensor([sample.position for sample in samples]),
             notes=notes,
         )
-        mixes = images is not None and any(sample.other is not None for sample in samples)
-        return self._mixed(batch, images, samples) if mixes and images is not None else batch
+        if isinstance(images, Tensor) and any(sample.other is not None for sample in samples):
+            return self._mixed(batch, images, samples)
+        return batch
 
     def _mixed(self, batch: Batch, images: Tensor, samples: Sequence[Sample]) -> Batch:
         """Mix the others' pictures in, augmented by streams of their own."""
@@ -85,11 +87,18 @@ class Collate:
         }
         return batch._replace(image=torch.from_numpy(mixed), mixed=Mixed(labels, share))
 
-    def _images(self, samples: Sequence[Sample]) -> Tensor | None:
+    def _images(self, samples: Sequence[Sample]) -> Tensor | Patches | None:
         pictures = [sample.image for sample in samples if sample.image is not None]
         if not pictures:
             return None
-        return self._augment(torch.from_numpy(np.stack(pictures)), samples, self.seed)
+        spec = self.sources[samples[0].source].image
+        assert spec is not None, "its samples have images"
+        if spec.transform.patch is None:  # that of all sources
+            return self._augment(torch.from_numpy(np.stack(pictures)), samples, self.seed)
+        each = zip(pictures, samples, strict=True)
+        # Each by itself, which changes it as it would be in a batch.
+        changed = [self._augment(torch.from_numpy(picture[None]), [sample], self.seed)[0] for picture, sample in each]
+        return join_pictures(changed, spec.transform.patch)
 
     def _augment(self, pictures: Tensor, samples: Sequence[Sample], seed: int) -> Tensor:
         """B H W 3 -> B 3 H W, in training changed as each one's source says."""

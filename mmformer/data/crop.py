@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from PIL import Image
 from mmformer.spec import require
 
 _TRIES = 10
+
+Target = Callable[[int, int], tuple[int, int]]
+"""From the height and width of a picture to those that it is made into."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class RandomResizedCropSpec:
         smaller = (math.ceil(image.shape[1] * scale), math.ceil(image.shape[0] * scale))
         return np.array(Image.fromarray(image).resize(smaller, Image.Resampling.BICUBIC))
 
-    def __call__(self, image: NDArray[np.uint8], size: tuple[int, int], random: Generator) -> NDArray[np.uint8]:
-        """A random part: uint8 H W 3 -> uint8 of (height, width)."""
+    def __call__(self, image: NDArray[np.uint8], target: Target, random: Generator) -> NDArray[np.uint8]:
+        """A random part, made into the target's size for parts of its size: uint8 H W 3."""
         box = self.box(image.shape[0], image.shape[1], random)
-        return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC, box=box))
+        height, width = target(max(1, round(box[3] - box[1])), max(1, round(box[2] - box[0])))
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))

@@ -113,7 +113,7 @@ class SampleDataset(Dataset[Sample]):
         """The picture, or a part of it."""
         if decoded.image is None or self._crop is None or self.spec.image is None:
             return decoded.image
-        return self._crop(decoded.image, self.spec.image.transform.size, generator(self.seed, stream, position))
+        return self._crop(decoded.image, self.spec.image.transform.target, generator(self.seed, stream, position))
 
     def _other(self, place: int, position: int) -> Other | None:
         """What is mixed into the sample at a place of the order; None: nothing."""

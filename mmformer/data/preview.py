@@ -106,7 +106,7 @@ def _read_tile(sample: Sample, rate: int) -> Tile:
 
 
 def _drawn_tile(sample: Sample, batch: Batch, row: int) -> Tile:
-    picture = None if batch.image is None else _pixels(batch.image[row])
+    picture = None if batch.image is None else _pixels(batch.picture(row))
     notes = []
     for name, text in (("text", batch.text), ("target", batch.target)):
         if text is not None:

@@ -16,7 +16,7 @@ from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require
 from mmformer.tokenizers.tokenizer import TokenizerSpec
-from mmformer.types import SPECIAL, Audio, Text, Tokens
+from mmformer.types import SPECIAL, Audio, Patches, Text, Tokens
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class Encoder(nn.Module):
         if self.special is not None:
             nn.init.trunc_normal_(self.special, std=0.02)
 
-    def forward(self, value: Tensor | Text | Audio, stack: Stack, intermediates: Collection[int] = ()) -> Encoded:
+    def forward(
+        self, value: Tensor | Patches | Text | Audio, stack: Stack, intermediates: Collection[int] = ()
+    ) -> Encoded:
         """Encode one modality of a batch.
 
         Args:

@@ -1,6 +1,7 @@
 """Images to tokens: linear patches (ViT, Dosovitskiy et al. 2020, §3.1) or a convolutional stem (Xiao et al. 2021).
 
-Images travel as uint8 and are normalised here, on the device.
+Images travel as uint8 and are normalised here, on the device. Those of one size are cut into patches here too; those of
+sizes of their own travel as patches, for a canvas that held a tall one and a wide one would be mostly empty.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mmformer.errors import InputError
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.spec import require
 from mmformer.tokenizers.tokenizer import TokenizerSpec, grid_tokens
-from mmformer.types import Tokens
+from mmformer.types import Patches, Tokens
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,18 @@ class ImageTokenizer(nn.Module):
         super().__init__()
         self.spec = spec
 
-    def normalise(self, image: Tensor) -> Tensor:
+    def normalise(self, image: Tensor | Patches) -> Tensor:
         """uint8 B 3 H W -> float32 B 3 H W.
 
         Raises:
             InputError: not uint8 B 3 H W, or a size that the stride does not divide.
         """
         name, stride = type(self.spec).__name__, self.spec.stride
+        if isinstance(image, Patches):
+            raise InputError(
+                f"{name} reads whole pictures of one size, but was handed patches of pictures in their own proportions "
+                f"(fit: native): ImagePatchesSpec reads those; or take another fit."
+            )
         if image.ndim != 4 or image.shape[1] != 3 or image.dtype != torch.uint8:
             raise InputError(
                 f"{name} reads images as uint8 of shape (batch, 3, height, width), "
@@ -67,12 +73,16 @@ class ImageTokenizer(nn.Module):
                 f"{name} makes a token of every {stride}x{stride} pixels, which do not divide an image of "
                 f"{height}x{width}: resize to {_round(height, stride)}x{_round(width, stride)}, or change the stride."
             )
+        return self.scale(image, 1)
+
+    def scale(self, image: Tensor, axis: int) -> Tensor:
+        """uint8, whose channels are an axis, -> float32."""
         # One multiplication and one addition a pixel; Python floats, so that nothing is lost on the meta device.
         channels = [
-            image[:, i].float().mul(1 / (255 * std)).sub(mean / std)
+            image.select(axis, i).float().mul(1 / (255 * std)).sub(mean / std)
             for i, (mean, std) in enumerate(zip(self.spec.mean, self.spec.std, strict=True))
         ]
-        return torch.stack(channels, dim=1)
+        return torch.stack(channels, dim=axis)
 
 
 @dataclass(frozen=True)
@@ -103,13 +113,34 @@ class ImagePatches(ImageTokenizer):
         self.patch = spec.patch
         self.projection = nn.Linear(3 * spec.patch**2, width)
 
-    def forward(self, image: Tensor) -> Tokens:  # B 3 H W
+    def forward(self, image: Tensor | Patches) -> Tokens:  # B 3 H W
+        """Tokens of pictures of one size, or, with those past each one's last not valid, of sizes of their own.
+
+        Raises:
+            InputError: not uint8 of these shapes, or another patch than the spec's.
+        """
+        if isinstance(image, Patches):
+            return self._native(image)
         x = self.normalise(image)
         batch, _, height, width = x.shape
         rows, columns = height // self.patch, width // self.patch
         x = x.view(batch, 3, rows, self.patch, columns, self.patch)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)  # B L (3 patch patch)
         return grid_tokens(self.projection(x), rows, columns)
+
+    def _native(self, image: Patches) -> Tokens:
+        if image.pixels.shape[2:] != (3, self.patch, self.patch) or image.pixels.dtype != torch.uint8:
+            raise InputError(
+                f"ImagePatchesSpec.patch is {self.patch}, so that it reads patches as uint8 of shape (batch, length, "
+                f"3, {self.patch}, {self.patch}), but was handed {str(image.pixels.dtype).removeprefix('torch.')} of "
+                f"shape {tuple(image.pixels.shape)}: make the patch of the image's transform the same."
+            )
+        x = self.projection(self.scale(image.pixels, 2).flatten(2))  # B L D
+        place = torch.arange(x.shape[1], device=x.device).expand(len(x), -1)  # B L
+        rows, columns = image.grid[:, :1], image.grid[:, 1:]
+        valid = place < rows * columns
+        pos = torch.stack((torch.zeros_like(place), place // columns, place % columns), dim=-1)  # B L A
+        return Tokens(x, pos * valid[..., None], valid)
 
 
 @dataclass(frozen=True)
@@ -149,7 +180,7 @@ class ConvolutionalStem(ImageTokenizer):
         )
         self.norms = nn.ModuleList(spec.norm.build(number) for number in spec.channels)
 
-    def forward(self, image: Tensor) -> Tokens:  # B 3 H W
+    def forward(self, image: Tensor | Patches) -> Tokens:  # B 3 H W, and no Patches
         # Channels last in memory: what the norms and the tokens want, and the faster convolution on a CPU.
         x = self.normalise(image).contiguous(memory_format=torch.channels_last)
         for convolution, norm in zip(self.convolutions, self.norms, strict=False):

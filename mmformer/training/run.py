@@ -14,9 +14,11 @@ from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
+from mmformer.nn.position import LearnedPositionSpec
 from mmformer.objectives.objective import ObjectiveSpec
 from mmformer.parallel.sharding import ParallelSpec
 from mmformer.spec import Parts, require
+from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.average import EMASpec
 from mmformer.training.initial import InitialSpec
@@ -255,6 +257,34 @@ class RunSpec:
                     f"model.encoders.{name} reads {rate} samples a second, but data.audio.transform.rate is "
                     f"{audio.transform.rate}: give both the same."
                 )
+        image = data.shared("image")
+        if image is not None and image.transform.fit == "native":
+            self._check_native(image.transform.patch, image.transform.budget)
+
+    def _check_native(self, patch: int, budget: int) -> None:
+        """Refuse a model that cannot read patches of pictures in their own proportions, up to a budget of them."""
+        model = self.model
+        reading = {name: part for name, part in model.encoders.items() if part.tokenizer.modality == "image"}
+        for name, encoder in reading.items():
+            tokenizer = encoder.tokenizer
+            if not isinstance(tokenizer, ImagePatchesSpec) or tokenizer.patch != patch:
+                raise InputError(
+                    f"data.image.transform makes patches of {patch}x{patch} pixels of pictures in their own "
+                    f"proportions (fit: native), but model.encoders.{name} reads pictures by {tokenizer}: give it "
+                    f"ImagePatchesSpec with the patch {patch}, or take another fit."
+                )
+        stacks = {encoder.stack for encoder in reading.values()}
+        stacks |= {decoder.stack for decoder in model.decoders.values() if {*decoder.read_as("prefix")} & {*reading}}
+        for name in sorted(stacks):
+            position = model.stacks[name].position
+            if isinstance(position, LearnedPositionSpec):
+                sizes = dict(zip(position.axes, position.sizes, strict=True))
+                if min(sizes.get(1, budget), sizes.get(2, budget)) < budget:
+                    raise InputError(
+                        f"model.stacks.{name}.position has {position.sizes} places on the axes {position.axes}, but "
+                        f"a picture in its own proportions (fit: native) may have {budget} rows or columns of "
+                        f"patches: take SinusoidalPositionSpec or RotaryPositionSpec over the axes (1, 2)."
+                    )
 
     def _check_evaluation(self) -> None:
         if self.evaluation.every_steps is not None:

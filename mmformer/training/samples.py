@@ -36,12 +36,11 @@ class Samples(pl.Callback):
 
     def cards(self, batch: Batch) -> list[Card]:
         """The first samples of a batch."""
-        assert batch.image is not None
         number = min(self.run.logging.samples, len(batch.keys))
         texts = self._texts("text", batch.text) or self._texts("target", batch.target)
         return [
             Card(
-                batch.image[place].permute(1, 2, 0).cpu().numpy(),
+                batch.picture(place).permute(1, 2, 0).cpu().numpy(),
                 batch.keys[place],
                 texts[place] if texts else None,
                 [],
