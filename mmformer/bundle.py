@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import mmformer.models  # noqa: F401  # the specs' names have to be known to YAML
+from mmformer import resources
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
@@ -162,7 +163,7 @@ def _with_files(spec: ModelSpec, folder: Path) -> ModelSpec:
     copied: dict[bytes, str] = {}
 
     def copy(part: str, file: str) -> str:
-        content = Path(file).read_bytes()
+        content = resources.find(file).read_bytes()
         if content not in copied:
             copied[content] = f"{part}{Path(file).suffix}"
             (folder / copied[content]).write_bytes(content)

@@ -14,13 +14,14 @@ import mmformer
 
 PACKAGE = Path(mmformer.__path__[0])
 
-BASE = {"errors", "spec", "discovery", "types"}
+BASE = {"errors", "spec", "discovery", "types", "resources"}
 """What everything may know: it knows nothing of what stands above it."""
 
 FILES_TOO = BASE | {"files", "config"}
 
 KNOWS: dict[str, set[str]] = {
     "errors": set(),
+    "resources": set(),
     "discovery": set(),
     "files": set(),
     "types": set(),
@@ -57,13 +58,27 @@ KNOWS: dict[str, set[str]] = {
         "training",
     },
     "cli": FILES_TOO
-    | {"schema", "training", "predictor", "bundle", "data", "curation", "tokenizers", "evaluation", "generation", "cli"},
+    | {
+        "schema",
+        "training",
+        "predictor",
+        "bundle",
+        "data",
+        "curation",
+        "tokenizers",
+        "evaluation",
+        "generation",
+        "cli",
+    },
     "__init__": {"predictor"},
     "__main__": {"cli"},
 }
 """Unit (a module or package directly under mmformer) -> the units that its files may import."""
 
-LIGHT = ("cli/*.py", "errors.py", "config.py", "schema.py", "spec.py", "files.py", "tokenizers/vocabulary.py")
+LIGHT = (
+    *("cli/*.py", "errors.py", "config.py", "schema.py", "spec.py", "files.py"),
+    *("resources/*.py", "tokenizers/vocabulary.py"),
+)
 LIGHT_DATA = tuple(
     f"data/{name}.py" for name in ("manifest", "shards", "order", "seeding", "decode", "caption", "sound")
 )

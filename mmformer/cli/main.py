@@ -24,19 +24,21 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "retrieve": ("retrieve", "Use a trained model", "find pictures, sounds or texts by any of them"),
     "similarity": ("similarity", "Use a trained model", "compare pictures, sounds and texts"),
     "embed": ("embed", "Use a trained model", "write embeddings of pictures, sounds or texts"),
-    "evaluate": ("evaluate", "Use a trained model", "measure a model on data of your own, with a report"),
+    "evaluate": ("evaluate", "Measure a trained model", "measure a model on data of your own, with a report"),
     "shards": ("shards", "Prepare", "build sets of samples of your data; index, check and look at sets"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
     "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),
+    "init": ("init", "Start", "start a project: a run file to change, places for data, what to do next"),
 }
 
-EXAMPLES = """\
-Examples:
-  mmformer fit --config configs/runs/emoji_quickstart.yaml
-  mmformer classify runs/emoji_quickstart/bundle picture.png --labels "cat,dog,pizza"
-  mmformer caption runs/emoji_quickstart/bundle pictures/
-  mmformer retrieve runs/emoji_quickstart/bundle --images pictures/ "a red heart"
-"""
+GROUPS = {
+    "Start": "mmformer init birds --task clip",
+    "Prepare": "mmformer shards build --images pictures/ --captions captions.csv data",
+    "Train": "mmformer fit --config configs/runs/emoji_quickstart.yaml",
+    "Measure a trained model": "mmformer evaluate BUNDLE --data data/emoji --data.text json:names.en",
+    "Use a trained model": 'mmformer retrieve BUNDLE --images pictures/ "a red heart"',
+}
+"""What commands are for, in the order of the overview, each with an example."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,14 +108,15 @@ def run(words: Sequence[str]) -> int:
 def overview() -> str:
     """The top-level help."""
     lines = ["usage: mmformer COMMAND ...", "", "Train and use multimodal Transformers.", ""]
-    for group in dict.fromkeys(group for _, group, _ in COMMANDS.values()):
+    for group, example in GROUPS.items():
         lines.append(f"{group}:")
         lines += [f"  {name:<12}{what}" for name, (_, own, what) in COMMANDS.items() if own == group]
-        lines.append("")
+        lines += [f"    {example}", ""]
     lines += [
+        "BUNDLE is the folder bundle/ in a run's output, such as runs/emoji_quickstart/bundle.",
         "mmformer COMMAND --help says more; --debug shows a traceback where something fails.",
-        "",
-        EXAMPLES.rstrip(),
+        "Files under configs/ and tokenizers/ come with mmformer; a file of yours of the same name, in",
+        "the folder that the command is called in, goes before them.",
     ]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
 
+from mmformer import resources
 from mmformer.config import from_yaml, read_yaml
 from mmformer.errors import InputError, nearest
 from mmformer.schema import (
@@ -197,6 +198,7 @@ def _merge(hint: Any, old: Any, new: Any) -> Any:
 
 def _read(hint: Any, path: Path, inside: tuple[Path, ...] = ()) -> Any:
     """A spec's file, with the files that it names in place of their names; checked."""
+    path = resources.find(path)
     if path.resolve() in inside:
         raise InputError(f"{path}: this file names itself, or one that names it.")
     data = _with_files(hint, read_yaml(path), path.parent, "", str(path), (*inside, path.resolve()))

@@ -31,7 +31,11 @@ OPTIONS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
 """The commands' own options."""
 
 DESCRIPTIONS = {
-    "fit": "Train a model. Every field of the YAML file can be set as a dotted option too.",
+    "fit": (
+        "Train a model. Every field of the YAML file can be set as a dotted option too. Files under configs/ and "
+        "tokenizers/ that are not in the folder you call this in are those that come with mmformer; mmformer init "
+        "starts a run file of your own."
+    ),
     "find-lr": "Try learning rates, and suggest one. Every field of the YAML file can be set as a dotted option too.",
     "validate": "Measure the bundle of a run on its validation split.",
     "test": "Measure the bundle of a run on its test split.",

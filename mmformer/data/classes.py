@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmformer import resources
 from mmformer.data.folders import class_folders
 from mmformer.errors import InputError, nearest
 
@@ -31,7 +32,7 @@ def read_classes(name: str | Path) -> list[str]:
     """
     if name in standard_sets():
         return _standard(f"{name}.classes.txt")  # ImageNet's have two names twice
-    path = Path(name)
+    path = resources.find(name)
     if path.is_dir() and class_folders(path):
         return [folder.replace("_", " ") for folder in class_folders(path)]
     try:

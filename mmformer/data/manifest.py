@@ -33,6 +33,7 @@ from typing import Any
 
 from mmformer.errors import InputError, nearest
 from mmformer.files import write_whole
+from mmformer.resources import where_to_get
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "mmformer-shards"
@@ -226,7 +227,9 @@ class Manifest:
         given = Path(path)
         if not given.exists():
             known = [entry.name for entry in given.parent.iterdir()] if given.parent.is_dir() else []
-            raise InputError(f"There is no folder of shards {given}.{nearest(given.name, known)}")
+            raise InputError(
+                f"There is no folder of shards {given}.{where_to_get(given) or nearest(given.name, known)}"
+            )
         file = given / MANIFEST_NAME if given.is_dir() else given
         fix = f"A folder of shards has a {MANIFEST_NAME}, as mmformer.data.shards.ShardWriter writes it."
         content = _read_json(file, MANIFEST_FORMAT, f"manifest {file}", fix)

@@ -45,7 +45,11 @@ class FeedForwardSpec(ABC):
 
 @dataclass(frozen=True)
 class GELUFeedForwardSpec(FeedForwardSpec):
-    """Two projections with a GELU between them; ``tanh`` is GPT-2's approximation and somewhat cheaper."""
+    """Two projections with a GELU between them.
+
+    Attributes:
+        approximate: ``tanh`` is GPT-2's approximation, and somewhat cheaper; ``none`` is the GELU itself.
+    """
 
     approximate: Literal["none", "tanh"] = "none"
 

@@ -13,7 +13,11 @@ from mmformer.spec import family, require
 @family
 @dataclass(frozen=True)
 class NormSpec(ABC):
-    """A normalisation over the last axis."""
+    """A normalisation over the last axis.
+
+    Attributes:
+        eps: added to the variance, or mean square, so that what is constant is not divided by zero.
+    """
 
     eps: float = 1e-6
 
@@ -27,7 +31,11 @@ class NormSpec(ABC):
 
 @dataclass(frozen=True)
 class LayerNormSpec(NormSpec):
-    """Subtract the mean, divide by the standard deviation, apply a gain and (unless refused) a bias."""
+    """Subtract the mean, divide by the standard deviation, apply a gain and a bias.
+
+    Attributes:
+        bias: whether there is one.
+    """
 
     bias: bool = True
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import sentencepiece
 
+from mmformer import resources
 from mmformer.errors import InputError, nearest
 from mmformer.spec import require
 
@@ -74,7 +75,7 @@ class Vocabulary:
             InputError: it cannot be read, or is not such a model.
         """
         try:
-            return cls(Path(path).read_bytes(), str(path))
+            return cls(resources.find(path).read_bytes(), str(path))
         except OSError as error:
             raise InputError(f"The vocabulary {path} cannot be read: {error.strerror}.") from error
 
