@@ -1,6 +1,6 @@
 """A bundle: a folder that says everything that is needed to use a model. It opens without running anybody's code.
 
-model.yaml          the model's spec, with the format's version
+model.yaml          the model's spec, with the format's version, and the hashes of the files beside it that it names
 model.safetensors   its parameters, float32, by name
 NAME.model          each vocabulary that it reads or writes text with, once: by the name of the first part that uses it
 transforms.yaml     what makes pictures and sounds into what it reads, and the names of the classes its heads tell apart
@@ -10,6 +10,8 @@ README.md           a model card: what it was trained on, how, and how well it d
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from mmformer import resources
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
+from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
 from mmformer.models.head import ClassificationHeadSpec
@@ -53,9 +56,11 @@ def save_bundle(folder: Path, model: Model, transforms: Transforms, card: str) -
     """Write a bundle; one that is there already is replaced only when the new one is whole."""
     with whole_folder(folder) as partial:
         spec = _with_files(model.spec, partial)
+        files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
         state = {name: _float32(value.detach().cpu()).contiguous() for name, value in model.state_dict().items()}
-        save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
-        _write_yaml(partial / "model.yaml", {"format": "mmformer", "version": VERSION, "model": to_data(spec)})
+        _save_state(state, partial / "model.safetensors")
+        head = {"format": "mmformer", "version": VERSION, "files": files}
+        _write_yaml(partial / "model.yaml", {**head, "model": to_data(spec)})
         _write_yaml(partial / "transforms.yaml", to_data(transforms))
         (partial / "README.md").write_text(card, encoding="utf-8")
 
@@ -85,6 +90,21 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
     check_state(state, model.state_dict(), str(folder / "model.safetensors"))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
     return model.eval(), transforms
+
+
+def _save_state(state: dict[str, torch.Tensor], file: Path) -> None:
+    """Write parameters.
+
+    Raises:
+        OSError: the disk refuses: it is full, say.
+    """
+    try:
+        save_file(state, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def read_state(file: Path, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
@@ -132,11 +152,20 @@ def _read_spec(folder: Path) -> ModelSpec:
     if not isinstance(data.get("model"), dict):
         raise InputError(f"{where}: model must be a mapping, but is {data.get('model')!r:.80}.")
     spec = parse(ModelSpec, data["model"], str(where))
+    files = data.get("files", {})
+    if not isinstance(files, dict):
+        raise InputError(f"{where}: files must be a mapping of names to hashes, but is {files!r:.80}.")
 
     def placed(name: str, file: str) -> str:
         # A bundle names files beside it; anything else could reach out of it.
         if Path(file).name != file or not (folder / file).is_file():
             raise InputError(f"{where}: '{file}', which {name} reads, is not a file of the bundle {folder}.")
+        found, expected = file_sha256(folder / file), files.get(file)
+        if expected is not None and found != expected:
+            raise InputError(
+                f"{folder / file}: this is another vocabulary than the one that the model was trained with, of which "
+                f"{where.name} has the SHA-256 {expected!s:.12}…, not {found:.12}…: copy the bundle again, as a whole."
+            )
         return str(folder / file)
 
     return _renamed(spec, placed)

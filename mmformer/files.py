@@ -14,8 +14,8 @@ from pathlib import Path
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write in, which takes its name, in place of one that has it, only when the block ends well.
 
-    Everything in it is on the disk before that. Killed in between, what stood there stands there still, beside a
-    ``.partial`` or ``.old`` that the next call removes.
+    Everything in it is on the disk before that. Where the block fails, nothing of it is left. Killed in between, what
+    stood there stands there still, beside a ``.partial`` or ``.old`` that the next call removes.
     """
     partial, old = partial_of(folder), folder.with_name(folder.name + ".old")
     if old.exists() and not folder.exists():
@@ -23,10 +23,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     for left in (partial, old):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
-    for path in partial.rglob("*"):
-        sync(path)
-    sync(partial)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            sync(path)
+        sync(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # on a disk that is full, room is what is needed
+        raise
     if folder.exists():
         folder.rename(old)
     partial.rename(folder)
