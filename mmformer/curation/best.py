@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.filter import Filter, Verdict
-from mmformer.curation.scores import Cut, read_scores
+from mmformer.curation.scores import Cut
+from mmformer.data.scores import read_scores
 from mmformer.errors import InputError
 
 

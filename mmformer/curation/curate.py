@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mmformer.curation.candidates import Candidates, Progress
 from mmformer.curation.filter import Filter, Verdict, removed
-from mmformer.curation.scores import SCORES_COLUMNS, SCORES_NAME, read_table, write_table
 from mmformer.data.manifest import FilterRecord, Manifest, ShardIndex
+from mmformer.data.scores import SCORES_COLUMNS, SCORES_NAME, read_table, write_table
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from mmformer.curation.candidates import Candidates
 from mmformer.curation.filter import KEPT, Filter, Verdict, removed
 from mmformer.curation.likeness import ExactLikeness, Likeness
-from mmformer.curation.scores import read_scores
+from mmformer.data.scores import read_scores
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from sets import encoded, fields, samples, scene, texts, write_set
 
 from mmformer.curation.candidates import Place
 from mmformer.curation.extras import extra
-from mmformer.curation.scores import Cut, read_scores
+from mmformer.curation.scores import Cut
+from mmformer.data.scores import read_scores
 from mmformer.errors import InputError
 
 
