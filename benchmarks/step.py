@@ -18,7 +18,7 @@ import torch
 from benchmarks.machine import describe
 from mmformer.cli.options import merged
 from mmformer.config import parse
-from mmformer.data.dataset import training_loader
+from mmformer.data.loading import training_loader
 from mmformer.training.accumulate import accumulate
 from mmformer.training.run import RunSpec
 

@@ -1,24 +1,25 @@
-"""From a position in the sample order to a sample, and from samples to a Batch.
+"""From a position in the sample order to a sample: of one source, and of all that a run mixes.
 
-The order, the augmentations and the captions are functions of (seed, position). A loader therefore has no state: it is
-made to begin at any position, and gives the same batches whatever its number of workers.
+The order, the augmentations and the captions are functions of (seed, position): there is no state but a cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
+from mmformer.data.buckets import Buckets, Measured
 from mmformer.data.caption import lookup
 from mmformer.data.classes import read_classes
-from mmformer.data.collate import Collate, Other, Sample
+from mmformer.data.collate import Other, Sample
+from mmformer.data.curriculum import Curriculum
 from mmformer.data.damage import MOST, DamageError, damage
 from mmformer.data.decode import decode
 from mmformer.data.inputs import TextInputSpec
+from mmformer.data.lengths import length
+from mmformer.data.mixture import Place
 from mmformer.data.opening import open_samples
 from mmformer.data.order import Order, OrderSpec
 from mmformer.data.samples import RawSample
@@ -26,7 +27,6 @@ from mmformer.data.seeding import derive, generator
 from mmformer.data.sound import decode_sound
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError, nearest
-from mmformer.tokenizers.text import TextEncoder
 from mmformer.types import Skipped
 
 
@@ -163,8 +163,7 @@ class SampleDataset(Dataset[Sample]):
         spec = self.spec.audio
         if spec is None:
             return None
-        drawn = generator(self.seed, "sound", position) if self.training and len(spec.members) > 1 else None
-        member = spec.members[0 if drawn is None else int(drawn.integers(len(spec.members)))]
+        member = spec.heard(self.seed, position) if self.training else spec.members[0]
         cached = self._sounds.get((shard, row, member))
         if cached is not None:
             return cached
@@ -244,9 +243,16 @@ class MixedDataset(Dataset[Sample]):
         self.mixture = spec.mixture()
         # The first source's order is the same, whatever is mixed with it.
         seeds = [seed, *(derive(seed, f"source.{name}") for name in spec.also)]
+        self.buckets = None if spec.buckets is None else Buckets(spec.buckets, self.mixture, seed)
         self.sources = [
             SampleDataset(each, each.train, each.order, own, training=True, skips=spec.on_damage == "skip")
             for each, own in zip(spec.each(), seeds, strict=True)
+        ]
+        self.curricula = [
+            None
+            if each.curriculum is None
+            else Curriculum(each.curriculum, source.reader, each.train, source.order, spec.batch_size)
+            for each, source in zip(spec.each(), self.sources, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -254,82 +260,24 @@ class MixedDataset(Dataset[Sample]):
         return sum(map(len, self.sources))
 
     def __getitem__(self, position: int) -> Sample:
-        source, place = self.mixture.locate(position)
+        if self.buckets is not None:
+            position = self.buckets.locate(position, self._measure)
+        source, place = self._locate(position)
         return self.sources[source].sample(place, position)._replace(source=source)
 
+    def _locate(self, position: int) -> Place:
+        """The source of a position, and the place in its order."""
+        source, place = self.mixture.locate(position)
+        curriculum = self.curricula[source]
+        if curriculum is not None:
+            place = curriculum.place(place, position // self.mixture.batch_size)
+        return Place(source, place)
 
-class PositionBatches(Sampler[list[int]]):
-    """The positions of some batches, one after the other; of several ranks, those in one's own lanes.
-
-    Position p belongs to lane p mod lanes, and their number is a multiple of the ranks'.
-
-    Its length is that of the whole run, with the batches before ``start``: Lightning takes up its own count of batches
-    where a resumed run does, and would otherwise end its epoch too early and begin again at ``start``.
-    """
-
-    def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
-        self.start, self.stop, self.batch_size, self.rank, self.ranks = start, stop, batch_size, rank, ranks
-
-    def __len__(self) -> int:
-        return -(-self.stop // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.start, self.stop, self.batch_size):
-            batch = range(first, min(first + self.batch_size, self.stop))
-            yield [position for position in batch if position % self.ranks == self.rank]
-
-
-def training_loader(
-    spec: DataSpec,
-    encoders: Mapping[str, TextEncoder],
-    seed: int,
-    first_step: int,
-    steps: int,
-    rank: int = 0,
-    ranks: int = 1,
-) -> DataLoader[Sample]:
-    """The batches of updates ``first_step`` to ``steps - 1``: update u covers positions u × batch_size onwards.
-
-    Of several ranks, each reads its part of every batch.
-
-    Raises:
-        InputError: the data cannot be read, or there is less of it than one batch.
-    """
-    dataset = MixedDataset(spec, seed)
-    for members in dataset.mixture.members:
-        held = sum(len(dataset.sources[source]) for source in members)
-        if held < spec.batch_size:
-            where = " and ".join(f"'{spec.each()[source].train}' of {spec.each()[source].source}" for source in members)
-            raise InputError(
-                f"data.batch_size is {spec.batch_size}, but the split {where} has {held} samples: a batch would have "
-                f"some of them twice. Set data.batch_size to {held} or less."
-            )
-    first, last = first_step * spec.batch_size, steps * spec.batch_size
-    batches = PositionBatches(first, last, spec.batch_size, rank, ranks)
-    return _loader(dataset, batches, Collate(spec, encoders, seed, training=True), spec.workers)
-
-
-def evaluation_loader(
-    spec: DataSpec, split: str, encoders: Mapping[str, TextEncoder], skips: bool = False
-) -> DataLoader[Sample]:
-    """Every sample of a split once, in the shards' order, as it is.
-
-    Args:
-        skips: whether others stand in for damaged samples, where they are learned from and not measured on.
-    """
-    dataset = SampleDataset(spec, split, OrderSpec(shuffle=False), seed=0, training=False, skips=skips)
-    batches = PositionBatches(0, len(dataset), spec.evaluation_batch_size)
-    # Held-out splits are read between training steps: a second set of workers would fight over the same cores.
-    return _loader(dataset, batches, Collate(spec, encoders, 0, training=False), workers=0)
-
-
-def _loader(dataset: Dataset[Sample], batches: PositionBatches, collate: Collate, workers: int) -> DataLoader[Sample]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        # Its own generator: the loader would otherwise draw from the global stream that dropout uses.
-        generator=torch.Generator().manual_seed(0),
-    )
+    def _measure(self, position: int) -> Measured:
+        """What is known of a sample before it is read."""
+        assert self.buckets is not None
+        source, place = self._locate(position)
+        samples = self.sources[source]
+        epoch, part, row = samples.order.locate(place)
+        field, seed = self.buckets.spec.by, samples.seed
+        return Measured(source, epoch, length(samples.spec, field, samples.reader, part, row, seed, position))

@@ -16,6 +16,7 @@ from mmformer.data.crop import RandomResizedCropSpec
 from mmformer.data.decode import resize
 from mmformer.data.mix import MixSpec
 from mmformer.data.native import native_size
+from mmformer.data.seeding import generator
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.spec import require
 
@@ -139,6 +140,12 @@ class AudioInputSpec:
     def __post_init__(self) -> None:
         distinct = len(self.members) >= 1 and len(set(self.members)) == len(self.members)
         require(distinct, self, "members", "different extensions, at least one")
+
+    def heard(self, seed: int, position: int) -> str:
+        """The member that training hears at a position."""
+        if len(self.members) == 1:
+            return self.members[0]
+        return self.members[int(generator(seed, "sound", position).integers(len(self.members)))]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmformer.data.buckets import BucketSpec
+from mmformer.data.curriculum import CurriculumSpec
 from mmformer.data.inputs import AudioInputSpec, ImageInputSpec, LabelInputSpec, TextInputSpec
 from mmformer.data.mixture import Mixture
 from mmformer.data.order import OrderSpec
@@ -30,6 +32,7 @@ class SourceSpec:
         target: how the texts are read that decoders learn to write, where they write ``target``; None: not.
         labels: by name.
         weight: its share of the training samples, in proportion to the other sources' weights.
+        curriculum: easy samples first; None: all from the start.
     """
 
     source: str
@@ -40,6 +43,7 @@ class SourceSpec:
     target: TextInputSpec | None = None
     labels: dict[str, LabelInputSpec] = field(default_factory=dict)
     weight: float = 1.0
+    curriculum: CurriculumSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.weight > 0, self, "weight", "positive")
@@ -69,6 +73,8 @@ class DataSpec(SourceSpec):
         batch_size: samples of one update, over all ranks and micro-batches.
         evaluation_batch_size: samples of one evaluation batch.
         order: of the training samples of each source.
+        buckets: whether training samples of about one length share an update, for less padding; None: they are taken as
+            they come.
         on_damage: what becomes of a training sample that cannot be used (a picture, sound or text that cannot be
             decoded, a member or caption that is not there): ``refuse`` ends the run, ``skip`` has another one stand in,
             the same one whenever the run is repeated; those are counted, and ``skipped.tsv`` in the run's output lists
@@ -84,6 +90,7 @@ class DataSpec(SourceSpec):
     batch_size: int = 256
     evaluation_batch_size: int = 256
     order: OrderSpec = field(default_factory=OrderSpec)
+    buckets: BucketSpec | None = None
     on_damage: Literal["refuse", "skip"] = "refuse"
     workers: int = 0
     cache_mib: int = 256
@@ -107,6 +114,8 @@ class DataSpec(SourceSpec):
         self._require_agreement()
         if self.also:
             self.mixture()
+        if self.buckets is not None:
+            self._require_lengths(self.buckets.by)
 
     @property
     def named(self) -> dict[str, SourceSpec]:
@@ -141,11 +150,26 @@ class DataSpec(SourceSpec):
     def each(self) -> list[DataSpec]:
         """Every source as if it were alone."""
         fields = [field.name for field in dataclasses.fields(SourceSpec)]
-        own = {"also": {}, "weight": SourceSpec.weight, "cache_mib": self.cache_mib // len(self.named)}
+        own = {"also": {}, "weight": SourceSpec.weight, "buckets": None, "cache_mib": self.cache_mib // len(self.named)}
         return [
             dataclasses.replace(self, **{name: getattr(source, name) for name in fields} | own)
             for source in self.named.values()
         ]
+
+    def _require_lengths(self, field_name: str) -> None:
+        """Refuse buckets by what has no lengths, or which no update is made of."""
+        if field_name not in self.filled:
+            raise InputError(f"data.buckets.by is {field_name}, but data.{field_name} is absent: take what is read.")
+        if field_name == "image" and self.shared("image").transform.fit != "native":
+            raise InputError(
+                f"data.buckets.by is image, but data.image.transform.fit is '{self.shared('image').transform.fit}', "
+                f"which makes all pictures of one size: leave buckets out, or set fit to native."
+            )
+        if self.batch_size % self.order.lanes:
+            raise InputError(
+                f"data.batch_size is {self.batch_size}, which data.order.lanes, {self.order.lanes}, does not divide, "
+                f"but buckets are made of each lane by itself: take a multiple of {self.order.lanes}."
+            )
 
     def _require_agreement(self) -> None:
         """Refuse sources that would hand the model different things under one name: a bundle says each once."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mmformer import collectives
 from mmformer.data.collate import Sample
-from mmformer.data.dataset import evaluation_loader
+from mmformer.data.loading import evaluation_loader
 from mmformer.evaluation.metric import Score, evaluate
 from mmformer.models.model import Model
 from mmformer.parallel.sharding import whole_model

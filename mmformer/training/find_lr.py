@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmformer.data.dataset import training_loader
+from mmformer.data.loading import training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.spec import require

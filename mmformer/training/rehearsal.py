@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from mmformer.data.classes import read_classes
-from mmformer.data.dataset import evaluation_loader, training_loader
+from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import evaluate
 from mmformer.evaluation.zero_shot import ZeroShotSpec

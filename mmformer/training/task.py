@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from mmformer import collectives
 from mmformer.data.collate import Sample
-from mmformer.data.dataset import training_loader
+from mmformer.data.loading import training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.models.head import ContrastiveHead

@@ -21,8 +21,8 @@ from mmformer.data.augment_sound import (
     TimeShiftSpec,
     augment_sounds,
 )
-from mmformer.data.dataset import evaluation_loader, training_loader
 from mmformer.data.inputs import AudioInputSpec
+from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.data.seeding import generator
 from mmformer.data.shards import RawSample, ShardWriter
 from mmformer.data.sound import AudioTransformSpec

@@ -8,7 +8,8 @@ import pytest
 from tiny import tiny_data, write_shards
 
 from mmformer.data.curriculum import CurriculumSpec
-from mmformer.data.dataset import MixedDataset, training_loader
+from mmformer.data.dataset import MixedDataset
+from mmformer.data.loading import training_loader
 from mmformer.data.opening import open_samples
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError

@@ -15,8 +15,9 @@ from bundles import tone
 from tiny import VOCABULARY, sample, tiny_data, write_few, write_shards
 
 from mmformer.data.damage import MOST
-from mmformer.data.dataset import MixedDataset, evaluation_loader, training_loader
+from mmformer.data.dataset import MixedDataset
 from mmformer.data.inputs import AudioInputSpec
+from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.data.manifest import Manifest
 from mmformer.data.order import OrderSpec
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter

@@ -16,9 +16,10 @@ from tiny import COLOURS, SIDE, VOCABULARY, labels, sample, tiny_data, write_few
 
 from mmformer.cli.main import plain
 from mmformer.data.caption import FieldCaptionSpec
-from mmformer.data.dataset import PositionBatches, SampleDataset, evaluation_loader, training_loader
+from mmformer.data.dataset import SampleDataset
 from mmformer.data.decode import decode_image
 from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.loading import PositionBatches, evaluation_loader, training_loader
 from mmformer.data.order import OrderSpec
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError

@@ -10,8 +10,9 @@ from tiny import tiny_data, write_few
 
 from mmformer.data.classes import read_classes
 from mmformer.data.collate import Collate
-from mmformer.data.dataset import SampleDataset, evaluation_loader
+from mmformer.data.dataset import SampleDataset
 from mmformer.data.inputs import LabelInputSpec
+from mmformer.data.loading import evaluation_loader
 from mmformer.data.order import OrderSpec
 from mmformer.errors import InputError
 from mmformer.evaluation.classification import AccuracySpec

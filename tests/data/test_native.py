@@ -21,8 +21,9 @@ from torch.nn import functional as F
 import mmformer
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.data.crop import RandomResizedCropSpec
-from mmformer.data.dataset import SampleDataset, training_loader
+from mmformer.data.dataset import SampleDataset
 from mmformer.data.inputs import ImageInputSpec, ImageTransformSpec
+from mmformer.data.loading import training_loader
 from mmformer.data.mix import MixSpec
 from mmformer.data.native import join_pictures, native_size
 from mmformer.data.order import OrderSpec

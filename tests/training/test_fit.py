@@ -17,7 +17,7 @@ from torch import Tensor
 from mmformer.bundle import load_bundle
 from mmformer.cli.main import main
 from mmformer.config import parse, read_yaml
-from mmformer.data.dataset import training_loader
+from mmformer.data.loading import training_loader
 from mmformer.evaluation.classification import AccuracySpec
 from mmformer.evaluation.retrieval import RetrievalSpec
 from mmformer.evaluation.zero_shot import ZeroShotSpec

@@ -17,8 +17,8 @@ from torch import Tensor
 from mmformer.bundle import load_bundle
 from mmformer.config import parse, read_yaml
 from mmformer.data.caption import FieldCaptionSpec
-from mmformer.data.dataset import evaluation_loader, training_loader
 from mmformer.data.inputs import TextInputSpec
+from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.errors import InputError
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import ModelSpec

@@ -14,7 +14,7 @@ from tiny import sample, tiny_model, tiny_run, write_shards
 
 from mmformer.cli.main import main
 from mmformer.config import to_yaml
-from mmformer.data.dataset import training_loader
+from mmformer.data.loading import training_loader
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter
 from mmformer.models.model import ModelSpec
