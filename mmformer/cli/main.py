@@ -126,6 +126,7 @@ def denied(error: OSError) -> str:
     fixes = {
         errno.ENOSPC: " Make room there, or write elsewhere.",
         errno.EDQUOT: " Make room there, or write elsewhere.",
+        errno.EFBIG: " Raise the limit on the size of files (ulimit -f), or write elsewhere.",
         errno.EACCES: " Change its permissions, or name another path.",
         errno.EPERM: " Change its permissions, or name another path.",
         errno.EROFS: " Name another path.",

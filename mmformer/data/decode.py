@@ -68,6 +68,8 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
         except InputError:
             raise
         except Image.DecompressionBombError as error:
+            height, width = image_size(data) or (0, 0)
+            _check_size((width, height), name, max_pixels)
             raise InputError(f"{name}: {error} Scale it down first.") from error
         except _DAMAGE as error:
             raise InputError(

@@ -231,7 +231,10 @@ class Manifest:
                 f"There is no folder of shards {given}.{where_to_get(given) or nearest(given.name, known)}"
             )
         file = given / MANIFEST_NAME if given.is_dir() else given
-        fix = f"A folder of shards has a {MANIFEST_NAME}, as mmformer.data.shards.ShardWriter writes it."
+        fix = (
+            f"A folder of shards has a {MANIFEST_NAME}: mmformer shards build makes one of your files, and mmformer "
+            "shards index one for tars that are there."
+        )
         content = _read_json(file, MANIFEST_FORMAT, f"manifest {file}", fix)
         rows = content.get("shards")
         if not isinstance(rows, list) or not rows:

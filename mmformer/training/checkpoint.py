@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from mmformer import collectives
 from mmformer.files import partial_of, whole_folder
@@ -18,6 +22,19 @@ def whole_checkpoints(output: Path) -> list[Path]:
     """The state files of a run's whole checkpoints, oldest first."""
     folders = (output / "checkpoints").glob("step-*")
     return sorted(folder / "state.ckpt" for folder in folders if not folder.suffix)
+
+
+class PlainIO(TorchCheckpointIO):
+    """Writes where it is told.
+
+    Lightning's own writes into the system's temporary folder first, which may be smaller, and which it does not clear
+    where the disk is full. Ours are written in a folder that has no name yet.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        state = io.BytesIO()  # torch.save into a file would not say what the disk said
+        torch.save(checkpoint, state)
+        Path(path).write_bytes(state.getbuffer())
 
 
 class Checkpoint(pl.Callback):

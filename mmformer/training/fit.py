@@ -18,7 +18,7 @@ from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle
-from mmformer.training.checkpoint import Checkpoint
+from mmformer.training.checkpoint import Checkpoint, PlainIO
 from mmformer.training.early_stopping import EarlyStopping
 from mmformer.training.evaluate import Evaluation, score_split
 from mmformer.training.intake import Intake, Taken
@@ -128,8 +128,9 @@ def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callba
     if spec.enable_progress_bar:
         callbacks = [*callbacks, Progress(first_step, spec.max_steps)]
     check_accelerator(spec.accelerator)
+    processes = trainer_arguments(run.parallel, spec.accelerator)
     return pl.Trainer(
-        **trainer_arguments(run.parallel, spec.accelerator),
+        **processes | {"plugins": [*processes.get("plugins", ()), PlainIO()]},
         accelerator=spec.accelerator,
         precision=spec.precision,
         max_steps=spec.max_steps,

@@ -1,0 +1,171 @@
+"""What is told and goes on: captions that are too long, more workers than shards; and runs that end before their end:
+on a disk without room, or by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typed import change
+
+from mmformer.cli.main import main
+from mmformer.training import fit as fitting
+from mmformer.training.checkpoint import whole_checkpoints
+from mmformer.training.task import TrainingTask
+
+FIT = ("fit", "--config", "run.yaml", "--data.test", "null")
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The weights of the run of run.yaml, uninterrupted."""
+    from tiny import tiny_run
+
+    output = tmp_path_factory.mktemp("whole") / "run"
+    fitting.fit(tiny_run(shards, steps=STEPS, data={"test": None}), output)
+    return load_file(output / "bundle" / "model.safetensors")
+
+
+def assert_goes_on(whole: dict[str, torch.Tensor]) -> None:
+    """The run in runs/run is resumed, and ends as the uninterrupted one."""
+    assert main([*FIT, "--resume"]) == 0
+    found = load_file("runs/run/bundle/model.safetensors")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
+def test_captions_that_are_too_long_are_cut_counted_and_told(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ("--model.encoders.text.tokenizer.context_length", "3", "--trainer.max_steps", "2")
+    assert main([*FIT, *short]) == 0
+    out, err = capsys.readouterr()
+    assert "Of 16 texts that were read as text, 16 (100.0 %) were longer than the model's context of 3 tokens" in out
+    assert err == ""
+    assert Path("runs/run/metrics.csv").read_text().splitlines()[-1].split(",")[1] == "16"
+    assert "data/cut/text" in Path("runs/run/metrics.csv").read_text()
+
+
+def test_more_workers_than_shards_are_no_mistake(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Workers read any position: they need no shards of their own."""
+    for output, workers in (("one", "0"), ("many", "5")):
+        words = ("--output", output, "--data.workers", workers, "--trainer.max_steps", "2")
+        assert main([*FIT, *words]) == 0
+    assert Path("one/metrics.csv").read_text() == Path("many/metrics.csv").read_text()
+
+
+# ------------------------------------------------------------------------------------------------- no room
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Inside, writing fails where a file would become larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    file: Path, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(file, "checkpoint.every_steps", 2)
+    change(file, "trainer.max_steps", STEPS)
+    saved = fitting.Checkpoint._save
+
+    def crowded(self: Any, trainer: Any, folder: Path) -> None:
+        with largest_file(20_000 if trainer.global_step == 4 else resource.RLIM_INFINITY):
+            saved(self, trainer, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fitting.Checkpoint, "_save", crowded)
+        assert main(FIT) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("mmformer: runs/run: File too large. Raise the limit")
+    assert err.count("\n") == 1
+    assert [path.name for path in Path("runs/run/checkpoints").iterdir()] == ["step-000000002"]
+    assert not Path("runs/run/bundle").exists()
+    assert_goes_on(whole)
+
+
+def has_room_of_its_own() -> bool:
+    """Whether this user may mount a small disk, in a namespace of its own."""
+    if shutil.which("unshare") is None:
+        return False
+    with_disk = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k tmpfs /mnt"]
+    return subprocess.run(with_disk, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not has_room_of_its_own(), reason="a disk can be mounted by root alone here")
+@pytest.mark.parametrize(
+    ("size", "named", "kept"),
+    [("900k", "disk/run", 0), ("2000k", "disk/run/bundle.partial/model.safetensors", 1)],
+    ids=["no room for a checkpoint", "no room for the bundle"],
+)
+def test_a_full_disk_is_told_and_nothing_half_written_is_left(size: str, named: str, kept: int, file: Path) -> None:
+    """A real one."""
+    Path("disk").mkdir()
+    Path("spare").mkdir()
+    command = [sys.executable, "-m", "mmformer", *FIT, "--output", "disk/run", "--trainer.max_steps", "2"]
+    mounted = (
+        f'mount -t tmpfs -o size={size} tmpfs disk && "$@"; echo "code $?"; find disk -name "step-*" -o -name "*undle*"'
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mounted, "sh", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(Path("spare").absolute())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr == f"mmformer: {named}: No space left on device. Make room there, or write elsewhere.\n"
+    code, *left = done.stdout.split("\n")[:-1]
+    assert code == "code 2"
+    assert left == ["disk/run/checkpoints/step-000000002"] * kept
+    assert not [path for path in Path("spare").rglob("*") if path.is_file()]
+
+
+# ------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def test_ctrl_c_ends_with_a_checkpoint_to_go_on_from(
+    file: Path, whole: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(file, "checkpoint.every_steps", None)
+    step = TrainingTask.training_step
+
+    def interrupted(self: TrainingTask, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingTask, "training_step", interrupted)
+        assert main(FIT) == 130
+    out, err = capsys.readouterr()
+    assert err == ("\nStopping after this update, with a checkpoint. Once more: at once.\nmmformer: interrupted.\n")
+    assert "fit --output runs/run --resume goes on from the last checkpoint" in out
+    assert [path.parent.name for path in whole_checkpoints(Path("runs/run"))] == ["step-000000004"]
+    assert not Path("runs/run/bundle").exists()
+    assert_goes_on(whole)
+
+
+def test_ctrl_c_before_training_leaves_nothing(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "rehearse", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main(FIT) == 130
+    assert capsys.readouterr().err == "mmformer: interrupted.\n"
+    assert not Path("runs").exists()
