@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 QUICKSTART := runs/emoji_quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint format bench lock vocabulary emoji clean
+.PHONY: help install quickstart test test-slow lint docs format bench lock vocabulary emoji clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -36,6 +36,9 @@ lint: $(STAMP)  ## ruff, the strict type checker, the import-layer test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+
+docs: $(STAMP)  ## the site of docs/, in build/site (nothing is fetched)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,111 @@
+"""The site: it builds without a warning and says every option; its table of imports is the one the layer test holds."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_layers import BASE, KNOWS
+from tiny import ROOT
+
+from mmformer.schema import members
+from mmformer.spec import FAMILIES
+
+
+@pytest.fixture(scope="session")
+def pages() -> dict[str, str]:
+    """The generated pages."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import generate
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    made: dict[str, str] = generate.pages()
+    return made
+
+
+def test_the_table_of_imports_is_the_layer_tests() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text[text.index("| unit | may import |") :].partition("\n\n")[0]
+    said = {
+        unit: set(re.findall(r"`(\w+)`", rest)) for unit, rest in re.findall(r"^\| `(\w+)` \| (.*) \|$", table, re.M)
+    }
+    assert said == {unit: set(knows) - BASE - {unit} for unit, knows in KNOWS.items() if not unit.startswith("__")}
+
+
+def test_every_file_that_architecture_names_is_there() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    places = (ROOT / "mmformer", ROOT, ROOT / "mmformer" / "data")
+    assert len(named) > 40
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+def test_every_option_of_a_run_is_told(pages: dict[str, str]) -> None:
+    text = pages["configs.md"]
+    for name in ("RunSpec", "DataSpec", "RecipeSpec"):
+        assert f"## {name}\n" in text
+    for base in FAMILIES:
+        if base.__module__ != "mmformer.data.caption":
+            assert all(
+                f"## {member.__name__}\n" in text for member in members(base) if member.__module__ in sys.modules
+            )
+    # A field of each kind of type, as it is written out.
+    assert "| `depth` | `int` | required | number of layers. |" in text
+    assert "| `precision` | `32-true` or `bf16-mixed` | `'32-true'` |" in text
+    assert "| `ema` | [`EMASpec`](#emaspec) or null | `null` |" in text
+    assert "| `stacks` | name: [`StackSpec`](#stackspec) | required |" in text
+    assert "| `size` | list of 2: `int` | `(224, 224)` |" in text
+    assert "| `mixer` | [`MixerSpec`](#mixerspec) | [`AttentionSpec`](#attentionspec) |" in text
+
+
+def test_links_within_the_options_lead_somewhere(pages: dict[str, str]) -> None:
+    text = pages["configs.md"]
+    there = {name.lower() for name in re.findall(r"^## (\w+)$", text, re.M)}
+    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= there
+
+
+def test_every_command_is_told(pages: dict[str, str]) -> None:
+    from mmformer.cli.main import COMMANDS
+
+    text = pages["commands.md"]
+    assert all(f"\n### {name}\n" in text for name in COMMANDS)
+    for usage in (
+        "mmformer shards build",
+        "mmformer curate duplicates",
+        "mmformer vocabulary train",
+        "mmformer classify",
+    ):
+        assert f"usage: {usage} " in text
+    assert "| `--resume` |" in text
+
+
+def test_the_python_api_is_told(pages: dict[str, str]) -> None:
+    text = pages["api/predictor.md"]
+    assert "### load\n" in text
+    assert "#### Predictor.classify\n" in text
+    assert "- `batch_size`: values that are computed at once." in text
+    assert "**Raises**\n\n- `InputError`: no such bundle" in text
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    built = tmp_path / "site"
+    assert (built / "configs.html").is_file() and (built / "api" / "predictor.html").is_file()
+    assert not list(built.rglob("*.py"))
+    fetched = [
+        page.name
+        for page in built.rglob("*.html")
+        if re.search(r"(?:src|href)=\"?https?://(?:fonts|cdn|unpkg)", page.read_text())
+    ]
+    assert fetched == [], "nothing is fetched when a page is read"
