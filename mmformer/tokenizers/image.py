@@ -54,7 +54,7 @@ class ImageTokenizer(nn.Module):
         """uint8 B 3 H W -> float32 B 3 H W.
 
         Raises:
-            InputError: not uint8 B 3 H W, or a size that the stride does not divide.
+            InputError: not uint8 B 3 H W, but patches perhaps, or a size that the stride does not divide.
         """
         name, stride = type(self.spec).__name__, self.spec.stride
         if isinstance(image, Patches):
