@@ -6,7 +6,7 @@ windows follow each other as they did. Each lane is sorted by itself, so that a 
 own, and the grouping is the same over any number of ranks.
 
 Lengths are read from headers (``mmformer.data.lengths``) when a window begins, in every process that reads some of its
-samples, which takes 0.03 to 0.1 ms a sample: there is no table of them beside a set that could be missing or out of date.
+samples, which takes 0.03 to 0.1 ms a sample: there is no table of them beside a set that could be missing or outdated.
 
 What it saves, as tokens that are computed for each real one, without buckets and with windows of 4, 8 and 16 updates:
 2.11, 1.37, 1.21 and 1.21 for spoken digits (FSDD, 64 an update); 2.31, 1.50, 1.38 and 1.37 for captions (Multi30k, 256
@@ -36,7 +36,7 @@ class BucketSpec:
     """Which samples share an update. For encoders that are not ``packed``.
 
     Attributes:
-        by: what is measured: pictures in patches, sounds in time, texts in characters.
+        by: what is measured, before it is augmented: pictures in patches, sounds in time, texts in characters.
         updates: whose samples are sorted together.
     """
 
