@@ -43,13 +43,16 @@ def print_scores(scores: Mapping[str, Score], measured_on: str, as_json: bool = 
 def print_taken(run: RunSpec, output: Path, taken: Taken) -> None:
     """How much of the data was skipped, for which causes, and how many texts were cut."""
     if taken.skipped:
-        table = Table(title="Training samples that others stood in for", title_justify="left")
+        number = sum(taken.skipped.values())
+        print(
+            f"{number:,} training samples were skipped, and others read instead; {output / 'skipped.tsv'} lists them:"
+        )
+        table = Table()
         table.add_column("cause")
         table.add_column("samples", justify="right")
         for cause, count in taken.skipped.items():
             table.add_row(cause, f"{count:,}")
         Console().print(table)
-        print(f"{output / 'skipped.tsv'} lists them.")
     for name, (read, cut) in taken.texts.items():
         if cut:
             most = run.model.text_encoders()[name].spec.context_length

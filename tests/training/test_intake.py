@@ -122,7 +122,7 @@ def test_the_end_has_a_table(
     counts = {cause.strip(): int(count) for cause, count in rows}
     assert sum(counts.values()) == len(table(Path("runs/run/skipped.tsv"))) == 6
     assert set(counts) == {"damaged picture", "damaged text"}
-    assert "runs/run/skipped.tsv lists them." in told
+    assert "6 training samples were skipped, and others read instead; runs/run/skipped.tsv lists them:" in told
     cut = table(Path("runs/run/metrics.csv"), ",")[-1]["data/cut/text"]
     assert f"Of 32 texts that were read as text, {cut} (" in told
     assert "longer than the model's context of 6 tokens and were cut" in told
