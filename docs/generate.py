@@ -19,12 +19,14 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import mmformer
 from mmformer.cli import arguments
 from mmformer.cli.main import COMMANDS, GROUPS
+from mmformer.config import to_data
 from mmformer.evaluation.recipe import RecipeSpec
 from mmformer.schema import is_family, members
 from mmformer.training.run import RunSpec
@@ -59,7 +61,8 @@ def configs_page() -> str:
         "A run file (`mmformer fit`) is a `RunSpec`, a recipe (`mmformer evaluate`) a `RecipeSpec`; what they hold "
         "comes after them, in the order in which it is first named. A field is also an option: "
         "`--model.stacks.trunk.depth 4`. Where a type has several classes, `class_path` says which and `init_args` has "
-        "its fields; where the default class is meant its fields are enough.",
+        "its fields; where the default class is meant its fields are enough. What is None in Python is "
+        "null in YAML.",
     ]
     for spec in reached([RunSpec, RecipeSpec]):
         abstract = is_family(spec) and (inspect.isabstract(spec) or len(members(spec)) > 1)
@@ -121,6 +124,7 @@ def attributes(spec: type) -> dict[str, str]:
 
 
 def default_of(field: dataclasses.Field[Any]) -> str:
+    """As a run file would have it."""
     value = field.default
     if value is dataclasses.MISSING:
         if field.default_factory is dataclasses.MISSING:
@@ -128,7 +132,8 @@ def default_of(field: dataclasses.Field[Any]) -> str:
         value = field.default_factory()
     if dataclasses.is_dataclass(value):
         return link(type(value))
-    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value!r}`"
+    written = yaml.safe_dump(to_data(value), default_flow_style=True, width=200, allow_unicode=True)
+    return f"`{written.removesuffix('...' + chr(10)).strip()}`"
 
 
 def type_name(hint: Any) -> str:
@@ -257,11 +262,32 @@ def entry(value: Any) -> Iterator[str]:
 
 def signature(value: Any) -> str:
     try:
-        text = str(inspect.signature(value)).replace("'", "")
+        found = inspect.signature(value)
     except (TypeError, ValueError):  # a class that only C knows how to make
         return ""
-    line = f"{value.__qualname__}{re.sub(r'mmformer[.a-z_]*[.]|<factory>', lambda m: '…' * (m[0][0] == '<'), text)}"
-    return "```text\n" + "\n".join(textwrap.wrap(line, 100, subsequent_indent="    ", break_long_words=False)) + "\n```"
+    made = [one.replace(annotation=Written(one.annotation)) for one in found.parameters.values()]
+    returned = "" if found.return_annotation in (inspect.Signature.empty, "None", None) else found.return_annotation
+    end = f" -> {Written(returned)!r}" if returned else ""
+    inside = str(inspect.Signature(made)).replace("<factory>", "…")
+    line = f"{value.__qualname__}{inside}{end}"
+    if len(line) > 100:
+        marks = ["/" for one in made if one.kind is one.POSITIONAL_ONLY][:1]
+        assert not marks, "no function here has parameters without names"
+        starred = [one for one in made if one.kind is one.KEYWORD_ONLY][:1]
+        lines = [part for one in made for part in (["*"] if one in starred else []) + [str(one)]]
+        inside = "".join(f"    {part},\n" for part in lines).replace("<factory>", "…")
+        line = f"{value.__qualname__}(\n{inside}){end}"
+    return f"```python\n{line}\n```"
+
+
+class Written:
+    """An annotation as it stands in the code."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.text = getattr(annotation, "__forward_arg__", annotation)
+
+    def __repr__(self) -> str:
+        return self.text if isinstance(self.text, str) else inspect.formatannotation(self.text)
 
 
 def own_docstring(value: Any, sections: bool = True) -> str:

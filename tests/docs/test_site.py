@@ -45,6 +45,18 @@ def test_every_file_that_architecture_names_is_there() -> None:
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
+def test_messages_that_troubleshooting_quotes_are_ones_that_there_are() -> None:
+    """Its first columns have messages; … stands for what differs."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    code = "".join(path.read_text() for path in sorted((ROOT / "mmformer").rglob("*.py")))
+    said = re.sub(r"\"\n\s*f?\"", "", code)  # strings that go on in the next line
+    columns = re.findall(r"^\| (.+?) \|", text, re.M)
+    quoted = [message for column in columns for message in re.findall(r"`([^`]+ [^`]+)`", column)]
+    parts = [part.strip() for message in quoted for part in message.split("…")]
+    assert len(quoted) >= 10
+    assert [part for part in parts if part not in said] == []
+
+
 def test_every_option_of_a_run_is_told(pages: dict[str, str]) -> None:
     text = pages["configs.md"]
     for name in ("RunSpec", "DataSpec", "RecipeSpec"):
@@ -56,10 +68,10 @@ def test_every_option_of_a_run_is_told(pages: dict[str, str]) -> None:
             )
     # A field of each kind of type, as it is written out.
     assert "| `depth` | `int` | required | number of layers. |" in text
-    assert "| `precision` | `32-true` or `bf16-mixed` | `'32-true'` |" in text
+    assert "| `precision` | `32-true` or `bf16-mixed` | `32-true` |" in text
     assert "| `ema` | [`EMASpec`](#emaspec) or null | `null` |" in text
     assert "| `stacks` | name: [`StackSpec`](#stackspec) | required |" in text
-    assert "| `size` | list of 2: `int` | `(224, 224)` |" in text
+    assert "| `size` | list of 2: `int` | `[224, 224]` |" in text
     assert "| `mixer` | [`MixerSpec`](#mixerspec) | [`AttentionSpec`](#attentionspec) |" in text
 
 
@@ -102,7 +114,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert "WARNING" not in done.stderr
     built = tmp_path / "site"
     assert (built / "configs.html").is_file() and (built / "api" / "predictor.html").is_file()
-    assert not list(built.rglob("*.py"))
+    assert not [*built.rglob("*.py"), *built.rglob("*.pyc")]
     fetched = [
         page.name
         for page in built.rglob("*.html")
