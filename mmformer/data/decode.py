@@ -88,7 +88,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
             try:
                 with reader(io.BytesIO(data), "") as image:
                     return image.height, image.width
-            except _DAMAGE:
+            except (*_DAMAGE, Image.DecompressionBombError):  # a GIF's first frame may declare more
                 return None
     return None
 
