@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import inspect
 import io
+import itertools
 import os
 import pkgutil
 import re
@@ -24,6 +25,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 import mmformer
+from mmformer import resources
 from mmformer.cli import arguments
 from mmformer.cli.main import COMMANDS, GROUPS
 from mmformer.config import to_data
@@ -48,7 +50,31 @@ def pages() -> dict[str, str]:
         f"- [`mmformer.{unit}`]({unit}.md): {first_sentence(importlib.import_module(f'mmformer.{unit}'))}\n"
         for unit in units
     )
-    return {"configs.md": configs_page(), "commands.md": commands_page(), "api/index.md": index, **api}
+    written = {"runs.md": runs_page(), "configs.md": configs_page(), "commands.md": commands_page()}
+    return {**written, "api/index.md": index, **api}
+
+
+# Runs
+
+
+def runs_page() -> str:
+    """What the head comments of the run files and models say that come with mmformer."""
+    parts = [
+        "# Runs that come with mmformer",
+        "Each is a place to begin: copy it, or change it by options. What they expect was measured; "
+        "the repository's `benchmarks/` has the commands.",
+    ]
+    for group in ("runs", "models"):
+        for file in sorted((resources.FOLDER / "configs" / group).glob("*.yaml")):
+            lines = itertools.takewhile(
+                lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines()
+            )
+            head = "\n".join(re.sub(r"^#( ?)( *)", r"\2\2", line) for line in lines)  # commands are indented
+            parts += [
+                f"## configs/{group}/{file.name}",
+                re.sub(r"```text\n(?=mmformer|python)", "```sh\n", prose(head)),
+            ]
+    return "\n\n".join(parts) + "\n"
 
 
 # Configs

@@ -81,6 +81,13 @@ def test_links_within_the_options_lead_somewhere(pages: dict[str, str]) -> None:
     assert set(re.findall(r"\]\(#(\w+)\)", text)) <= there
 
 
+def test_every_run_and_model_is_told(pages: dict[str, str]) -> None:
+    for file in sorted((ROOT / "configs").rglob("*.yaml")):
+        said = pages["runs.md"].partition(f"## {file.relative_to(ROOT)}\n")[2].partition("\n## ")[0]
+        assert len(said.split()) >= 8, f"{file.name} has no head comment"
+    assert "```sh\nmmformer fit --config configs/runs/emoji_full.yaml\n```" in pages["runs.md"]
+
+
 def test_every_command_is_told(pages: dict[str, str]) -> None:
     from mmformer.cli.main import COMMANDS
 
