@@ -44,7 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def pages() -> dict[str, str]:
     """Path below docs/ -> Markdown."""
-    units = [info.name for info in pkgutil.iter_modules(mmformer.__path__) if info.name not in ("cli", "__main__")]
+    names = [info.name for info in pkgutil.iter_modules(mmformer.__path__) if info.name not in ("cli", "__main__")]
+    units = sorted(names, key=lambda name: (name != "predictor", name))  # the front door first
     api = {f"api/{unit}.md": unit_page(unit) for unit in units}
     index = "# Python API\n\nMade of the docstrings, a page for each package or module.\n\n" + "".join(
         f"- [`mmformer.{unit}`]({unit}.md): {first_sentence(importlib.import_module(f'mmformer.{unit}'))}\n"
@@ -291,7 +292,9 @@ def signature(value: Any) -> str:
         found = inspect.signature(value)
     except (TypeError, ValueError):  # a class that only C knows how to make
         return ""
-    made = [one.replace(annotation=Written(one.annotation)) for one in found.parameters.values()]
+    given = [one for name, one in found.parameters.items() if name not in ("self", "cls")]
+    bare = inspect.Parameter.empty
+    made = [one if one.annotation is bare else one.replace(annotation=Written(one.annotation)) for one in given]
     returned = "" if found.return_annotation in (inspect.Signature.empty, "None", None) else found.return_annotation
     end = f" -> {Written(returned)!r}" if returned else ""
     inside = str(inspect.Signature(made)).replace("<factory>", "…")

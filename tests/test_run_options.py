@@ -191,7 +191,8 @@ def test_a_wrong_type_deep_inside_is_told_shortly(file: Path, capsys: pytest.Cap
 
 def test_fit_alone_says_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit"]) == 2
-    assert capsys.readouterr().err == "mmformer: fit needs --config FILE; configs/runs/ has some to begin with.\n"
+    said = "fit needs --config FILE: mmformer init DIR writes one, and configs/runs/ has some to begin with."
+    assert capsys.readouterr().err == f"mmformer: {said}\n"
 
 
 RUNS = sorted((ROOT / "configs" / "runs").glob("*.yaml"))

@@ -175,7 +175,10 @@ def _spec(command: str, given: Words) -> RunSpec:
                 raise InputError(
                     f"{output}: there is no run in this folder (no config.yaml): name one, or --config FILE."
                 )
-            raise InputError(f"{command} needs --config FILE; configs/runs/ has some to begin with.")
+            raise InputError(
+                f"{command} needs --config FILE: mmformer init DIR writes one, and configs/runs/ has some to begin "
+                "with."
+            )
     return parse(RunSpec, merged(RunSpec, settings), "")
 
 

@@ -109,6 +109,9 @@ def test_the_python_api_is_told(pages: dict[str, str]) -> None:
     assert "#### Predictor.classify\n" in text
     assert "- `batch_size`: values that are computed at once." in text
     assert "**Raises**\n\n- `InputError`: no such bundle" in text
+    assert "    templates: Sequence[str] = ('{}',),\n" in text
+    api = "".join(text for name, text in pages.items() if name.startswith("api/"))
+    assert not re.findall(r"inspect\._empty|ForwardRef|<factory>|object at 0x", api)
 
 
 @pytest.mark.slow
