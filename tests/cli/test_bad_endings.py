@@ -166,6 +166,11 @@ def test_ctrl_c_before_training_leaves_nothing(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "rehearse", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    assert main(FIT) == 130
+    # Where the tests run in the background of a shell, they inherit that it is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(FIT) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "mmformer: interrupted.\n"
     assert not Path("runs").exists()
