@@ -43,12 +43,13 @@ class Intake(pl.Callback):
         if first_step and self.path.exists():
             with self.path.open(encoding="utf-8", newline="") as file:
                 rows = csv.DictReader(file, delimiter="\t")
-                self._rows = [row for row in rows if int(row["update"]) <= first_step]
+                # The last line may be half a line.
+                self._rows = [row for row in rows if row["reason"] is not None and int(row["update"]) <= first_step]
         self._known = {(row["source"], row["key"]) for row in self._rows}
         self._causes = Counter(row["cause"] for row in self._rows)
         self._texts: dict[str, tuple[int, int]] = {}
         # Of this process alone, since all were told last:
-        self._new: list[Skipped] = []
+        self._new: list[tuple[int, Skipped]] = []  # with the update
         self._read: dict[str, tuple[int, int]] = {}
 
     @property
@@ -64,10 +65,10 @@ class Intake(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         assert isinstance(batch, Batch)
-        if batch.notes is not None:
-            self._new += batch.notes.skipped
-            self._read = _added(self._read, batch.notes.texts)
         step = trainer.global_step
+        if batch.notes is not None:
+            self._new += [(step, skipped) for skipped in batch.notes.skipped]
+            self._read = _added(self._read, batch.notes.texts)
         if step % self.run.trainer.log_every_n_steps and step != trainer.max_steps:
             return
         self._tell()
@@ -90,13 +91,14 @@ class Intake(pl.Callback):
         told = collectives.gather_values((self._new, self._read))
         self._new, self._read = [], {}
         rows = []
-        for skipped in sorted((one for new, _ in told for one in new), key=lambda one: one.position):
+        new = [one for others, _ in told for one in others]
+        for update, skipped in sorted(new, key=lambda one: (one[0], one[1].position)):
             words = (skipped.source, skipped.key, skipped.cause, skipped.reason)
             source, key, cause, reason = (word.encode("utf-8", "backslashreplace").decode() for word in words)
             if (source, key) not in self._known:
                 self._known.add((source, key))
                 self._causes[cause] += 1
-                rows.append((skipped.position // self.run.data.batch_size + 1, source, key, cause, reason))
+                rows.append((update, source, key, cause, reason))
         for _, read in told:
             self._texts = _added(self._texts, read)
         if rows and is_first():

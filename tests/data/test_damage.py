@@ -19,9 +19,10 @@ from mmformer.data.dataset import MixedDataset
 from mmformer.data.inputs import AudioInputSpec
 from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.data.manifest import Manifest
+from mmformer.data.mix import MixSpec
 from mmformer.data.order import OrderSpec
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter
-from mmformer.data.sources import DataSpec
+from mmformer.data.sources import DataSpec, SourceSpec
 from mmformer.errors import InputError
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.types import Batch
@@ -204,3 +205,33 @@ def test_a_batch_larger_than_the_split_is_refused(whole: Path, encoder: TextEnco
     with pytest.raises(InputError, match=message):
         batches(tiny_data(whole, batch_size=33), encoder)
     assert len(set(batches(tiny_data(whole, batch_size=32), encoder, 1)[0].keys)) == 32
+
+
+def test_each_source_of_a_mixture_stands_in_for_its_own(whole: Path, broken: Path, encoder: TextEncoder) -> None:
+    alone = tiny_data(whole)
+    pictures = SourceSpec(str(broken), image=alone.image, text=alone.text)
+    spec = tiny_data(whole, also={"broken": pictures}, on_damage="skip")
+    made = batches(spec, encoder, 16)
+    noted = {(note.source, note.key) for batch in made for note in batch.notes.skipped}  # type: ignore[union-attr]
+    assert {source for source, _ in noted} == {str(broken)}
+    assert len(noted) == len(BROKEN)
+    dataset = MixedDataset(spec, 3)
+    for position in (note.position for batch in made for note in batch.notes.skipped):  # type: ignore[union-attr]
+        assert dataset[position].source == 1
+
+
+def test_a_picture_to_be_mixed_in_that_is_damaged_is_skipped_with_what_it_is_mixed_into(
+    whole: Path, broken: Path, names: list[str]
+) -> None:
+    spec = tiny_data(broken, on_damage="skip")
+    assert spec.image is not None
+    mixing = dataclasses.replace(spec, image=dataclasses.replace(spec.image, mix=MixSpec()))
+    dataset = MixedDataset(mixing, 3)
+    unusable = {names[number] for number in BROKEN}
+    for position in range(32):
+        found = dataset[position]
+        assert found.other is not None
+        assert {note.key for note in found.skipped} <= unusable
+        assert found.key not in unusable
+    own = {note.key for position in range(32) for note in MixedDataset(spec, 3)[position].skipped}
+    assert own == unusable

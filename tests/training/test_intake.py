@@ -14,6 +14,7 @@ from tiny import sample, tiny_model, tiny_run, write_shards
 
 from mmformer.cli.main import main
 from mmformer.config import to_yaml
+from mmformer.data.buckets import BucketSpec
 from mmformer.data.loading import training_loader
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter
@@ -108,6 +109,33 @@ def test_an_interrupted_run_ends_with_the_same_table_logs_and_weights(
     assert (output / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     one, other = (load_file(folder / "bundle" / "model.safetensors") for folder in (output, whole))
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_where_buckets_move_samples_to_other_updates_those_are_told(shards: Path, tmp_path: Path) -> None:
+    """A sample may be read before the update that its position is of."""
+    run, output = make_run(shards, buckets=BucketSpec("text", 4)), tmp_path / "run"
+    fit(run, tmp_path / "whole")
+    found: dict[str, tuple[int, bool]] = {}
+    for update, batch in enumerate(training_loader(run.data, run.model.text_encoders(), run.seed, 0, STEPS), start=1):
+        assert batch.notes is not None
+        for note in batch.notes.skipped:
+            found.setdefault(note.key, (update, note.position // 8 + 1 > update))
+    told = {row["key"]: int(row["update"]) for row in table(tmp_path / "whole" / "skipped.tsv")}
+    assert told == {key: update for key, (update, _) in found.items()}
+    assert any(early for _, early in found.values())
+    fit(make_run(shards, 3, buckets=run.data.buckets), output)
+    fit(run, output, resume=True)
+    assert (output / "skipped.tsv").read_text() == (tmp_path / "whole" / "skipped.tsv").read_text()
+
+
+def test_half_a_line_is_no_line(shards: Path, whole: Path, tmp_path: Path) -> None:
+    """What a run that was killed may leave, where it tells of an update after the last checkpoint."""
+    output = tmp_path / "run"
+    fit(make_run(shards, 3), output)
+    with (output / "skipped.tsv").open("a") as file:
+        file.write("1")
+    fit(make_run(shards), output, resume=True)
+    assert (output / "skipped.tsv").read_text() == (whole / "skipped.tsv").read_text()
 
 
 def test_the_end_has_a_table(
