@@ -40,8 +40,8 @@ class ScheduleSpec(ABC):
 
 
 @dataclass(frozen=True)
-class CosineScheduleSpec(ScheduleSpec):
-    """Half a cosine down to a share of the peak (Loshchilov and Hutter 2016).
+class FallingScheduleSpec(ScheduleSpec):
+    """Down from the peak.
 
     Attributes:
         final: the share of the peak that is left at the end.
@@ -52,24 +52,19 @@ class CosineScheduleSpec(ScheduleSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.final <= 1, self, "final", "from 0 to 1")
+
+
+@dataclass(frozen=True)
+class CosineScheduleSpec(FallingScheduleSpec):
+    """Half a cosine down to a share of the peak (Loshchilov and Hutter 2016)."""
 
     def after_warmup(self, step: int, steps: int) -> float:
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @dataclass(frozen=True)
-class LinearScheduleSpec(ScheduleSpec):
-    """A straight line down to a share of the peak (as BERT's, Devlin et al. 2018, §A.2).
-
-    Attributes:
-        final: the share of the peak that is left at the end.
-    """
-
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(0 <= self.final <= 1, self, "final", "from 0 to 1")
+class LinearScheduleSpec(FallingScheduleSpec):
+    """A straight line down to a share of the peak (as BERT's, Devlin et al. 2018, §A.2)."""
 
     def after_warmup(self, step: int, steps: int) -> float:
         return 1 + (self.final - 1) * step / steps

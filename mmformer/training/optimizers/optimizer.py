@@ -54,12 +54,12 @@ class OptimizerSpec(ABC):
         return settings(model, self.weight_decay, self.layer_decay, self.groups)
 
 
-class AveragingOptimizer(torch.optim.Optimizer):
+class AveragingOptimizer(torch.optim.Optimizer, ABC):
     """An optimizer that trains one point and means another: an average, which is to be measured and kept."""
 
+    @abstractmethod
     def averaged(self, model: nn.Module) -> AbstractContextManager[None]:
         """Inside, the model has the averages; after it, its weights again, bit for bit."""
-        raise NotImplementedError
 
 
 def require_betas(spec: Any) -> None:
