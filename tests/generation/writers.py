@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tiny import VOCABULARY
 
@@ -39,9 +41,9 @@ def model(kind: str, seed: int = 0, small: int | None = None) -> Model:
             if name.startswith(("stacks.writer", "decoders")) and parameter.ndim == 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.35)
         if small is not None:
-            tokenizer = made.decoders["writer"].tokenizer
+            tokenizer: Any = made.decoders["writer"].tokenizer
             open_ids = {EOS, *range(4, 4 + small)}
-            tokenizer.unwritten = [index for index in range(tokenizer.size) if index not in open_ids]  # type: ignore
+            tokenizer.unwritten = [index for index in range(tokenizer.size) if index not in open_ids]
     return made
 
 

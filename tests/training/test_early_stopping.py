@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from killed import fit_killed_and_resumed
 from safetensors.torch import load_file
 from tiny import tiny_run, write_shards
 
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.training import evaluate as evaluation
-from mmformer.training.checkpoint import Checkpoint, whole_checkpoints
+from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, EarlyStoppingSpec, EvaluationSpec, RunSpec
 
@@ -85,20 +86,7 @@ def test_what_it_waited_is_resumed(
     run = measured_every_update(shards, early_stopping=EarlyStoppingSpec(SCORE, patience=5))
     run = dataclasses.replace(run, checkpoint=CheckpointSpec(every_steps=2))
 
-    class Killed(BaseException):
-        pass
-
-    real = Checkpoint.on_train_batch_end
-
-    def dies(self: Any, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == 5:
-            raise Killed
-        real(self, trainer, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoint, "on_train_batch_end", dies)
-        fit(run, tmp_path / "run")
-    fit(run, tmp_path / "run", resume=True)
+    fit_killed_and_resumed(run, tmp_path / "run", 5, monkeypatch)
     assert steps(tmp_path / "run")[-1] == 6
     weights = load_file(tmp_path / "run" / "bundle" / "model.safetensors")
     # Resumed again, it is over; with more patience, it goes on.

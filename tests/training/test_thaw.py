@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import fit_killed_and_resumed
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_run, write_shards
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch import Tensor
 from mmformer.errors import InputError
 from mmformer.parallel.sharding import ParallelSpec
 from mmformer.training.average import EMASpec
-from mmformer.training.checkpoint import Checkpoint
 from mmformer.training.fit import fit
 from mmformer.training.freeze import Thaw, freeze
 from mmformer.training.optimizers.lamb import LAMBSpec
@@ -72,20 +72,7 @@ def test_resumed_it_is_the_same(optimizer: Any, shards: Path, tmp_path: Path, mo
     run = gradual(shards, **({} if optimizer is None else {"optimizer": optimizer}))
     fit(run, tmp_path / "whole")
 
-    class Killed(BaseException):
-        pass
-
-    real = Checkpoint.on_train_batch_end
-
-    def dies(self: Any, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == 3:
-            raise Killed
-        real(self, trainer, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoint, "on_train_batch_end", dies)
-        fit(run, tmp_path / "run")
-    fit(run, tmp_path / "run", resume=True)
+    fit_killed_and_resumed(run, tmp_path / "run", 3, monkeypatch)
     one, other = (load_file(tmp_path / name / "bundle" / "model.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 

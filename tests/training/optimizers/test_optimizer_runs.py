@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from killed import fit_killed_and_resumed
 from safetensors.torch import load_file
 from test_optimizers import BASES
 from tiny import tiny_run, write_shards
@@ -16,7 +17,7 @@ from torch import Tensor
 from mmformer.config import from_yaml, parse, to_yaml
 from mmformer.errors import InputError
 from mmformer.training.average import EMASpec
-from mmformer.training.checkpoint import Checkpoint, whole_checkpoints
+from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.fit import fit
 from mmformer.training.optimizers.optimizer import OptimizerSpec
 from mmformer.training.optimizers.schedule_free import ScheduleFreeAdamWSpec
@@ -53,20 +54,7 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert parse(RunSpec, from_yaml(to_yaml(run), ""), "") == run
     fit(run, tmp_path / "whole")
 
-    class Killed(BaseException):
-        pass
-
-    real = Checkpoint.on_train_batch_end
-
-    def dies(self: Any, trainer: Any, *args: Any) -> None:
-        if trainer.global_step == 3:
-            raise Killed
-        real(self, trainer, *args)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Checkpoint, "on_train_batch_end", dies)
-        fit(run, tmp_path / "run")
-    fit(run, tmp_path / "run", resume=True)
+    fit_killed_and_resumed(run, tmp_path / "run", 3, monkeypatch)
     assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
 
 
