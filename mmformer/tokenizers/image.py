@@ -6,6 +6,7 @@ sizes of their own travel as patches, for a canvas that held a tall one and a wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
@@ -145,27 +146,37 @@ class ImagePatches(ImageTokenizer):
 
 @dataclass(frozen=True)
 class ConvolutionalStemSpec(ImageTokenizerSpec):
-    """3x3 convolutions of stride 2, each but the last followed by a norm and a GELU; the last one makes the tokens.
+    """3x3 convolutions, each but the last followed by a norm and a GELU; the last one makes the tokens.
 
     The norm is over the channels of each place: unlike BatchNorm, it leaves an image's tokens independent of the rest
     of its batch.
 
     Attributes:
-        channels: of each convolution but the last, whose channels are the stack's width. The stride is 2 to the power
-            of one more than their number.
+        channels: of each convolution but the last, whose channels are the stack's width.
+        strides: of each convolution, 1 or 2, so one more than the channels; none: 2 each. Those of stride 1 see fine
+            detail before it is pooled away, which small pictures reward. A token's side is the product.
         norm: after each convolution but the last.
     """
 
     channels: tuple[int, ...] = (32, 64)
+    strides: tuple[int, ...] | None = None
     norm: NormSpec = field(default_factory=LayerNormSpec)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(all(number >= 1 for number in self.channels), self, "channels", "at least 1 each")
+        wanted = f"1 or 2 for each of the {len(self.channels) + 1} convolutions (one more than the channels)"
+        require(set(self.each_stride) <= {1, 2}, self, "strides", wanted)
+        require(len(self.each_stride) == len(self.channels) + 1, self, "strides", wanted)
+
+    @property
+    def each_stride(self) -> tuple[int, ...]:
+        """Of each convolution, the last one's too."""
+        return (2,) * (len(self.channels) + 1) if self.strides is None else self.strides
 
     @property
     def stride(self) -> int:
-        return int(2 ** (len(self.channels) + 1))
+        return math.prod(self.each_stride)
 
     def build(self, width: int) -> ConvolutionalStem:
         return ConvolutionalStem(self, width)
@@ -176,7 +187,8 @@ class ConvolutionalStem(ImageTokenizer):
         super().__init__(spec)
         channels = (3, *spec.channels, width)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(channels)
+            nn.Conv2d(before, after, kernel_size=3, stride=stride, padding=1)
+            for (before, after), stride in zip(pairwise(channels), spec.each_stride, strict=True)
         )
         self.norms = nn.ModuleList(spec.norm.build(number) for number in spec.channels)
 

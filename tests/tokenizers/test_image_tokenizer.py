@@ -73,20 +73,22 @@ def test_the_projection_is_the_usual_convolution() -> None:
     assert torch.allclose(module(image).x, convolved.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
 
 
-def convolved(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """3x3 of stride 2 with a border of zeros, place by place."""
+def convolved(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """3x3 with a border of zeros, place by place."""
     padded = F.pad(x, (1, 1, 1, 1))
-    rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    rows, columns = x.shape[2] // stride, x.shape[3] // stride
     y = torch.zeros(len(x), len(kernel), rows, columns, dtype=torch.float64)
     for row in range(rows):
         for column in range(columns):
-            window = padded[:, :, 2 * row : 2 * row + 3, 2 * column : 2 * column + 3]
+            top, left = stride * row, stride * column
+            window = padded[:, :, top : top + 3, left : left + 3]
             y[:, :, row, column] = torch.einsum("bcij,ocij->bo", window, kernel) + bias
     return y
 
 
-def test_the_stem_is_convolutions_norms_and_gelus() -> None:
-    module = build(ConvolutionalStemSpec(MEAN, STD, (6, 8)))
+@pytest.mark.parametrize("strides", [None, (1, 2, 1), (2, 2, 1)])
+def test_the_stem_is_convolutions_norms_and_gelus(strides: tuple[int, ...] | None) -> None:
+    module = build(ConvolutionalStemSpec(MEAN, STD, (6, 8), strides))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()), std=0.3)
@@ -94,12 +96,13 @@ def test_the_stem_is_convolutions_norms_and_gelus() -> None:
     x = normalised(image)
     kernels = [(m.weight.double(), m.bias.double()) for m in module.modules() if isinstance(m, nn.Conv2d)]
     gains = [(m.weight.double(), m.bias.double()) for m in module.modules() if isinstance(m, nn.LayerNorm)]
-    for (kernel, shift), (gain, bias) in zip(kernels, gains, strict=False):
-        y = convolved(x, kernel, shift)
+    each = strides or (2, 2, 2)
+    for (kernel, shift), (gain, bias), stride in zip(kernels, gains, each, strict=False):
+        y = convolved(x, kernel, shift, stride)
         mean, variance = y.mean(1, keepdim=True), y.var(1, unbiased=False, keepdim=True)
         y = (y - mean) / (variance + 1e-6).sqrt() * gain[:, None, None] + bias[:, None, None]
         x = 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3)))
-    expected = convolved(x, *kernels[-1]).flatten(2).transpose(1, 2)
+    expected = convolved(x, *kernels[-1], each[-1]).flatten(2).transpose(1, 2)
     assert [len(kernel) for kernel, _ in kernels] == [6, 8, 10]
     assert len(gains) == 2
     assert torch.allclose(module(image).x.double(), expected, atol=1e-4, rtol=0)
@@ -176,6 +179,12 @@ def test_every_field_changes_the_tokens(spec: ImageTokenizerSpec, change: dict[s
         (lambda: ImagePatchesSpec(patch=0), "ImagePatchesSpec.patch must be at least 1 pixel, but is 0."),
         (lambda: ImagePatchesSpec(std=(0.0, 1.0, 1.0)), "ImagePatchesSpec.std must be positive on each channel"),
         (lambda: ConvolutionalStemSpec(channels=(3, 0)), "ConvolutionalStemSpec.channels must be at least 1 each"),
+        (
+            lambda: ConvolutionalStemSpec(channels=(3, 3), strides=(2, 2)),
+            "ConvolutionalStemSpec.strides must be 1 or 2 for each of the 3 convolutions (one more than the channels), "
+            "but is (2, 2).",
+        ),
+        (lambda: ConvolutionalStemSpec(channels=(3,), strides=(2, 4)), "ConvolutionalStemSpec.strides must be 1 or 2"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -189,6 +198,7 @@ def test_the_stride_is_what_divides() -> None:
     assert ImagePatchesSpec(patch=7).stride == 7
     assert ConvolutionalStemSpec(channels=(1, 1, 1)).stride == 16
     assert ConvolutionalStemSpec(channels=()).stride == 2
+    assert ConvolutionalStemSpec(channels=(1, 1, 1), strides=(1, 2, 1, 2)).stride == 4
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: type(spec).__name__)
