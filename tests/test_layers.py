@@ -38,7 +38,7 @@ KNOWS: dict[str, set[str]] = {
     "drawing": set(),
     "data": BASE | {"files", "tokenizers", "drawing"},
     "curation": BASE | {"files", "data", "tokenizers", "predictor", "bundle"},
-    "evaluation": FILES_TOO | {"models", "data", "tokenizers", "generation", "bundle", "drawing"},
+    "evaluation": FILES_TOO | {"models", "data", "tokenizers", "generation", "bundle", "drawing", "collectives"},
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
     "inference": BASE | {"bundle", "models", "reader"},

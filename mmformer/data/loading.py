@@ -40,6 +40,31 @@ class PositionBatches(Sampler[list[int]]):
             yield [position for position in batch if position % self.ranks == self.rank]
 
 
+class Turns(Sampler[list[int]]):
+    """The positions of a split's batches, which ranks take by turns: rank r those of the numbers r, r + ranks, …
+
+    Each rank has as many, since a sharded model is computed by all of them at once: where the last turn has too few
+    batches, the first one is there again.
+    """
+
+    def __init__(self, samples: int, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.samples, self.batch_size, self.rank, self.ranks = samples, batch_size, rank, ranks
+
+    @property
+    def batches(self) -> int:
+        """How many there are in all, each counted once."""
+        return -(-self.samples // self.batch_size)
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.ranks)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for turn in range(len(self)):
+            number = turn * self.ranks + self.rank
+            first = number * self.batch_size if number < self.batches else 0
+            yield list(range(first, min(first + self.batch_size, self.samples)))
+
+
 def training_loader(
     spec: DataSpec,
     encoders: Mapping[str, TextEncoder],
@@ -71,20 +96,27 @@ def training_loader(
 
 
 def evaluation_loader(
-    spec: DataSpec, split: str, encoders: Mapping[str, TextEncoder], skips: bool = False
+    spec: DataSpec,
+    split: str,
+    encoders: Mapping[str, TextEncoder],
+    skips: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> DataLoader[Sample]:
-    """Every sample of a split once, in the shards' order, as it is.
+    """Every sample of a split once, in the shards' order, as it is; of several ranks, each has its ``Turns``.
 
     Args:
         skips: whether others stand in for damaged samples, where they are learned from and not measured on.
     """
     dataset = SampleDataset(spec, split, OrderSpec(shuffle=False), seed=0, training=False, skips=skips)
-    batches = PositionBatches(0, len(dataset), spec.evaluation_batch_size)
+    batches = Turns(len(dataset), spec.evaluation_batch_size, rank, ranks)
     # Held-out splits are read between training steps: a second set of workers would fight over the same cores.
     return _loader(dataset, batches, Collate(spec, encoders, 0, training=False), workers=0)
 
 
-def _loader(dataset: Dataset[Sample], batches: PositionBatches, collate: Collate, workers: int) -> DataLoader[Sample]:
+def _loader(
+    dataset: Dataset[Sample], batches: Sampler[list[int]], collate: Collate, workers: int
+) -> DataLoader[Sample]:
     return DataLoader(
         dataset,
         batch_sampler=batches,

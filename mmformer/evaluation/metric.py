@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -115,6 +115,7 @@ def evaluate(
     encoders: Mapping[str, TextEncoder],
     device: torch.device | str = "cpu",
     training: Iterable[Batch] | None = None,
+    gather: Callable[[Mapping[str, Metric]], None] | None = None,
 ) -> dict[str, Score]:
     """Run a model over batches and take every metric's scores, as "metric/score".
 
@@ -122,6 +123,7 @@ def evaluate(
 
     Args:
         training: batches of the training split, as they are read for evaluation; needed where a metric learns.
+        gather: called when the metrics have seen all batches of this process, to give them those of the others.
     """
     built = {name: spec.build() for name, spec in metrics.items()}
     learning = [name for name, spec in metrics.items() if spec.learns]
@@ -132,6 +134,8 @@ def evaluate(
         if learning:
             observe(model, training or (), {name: built[name] for name in learning}, device, learn=True)
         observe(model, batches, built, device)
+        if gather is not None:
+            gather(built)
         for metric in built.values():
             metric.finish()
         return scores_of(built, metrics)

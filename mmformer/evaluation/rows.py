@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmformer.collectives import gather_values
+
 Column = Tensor | Sequence[Any]
 """Values of a batch's samples, or of what belongs to them: a tensor, or strings, numbers and tuples of those."""
 
@@ -46,3 +48,12 @@ def interleave(several: Sequence[Rows]) -> Rows:
     """The rows of processes that took the batches by turns: process p those of the numbers p, p + processes, …"""
     turns = zip_longest(*(rows.parts for rows in several))
     return Rows([part for part in chain.from_iterable(turns) if part is not None])
+
+
+def of_all_ranks(rows: Rows, batches: int) -> Rows:
+    """The rows that one process would have, of ranks that took the batches by turns, the last turn filled up.
+
+    Args:
+        batches: how many there are in all, each counted once.
+    """
+    return Rows(interleave([Rows(parts) for parts in gather_values(rows.parts)]).parts[:batches])

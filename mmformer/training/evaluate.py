@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from mmformer import collectives
 from mmformer.data.collate import Sample
-from mmformer.data.loading import evaluation_loader
-from mmformer.evaluation.metric import Score, evaluate
+from mmformer.data.loading import Turns, evaluation_loader
+from mmformer.evaluation.metric import Metric, Score, evaluate
+from mmformer.evaluation.rows import of_all_ranks
 from mmformer.models.model import Model
 from mmformer.parallel.sharding import whole_model
-from mmformer.tokenizers.text import TextEncoder
 from mmformer.training.bundling import write_bundle
 from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
@@ -31,8 +31,7 @@ class Evaluation(pl.Callback):
         self.run, self.output = run, output
         self.top: dict[int, float] = {}  # the updates of the best models, and how good each is
         self.latest: tuple[int, Mapping[str, Score]] = (0, {})  # the update that was measured last, and its scores
-        self._loader: DataLoader[Sample] | None = None
-        self._encoders: dict[str, TextEncoder] = {}
+        self._split: Split | None = None  # opened when it is first measured
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -43,14 +42,10 @@ class Evaluation(pl.Callback):
             return
         assert isinstance(pl_module, TrainingTask)
         pl_module.check_finite()
-        if self._loader is None:
-            assert self.run.data.validation is not None, "RunSpec refuses this"
-            self._encoders = self.run.model.text_encoders()
-            self._loader = evaluation_loader(self.run.data, self.run.data.validation, self._encoders)
-        metrics = self.run.evaluation.metrics
+        if self._split is None:
+            self._split = Split(self.run, self.run.data.validation, collectives.rank(), collectives.world_size())
         with pl_module.averaged():
-            learned = learned_from(self.run, self._encoders)
-            scores = evaluate(pl_module.built, self._loader, metrics, self._encoders, pl_module.device, learned)
+            scores = self._split.scores(pl_module.built, pl_module.device)
             for logger in trainer.loggers:
                 values = {f"validation/{name}": score.value for name, score in scores.items()}
                 logger.log_metrics(values, trainer.global_step)
@@ -88,15 +83,39 @@ class Evaluation(pl.Callback):
         self.top = dict(state_dict["top"])
 
 
+class Split:
+    """A split of a run's data, opened to measure on; of several ranks, each reads its turns of the batches.
+
+    Metrics that learn do it from the training split, which is opened too.
+    """
+
+    def __init__(self, run: RunSpec, split: str | None, rank: int = 0, ranks: int = 1) -> None:
+        assert split is not None, "RunSpec refuses this"
+        self.metrics, self.ranks = run.evaluation.metrics, ranks
+        self.encoders = run.model.text_encoders()
+        self.loader = evaluation_loader(run.data, split, self.encoders, rank=rank, ranks=ranks)
+        self.learned: DataLoader[Sample] | None = None
+        if any(metric.learns for metric in self.metrics.values()):
+            skips = run.data.on_damage == "skip"
+            self.learned = evaluation_loader(run.data, run.data.train, self.encoders, skips, rank, ranks)
+
+    def scores(self, model: Model, device: torch.device | str) -> dict[str, Score]:
+        """A model's scores, the same in each rank."""
+        gather = self._gather if self.ranks > 1 else None
+        return evaluate(model, self.loader, self.metrics, self.encoders, device, self.learned, gather)
+
+    def _gather(self, metrics: Mapping[str, Metric]) -> None:
+        for metric in metrics.values():
+            metric.rows = of_all_ranks(metric.rows, _batches(self.loader))
+            if self.learned is not None:
+                metric.learned = of_all_ranks(metric.learned, _batches(self.learned))
+
+
+def _batches(loader: DataLoader[Sample]) -> int:
+    assert isinstance(loader.batch_sampler, Turns)
+    return loader.batch_sampler.batches
+
+
 def score_split(run: RunSpec, split: str, model: Model, device: str) -> dict[str, Score]:
-    """A model's scores on a split of the run's data."""
-    encoders = run.model.text_encoders()
-    loader = evaluation_loader(run.data, split, encoders)
-    return evaluate(model, loader, run.evaluation.metrics, encoders, device, learned_from(run, encoders))
-
-
-def learned_from(run: RunSpec, encoders: Mapping[str, TextEncoder]) -> DataLoader[Sample] | None:
-    """The training split, as it is read for evaluation, where a metric learns from it."""
-    learns = any(metric.learns for metric in run.evaluation.metrics.values())
-    skips = run.data.on_damage == "skip"
-    return evaluation_loader(run.data, run.data.train, encoders, skips) if learns else None
+    """A model's scores on a split of the run's data, by this process alone."""
+    return Split(run, split).scores(model, device)

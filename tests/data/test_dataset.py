@@ -19,7 +19,7 @@ from mmformer.data.caption import FieldCaptionSpec
 from mmformer.data.dataset import SampleDataset
 from mmformer.data.decode import decode_image
 from mmformer.data.inputs import ImageTransformSpec
-from mmformer.data.loading import PositionBatches, evaluation_loader, training_loader
+from mmformer.data.loading import PositionBatches, Turns, evaluation_loader, training_loader
 from mmformer.data.order import OrderSpec
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
@@ -186,6 +186,17 @@ def test_positions_are_cut_into_batches() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- every field
+
+
+@pytest.mark.parametrize(("samples", "ranks"), [(8, 2), (9, 2), (1, 2), (10, 3), (30, 3), (7, 1)])
+def test_ranks_share_the_batches_of_a_split(samples: int, ranks: int) -> None:
+    whole = list(Turns(samples, 3))
+    assert [position for batch in whole for position in batch] == list(range(samples))
+    each = [list(Turns(samples, 3, rank, ranks)) for rank in range(ranks)]
+    assert {len(batches) for batches in each} == {-(-len(whole) // ranks)} == {len(Turns(samples, 3, 0, ranks))}
+    dealt = [batch for turn in zip(*each, strict=True) for batch in turn]
+    assert dealt[: Turns(samples, 3).batches] == whole
+    assert all(batch == whole[0] for batch in dealt[len(whole) :])
 
 
 def image_of(spec: DataSpec, **changes: Any) -> DataSpec:
