@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmformer import resources
-from mmformer.data.folders import class_folders
+from mmformer.data.folders import tree_classes
 from mmformer.errors import InputError, nearest
 
 FOLDER = Path(__file__).parent / "standard"
@@ -25,7 +25,8 @@ def read_classes(name: str | Path) -> list[str]:
     """Class names, in the order of the labels.
 
     Args:
-        name: a standard set, a file with a name on each line, or a folder with a folder for each class.
+        name: a standard set, a file with a name on each line, or a folder with a folder for each class, or
+            with such a one for each split.
 
     Raises:
         InputError: no such file, no names, or a name twice.
@@ -33,8 +34,8 @@ def read_classes(name: str | Path) -> list[str]:
     if name in standard_sets():
         return _standard(f"{name}.classes.txt")  # ImageNet's have two names twice
     path = resources.find(name)
-    if path.is_dir() and class_folders(path):
-        return [folder.replace("_", " ") for folder in class_folders(path)]
+    if path.is_dir() and (classes := tree_classes(path)):
+        return [name.replace("_", " ") for name in classes]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

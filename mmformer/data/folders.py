@@ -2,7 +2,8 @@
 
 ``FOLDER/SPLIT/CLASS/…/NAME.png``, or ``FOLDER/CLASS/…/NAME.png`` where there are no splits and the split ``train`` is
 all of it. Each file is a sample of three members: the file by its extension, its class's number in ``cls``, and the
-class's name in ``txt``. Classes are numbered in the order of their names; ``read_classes`` reads a folder the same way.
+class's name in ``txt``. Classes are numbered in the order of their names, those of all splits together, so that a class
+which some split lacks leaves the others' numbers alone; ``read_classes`` reads a folder the same way.
 """
 
 from __future__ import annotations
@@ -34,6 +35,19 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
+def split_folders(folder: Path, split: str = "") -> list[str]:
+    """The splits in a folder, sorted: its folders that have a split's usual name, or the name that is asked for."""
+    return [name for name in class_folders(folder) if name in _SPLITS or name == split]
+
+
+def tree_classes(folder: Path, split: str = "") -> list[str]:
+    """The names of the classes in a tree, sorted: those of all its splits, where it has some."""
+    splits = split_folders(folder, split)
+    return (
+        sorted({name for each in splits for name in class_folders(folder / each)}) if splits else class_folders(folder)
+    )
+
+
 class FolderSamples(Samples):
     """The files below one folder for each class, mixed, so that every part has all classes.
 
@@ -47,7 +61,8 @@ class FolderSamples(Samples):
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        splits = [name for name in class_folders(folder) if name in _SPLITS or name == split]
+        splits = split_folders(folder, split)
+        self.classes = tree_classes(folder, split)
         if split in splits:
             folder = folder / split
         elif split != "train" or splits:
@@ -56,7 +71,6 @@ class FolderSamples(Samples):
                 f"{nearest(split, splits)}"
             )
         self.folder = folder
-        self.classes = class_folders(folder)
         files = [(number, file) for number, name in enumerate(self.classes) for file in self._of(name)]
         self.files = sorted(files, key=lambda numbered: _scattered(numbered[1]))
         if not self.files:

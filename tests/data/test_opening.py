@@ -117,14 +117,26 @@ def test_class_folders_are_read_as_they_are(tree: Path) -> None:
         samples.read(0, 0, ["webp"])
 
 
+def test_a_class_has_one_number_in_all_splits(tree: Path) -> None:
+    """Though val lacks the first class, and only it has the last one."""
+    (tree / "val" / "cat").rename(tree / "val" / "zebra")
+    numbers = {}
+    for split in ("train", "val"):
+        samples = open_samples(str(tree), split)
+        for raw in (samples[place] for place in range(len(samples))):
+            numbers.setdefault(raw.members["txt"].decode(), set()).add(int(raw.members["cls"]))
+    assert numbers == {"cat": {0}, "great dane": {1}, "zebra": {2}}
+    assert read_classes(tree) == ["cat", "great dane", "zebra"]
+
+
 def test_a_run_reads_class_folders(tree: Path) -> None:
     spec = DataSpec(
         str(tree),
         image=ImageInputSpec("png;jpg", ImageTransformSpec((8, 8))),
         text=TextInputSpec("txt"),
-        labels={"pet": LabelInputSpec(str(tree / "train"), member="cls")},
+        labels={"pet": LabelInputSpec(str(tree), member="cls")},
     )
-    assert read_classes(tree / "train") == ["cat", "great dane"]
+    assert read_classes(tree / "train") == read_classes(tree) == ["cat", "great dane"]
     dataset = SampleDataset(spec, "train", OrderSpec(lanes=4), seed=0, training=True)
     for position in range(12):
         sample = dataset[position]
