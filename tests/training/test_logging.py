@@ -14,6 +14,9 @@ import torch
 from tiny import tiny_batch, tiny_model, tiny_run, write_shards
 
 from mmformer.errors import InputError
+from mmformer.generation.sampling import GreedySpec
+from mmformer.generation.writing import write_texts
+from mmformer.parallel.sharding import ParallelSpec
 from mmformer.training import loggers, timing
 from mmformer.training.fit import fit
 from mmformer.training.metrics import MetricsTable
@@ -145,13 +148,32 @@ def test_a_fifth_of_the_time_may_be_waited(
 def test_samples_are_the_batch_as_the_model_reads_it(shards: Path) -> None:
     run = tiny_run(shards, logging=LoggingSpec(samples=3))
     batch = tiny_batch(TEXTS)
-    cards = Samples(run).cards(batch)
+    cards = Samples(run).cards(batch, run.model.build())
     assert [card.caption for card in cards] == TEXTS[:3]
     assert [card.name for card in cards] == list(batch.keys[:3])
     assert batch.image is not None
     assert all(
         np.array_equal(card.picture, x.permute(1, 2, 0).numpy()) for card, x in zip(cards, batch.image[:3], strict=True)
     )
+
+
+def test_samples_have_what_a_decoder_writes_of_them(shards: Path) -> None:
+    model = tiny_model(caption=True)
+    run = tiny_run(shards, model=model, logging=LoggingSpec(samples=3))
+    built = model.build()
+    built.initialise(1)
+    batch = tiny_batch(TEXTS)
+    cards = Samples(run).cards(batch, built)
+    assert [card.name for card in cards] == TEXTS[:3]
+    assert batch.image is not None
+    alone = [
+        write_texts(built.eval(), "caption", built(Batch(("",), {}, image[None]), decode=False).tokens, [""], GreedySpec())
+        for image in batch.image[:3]
+    ]
+    assert [card.caption for card in cards] == [text for (text,) in alone]
+    assert len({card.caption for card in cards}) > 1
+    sharded = dataclasses.replace(run, parallel=ParallelSpec(2))
+    assert [card.caption for card in Samples(sharded).cards(batch, built)] == TEXTS[:3], "it cannot write meanwhile"
 
 
 def test_samples_are_in_tensorboard(shards: Path, tmp_path: Path) -> None:
