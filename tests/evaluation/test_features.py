@@ -71,6 +71,20 @@ def test_the_probe_is_the_optimum_and_needs_no_scale() -> None:
     assert "calibration_error" in scores
 
 
+def test_a_small_penaltys_optimum_is_reached_where_numbers_depend_on_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(12, 12, generator=generator).double() * torch.logspace(0, -3, 12)[:, None]
+    x = torch.randn(300, 12, generator=generator).double() @ mixed
+    x -= x.mean(0)
+    classes = (x @ torch.randn(12, 4, generator=generator).double()).add(torch.randn(300, 4, generator=generator))
+    classes = classes.argmax(1)
+    for penalty in (1e-6, 1.0):
+        weight = fit(x, classes, 4, penalty, iterations=300).requires_grad_()
+        loss = F.cross_entropy(predict(x, weight), classes) + penalty / 600 * weight[:-1].square().sum()
+        (gradient,) = torch.autograd.grad(loss, weight)
+        assert gradient.abs().max() < 1e-5, penalty
+
+
 def test_the_penalty_is_searched_between_the_best_powers_of_ten() -> None:
     tried = []
 
