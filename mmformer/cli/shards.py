@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ examples:
   mmformer shards build --classes animals/ OUT
   mmformer shards build --texts 'books/*.txt' OUT
   mmformer shards build --webdataset 'laion/{00000..00009}.tar' OUT
+  mmformer shards build --webdataset 'cc3m/*.tar' --split train='*train*' --split val='*val*' OUT
 """
 
 _INDEX = """examples:
@@ -81,7 +83,12 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     table.add_argument("--keep-columns", metavar="NAMES", help="others to keep, such as by,licence (default: all)")
     table.add_argument("--text-unit", choices=("line", "file"), default="line", help="of --texts (default: line)")
     splits = build.add_argument_group("splits")
-    splits.add_argument("--split", metavar="NAME", default="train", help="of what is not held out (default: train)")
+    splits.add_argument(
+        "--split",
+        action="append",
+        metavar="NAME[=PATTERN]",
+        help="of what is not held out (default: train); or of the samples of the --webdataset tars whose names match",
+    )
     splits.add_argument("--validation", metavar="SHARE", type=float, default=0.0, help="held out as val, such as 0.05")
     splits.add_argument("--test", metavar="SHARE", type=float, default=0.0, help="held out as test")
     splits.add_argument("--split-column", metavar="NAME", help="a column of the table has the splits' names")
@@ -129,10 +136,13 @@ def _build(args: argparse.Namespace) -> int:
     from mmformer.data.building.build import BuildSpec, build, check_output
 
     output = Path(args.output)
+    splits = _splits(args.split)
+    if not _by_name(splits) and len(splits) > 1:
+        raise InputError("--split: what is not held out has one. Several are NAME='PATTERN', for --webdataset.")
     spec = BuildSpec(
         name=args.name,
         shard_size=args.shard_size,
-        split=args.split,
+        split=next(iter(splits)),
         validation=args.validation,
         test=args.test,
         seed=args.seed,
@@ -194,7 +204,32 @@ def _find(args: argparse.Namespace) -> Found:
     if args.texts:
         files = [file for word in args.texts for file in find_files(word, ".txt")]
         return samples.from_texts(files, args.text_unit)
-    return tars.from_tars([file for word in args.webdataset for file in find_files(word, ".tar")], args.workers)
+    splits = _splits(args.split)
+    files = [file for word in args.webdataset for file in find_files(word, ".tar")]
+    return tars.from_tars(files, args.workers, splits if _by_name(splits) else None)
+
+
+def _splits(words: Sequence[str] | None) -> dict[str, str]:
+    """Split -> a pattern for the names of its tars, of ``NAME`` and ``NAME=PATTERN``.
+
+    Raises:
+        InputError: one has no name, or comes twice.
+    """
+    splits: dict[str, str] = {}
+    for word in words or ["train"]:
+        name, _, pattern = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in splits:
+            raise InputError(
+                f"--split {word}: write NAME, or NAME='PATTERN' for the names of its tars, once each; a name is of "
+                "letters, digits, - and _."
+            )
+        splits[name] = pattern or "*"
+    return splits
+
+
+def _by_name(splits: Mapping[str, str]) -> bool:
+    """Whether the names of tars say their splits."""
+    return any(pattern != "*" for pattern in splits.values())
 
 
 def _refuse_options(args: argparse.Namespace, given: Sequence[str]) -> None:
@@ -219,7 +254,10 @@ def _refuse_options(args: argparse.Namespace, given: Sequence[str]) -> None:
         raise InputError("--text-unit is for --texts. Leave it out.")
     if args.captions and args.sidecars:
         raise InputError("Captions come from --captions TABLE or from --sidecars: give one of them.")
-    if (args.split_column or args.split_folders) and (args.validation or args.test):
+    by_name = _by_name(_splits(args.split))
+    if by_name and "webdataset" not in given:
+        raise InputError("--split NAME='PATTERN' is for --webdataset. Write --split NAME.")
+    if (args.split_column or args.split_folders or by_name) and (args.validation or args.test):
         raise InputError("The data says its own splits: leave out --validation and --test.")
 
 
@@ -249,9 +287,16 @@ def _print_built(manifest: Manifest, left_out: Sequence[LeftOut], spec: BuildSpe
         several = sorted(extension for extension in extensions if KIND.get(extension) == kind)
         if chosen is None and len(several) > 1:
             print(
-                f"\nThis set has {kind}s as {' and '.join(several)}, and a run reads one member of all samples: build "
-                f"it with --{kind}-format {' or '.join(FORMATS[kind])} to have them as one."
+                f"\nThis set has {kind}s as {' and '.join(several)}: {_READ[kind].format(';'.join(several))}build it "
+                f"with --{kind}-format {' or '.join(FORMATS[kind])} to have them as one."
             )
+
+
+_READ = {
+    "image": "read them with data.image.member: {}, or ",
+    "sound": "a run reads sounds of one format, so ",
+}
+"""Kind -> what a run makes of several formats."""
 
 
 def _print_splits(manifest: Manifest) -> None:
@@ -271,12 +316,7 @@ def _index(args: argparse.Namespace) -> int:
     from mmformer.data.indexing import index_tars
     from mmformer.data.patterns import find_files
 
-    splits: dict[str, str] = {}
-    for word in args.split or ["train"]:
-        name, _, pattern = word.partition("=")
-        if not name or name in splits:
-            raise InputError(f"--split {word}: write NAME, or NAME='PATTERN' for the names of its tars, once each.")
-        splits[name] = pattern or "*"
+    splits = _splits(args.split)
     paths = list(dict.fromkeys(file for word in args.tars for file in find_files(word, ".tar")))
     output = None if args.output is None else Path(args.output)
     with progress("indexing", len(paths), 1) as advance:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mmformer.data.building.splits import split_of
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.processes import spread
 from mmformer.data.tar import file_sha256, index_shard
@@ -41,7 +41,7 @@ def index_tars(
         raise InputError(
             f"{root / MANIFEST_NAME} is there already: replace it (--overwrite), or name another --output."
         )
-    owners = [_split(path, splits) for path in paths]
+    owners = [split_of(path, splits) for path in paths]
     shards: list[Shard] = []
     indexes = []
     for path, split, (index, digest) in zip(paths, owners, spread(_index, paths, workers), strict=True):
@@ -57,14 +57,6 @@ def index_tars(
     manifest = Manifest(root, tuple(shards))
     manifest.save()
     return manifest
-
-
-def _split(path: Path, splits: Mapping[str, str]) -> str:
-    for split, pattern in splits.items():
-        if fnmatch.fnmatchcase(path.name, pattern):
-            return split
-    said = ", ".join(f"{split}={pattern}" for split, pattern in splits.items())
-    raise InputError(f"{path} is of no split: its name matches none of {said}. Add a --split NAME='PATTERN'.")
 
 
 def _index(path: Path) -> tuple[ShardIndex, str]:

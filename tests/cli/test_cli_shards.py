@@ -84,13 +84,18 @@ def test_every_other_input(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert keys("TEXT") == {"text/00000001", "text/00000002"}
     mmformer(capsys, "build", "--webdataset", "ANIMALS/*-{000000..000002}.tar", "AGAIN", "--name", "a", *ONE)
     assert keys("AGAIN") == keys("ANIMALS")
+    own = ("--split", "first=*-000000.tar", "--split", "rest=*")
+    mmformer(capsys, "build", "--webdataset", "ANIMALS/*.tar", "SPLIT", *own, *ONE)
+    assert keys("SPLIT", "first") == set(ShardReader(Manifest.load("ANIMALS"), "train").part_keys(0))
+    assert keys("SPLIT", "first") | keys("SPLIT", "rest") == keys("ANIMALS")
 
 
 def test_a_set_of_several_formats_is_told_and_converted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save("animals/cat/photo.jpg")
     told = mmformer(capsys, "build", "--classes", "animals", "TWO", *ONE)
     assert "This set has images as jpg and png" in told
-    assert "build it with --image-format png or jpg or webp" in told.replace("\n", " ")
+    told = told.replace("\n", " ")
+    assert "data.image.member: jpg;png, or build it with --image-format png or jpg or webp" in told
     told = mmformer(capsys, "build", "--classes", "animals", "ONE", "--image-format", "png", *ONE)
     assert "This set has" not in told
     manifest = Manifest.load("ONE")
@@ -166,6 +171,8 @@ BUILD = ("build", "OUT", *ONE)
         ((*BUILD, "--classes", "animals", "--captions", "captions.csv"), "--captions is for --images or --sounds"),
         ((*BUILD, "--classes", "animals", "--text-unit", "file"), "--text-unit is for --texts"),
         ((*BUILD, "--classes", "animals", "--split-folders", "--test", "0.1"), "The data says its own splits"),
+        ((*BUILD, "--classes", "animals", "--split", "a=a*"), "--split NAME='PATTERN' is for --webdataset"),
+        ((*BUILD, "--classes", "animals", "--split", "a", "--split", "b"), "Several are NAME='PATTERN'"),
         ((*BUILD, "--classes", "animals", "--test", "1.5"), "BuildSpec.test must be"),
         ((*BUILD, "--classes", "animals", "--image-format", "gif"), "must be one of png, jpg, webp"),
         ((*BUILD, "--classes", "animals", "--workers", "0"), "must be a whole number from 1, but is '0'"),

@@ -1,13 +1,18 @@
-"""Which split a sample belongs to: a function of its key and a seed, with copies of a file kept together."""
+"""Which split a sample belongs to: a function of its key and a seed, with copies of a file kept together; or of the
+name of the tar that it is in.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from mmformer.data.building.draft import Draft, Span, Unusable
 from mmformer.data.processes import spread
+from mmformer.errors import InputError
 
 _CHUNK = 256
 
@@ -33,6 +38,19 @@ def assign(
         return _place(leaders.get(key, key), shares, seed, otherwise)
 
     return [draft if draft.split else draft._replace(split=place(draft.key)) for draft in drafts]
+
+
+def split_of(path: Path, splits: Mapping[str, str]) -> str:
+    """The first split whose pattern a tar's name matches.
+
+    Raises:
+        InputError: it matches none of them.
+    """
+    for split, pattern in splits.items():
+        if fnmatch.fnmatchcase(path.name, pattern):
+            return split
+    said = ", ".join(f"{split}={pattern}" for split, pattern in splits.items())
+    raise InputError(f"{path} is of no split: its name matches none of {said}. Add a --split NAME='PATTERN'.")
 
 
 def hashed(seed: int, purpose: str, key: str) -> int:

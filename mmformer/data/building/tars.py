@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmformer.data.building.draft import Draft, Found, LeftOut, Span
+from mmformer.data.building.splits import split_of
 from mmformer.data.decode import DECODERS
 from mmformer.data.manifest import ShardIndex
 from mmformer.data.processes import spread
@@ -13,7 +14,7 @@ from mmformer.data.tar import check_names, index_shard
 from mmformer.errors import InputError
 
 
-def from_tars(paths: Sequence[Path], workers: int | None = None) -> Found:
+def from_tars(paths: Sequence[Path], workers: int | None = None, splits: Mapping[str, str] | None = None) -> Found:
     """A sample for each of the tars' samples, with those of its members that there are decoders for.
 
     Where a key comes in several tars, the tars' names are put before all keys.
@@ -21,7 +22,12 @@ def from_tars(paths: Sequence[Path], workers: int | None = None) -> Found:
     Args:
         paths: uncompressed tars.
         workers: processes that look for the samples; None: as many as there are cores.
+        splits: split -> a pattern that the names of its tars match; None: the samples' keys say.
+
+    Raises:
+        InputError: a tar is of no split, or two could not be told apart.
     """
+    owners = {path: "" if splits is None else split_of(path, splits) for path in paths}
     left_out, indexes = [], []
     for path, index in zip(paths, spread(_index, paths, workers), strict=True):
         if isinstance(index, ShardIndex):
@@ -51,7 +57,7 @@ def from_tars(paths: Sequence[Path], workers: int | None = None) -> Found:
             except InputError as error:
                 left_out.append(LeftOut(f"{path.name}: {key}", "sample that cannot be named", str(error)))
                 continue
-            drafts.append(Draft(own, "", members))
+            drafts.append(Draft(own, owners[path], members))
     return Found(drafts, left_out)
 
 

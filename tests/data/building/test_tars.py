@@ -48,6 +48,14 @@ def test_keys_that_come_in_several_tars_are_told_apart(tmp_path: Path) -> None:
         from_tars([first, same], workers=1)
 
 
+def test_tars_of_a_split_stay_in_it(tmp_path: Path) -> None:
+    paths = [tar(tmp_path / f"{name}.tar", **{f"{name}_jpg": b"1"}) for name in ("cc-train", "cc-val")]
+    found = from_tars(paths, workers=1, splits={"held": "*val*", "train": "*"})
+    assert [(draft.key, draft.split) for draft in found.drafts] == [("cc-train", "train"), ("cc-val", "held")]
+    with pytest.raises(InputError, match=r"cc-val.tar is of no split: its name matches none of train=\*train\*"):
+        from_tars(paths, workers=1, splits={"train": "*train*"})
+
+
 def test_a_damaged_tar_is_left_out_alone(tmp_path: Path) -> None:
     whole, cut = (tar(tmp_path / f"{n}.tar", a_jpg=b"1" * 600) for n in range(2))
     cut.write_bytes(cut.read_bytes()[:800])
