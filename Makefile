@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 QUICKSTART := runs/emoji_quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint docs format bench lock vocabulary emoji clean
+.PHONY: help install quickstart test test-slow lint docs format bench numbers lock vocabulary emoji clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -48,6 +48,9 @@ bench: $(STAMP)  ## repeat the recorded numbers (a quarter of an hour; OPENMOJI=
 	$(BIN)/python -m benchmarks.quickstart $(if $(OPENMOJI),--openmoji $(OPENMOJI))
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.attention
+
+numbers: $(STAMP)  ## measure quality on public sets (hours; DATA=DIR has a folder of each as it was published)
+	$(BIN)/python -m benchmarks.numbers all $(if $(DATA),--data $(DATA))
 
 vocabulary: $(STAMP)  ## train the default vocabulary again
 	tokenizers/build.sh $(BIN)/mmformer
