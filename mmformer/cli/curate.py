@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     filters = family.add_subparsers(metavar="FILTER", required=True)
     for name, (what, add, make) in _FILTERS.items():
         parser = filters.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        parser.add_argument("shards", metavar="SHARDS", help="a folder of shards, or its manifest")
+        parser.add_argument("shards", metavar="SHARDS", help="a folder of shards, or a URL of one")
         optional = {"nargs": "?", "help": "the folder to write; without it, leaks are only listed"}
         written = {"help": "the folder to write, which is not there yet"}
         parser.add_argument("out", metavar="OUT", **(optional if name == "leakage" else written))  # type: ignore[arg-type]
@@ -61,10 +61,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _run(args: argparse.Namespace) -> int:
     from mmformer.curation.curate import curate
-    from mmformer.data.manifest import Manifest
+    from mmformer.data.remote import open_manifest
 
     made: Filter = args.make(args)
-    total = sum(shard.samples for shard in Manifest.load(args.shards).split(args.split))
+    total = sum(shard.samples for shard in open_manifest(args.shards).split(args.split))
     with progress(made.name, total, batch_size=64) as done:
         curated = curate(args.shards, args.out, made, args.split, done)
     _print(args, curated)

@@ -33,6 +33,7 @@ examples:
 _INDEX = """examples:
   mmformer shards index laion/
   mmformer shards index 'cc3m/*.tar' --split train='*train*' --split val='*val*' --output cc3m-index/
+  mmformer shards index 's3://bucket/laion/{00000..00099}.tar' --output laion-index/
 """
 
 
@@ -114,7 +115,7 @@ def _add_index(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_INDEX,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    index.add_argument("tars", metavar="TARS", nargs="+", help="a folder of tars, or a pattern")
+    index.add_argument("tars", metavar="TARS", nargs="+", help="a folder of tars, a pattern, or a URL of either")
     index.add_argument(
         "--split",
         action="append",
@@ -314,13 +315,13 @@ def _print_splits(manifest: Manifest) -> None:
 def _index(args: argparse.Namespace) -> int:
     from mmformer.cli.output import progress
     from mmformer.data.indexing import index_tars
-    from mmformer.data.patterns import find_files
+    from mmformer.data.patterns import find_places
 
     splits = _splits(args.split)
-    paths = list(dict.fromkeys(file for word in args.tars for file in find_files(word, ".tar")))
+    places = list(dict.fromkeys(place for word in args.tars for place in find_places(word, ".tar")))
     output = None if args.output is None else Path(args.output)
-    with progress("indexing", len(paths), 1) as advance:
-        manifest = index_tars(paths, splits, output, args.overwrite, args.workers, advance)
+    with progress("indexing", len(places), 1) as advance:
+        manifest = index_tars(places, splits, output, args.overwrite, args.workers, advance)
     _print_splits(manifest)
     return 0
 
@@ -328,9 +329,9 @@ def _index(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from mmformer.cli.output import progress
     from mmformer.data.checking import check
-    from mmformer.data.manifest import Manifest
+    from mmformer.data.remote import open_manifest
 
-    manifest = Manifest.load(args.folder)
+    manifest = open_manifest(args.folder)
     damaged, problems = 0, []
     with progress("checking", len(manifest.shards), 1) as advance:
         for _, found in check(manifest, not args.no_decode, args.workers):

@@ -66,11 +66,11 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
 def _stats(args: argparse.Namespace) -> int:
     from mmformer.cli.output import progress
     from mmformer.data.histograms import draw_histograms
-    from mmformer.data.manifest import Manifest
+    from mmformer.data.remote import open_manifest
     from mmformer.data.statistics import Questions, measure, summary
 
     target = None if args.picture is None else _target(args.picture, args.overwrite, "--picture")
-    manifest = Manifest.load(args.folder)
+    manifest = open_manifest(args.folder)
     questions = Questions(tuple(args.fields), args.label, args.vocabulary, args.languages)
     with progress("measuring", len(manifest.shards), 1) as advance:
         splits = measure(manifest, questions, args.workers, advance)
@@ -163,10 +163,10 @@ def _preview(args: argparse.Namespace) -> int:
 
 
 def _of_folder(args: argparse.Namespace) -> tuple[list[list[Any]], str, str]:
-    from mmformer.data.manifest import Manifest
     from mmformer.data.preview import raw_tiles
+    from mmformer.data.remote import open_manifest
 
-    manifest = Manifest.load(args.folder)
+    manifest = open_manifest(args.folder)
     split = args.split or manifest.splits[0]
     tiles = raw_tiles(manifest, split, args.number or 24, args.fields, _counter(args.vocabulary))
     rows = [tiles[start : start + 6] for start in range(0, len(tiles), 6)]

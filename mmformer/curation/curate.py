@@ -15,6 +15,7 @@ from pathlib import Path
 from mmformer.curation.candidates import Candidates, Progress
 from mmformer.curation.filter import Filter, Verdict, removed
 from mmformer.data.manifest import FilterRecord, Manifest, ShardIndex
+from mmformer.data.remote import is_remote, open_manifest
 from mmformer.data.scores import SCORES_COLUMNS, SCORES_NAME, read_table, write_table
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
@@ -66,7 +67,7 @@ def curate(
     """Judge the samples of a split, and write the set without those that the filter removes.
 
     Args:
-        shards: the set's folder or manifest.
+        shards: the set's folder or manifest, or a URL of one.
         out: the folder to write, which is not there yet; None: nothing is written.
         filter: which samples stay.
         split: whose samples are judged; the other splits are carried over as they are.
@@ -75,7 +76,7 @@ def curate(
     Raises:
         InputError: the folder is there, the set or its samples cannot be judged, or no sample would be left.
     """
-    manifest = Manifest.load(shards)
+    manifest = open_manifest(shards)
     target = None if out is None else Path(out)
     if target is not None and target.exists():
         raise InputError(f"{target} is there already: name a new folder, or remove it.")
@@ -106,10 +107,11 @@ def _write(folder: Path, manifest: Manifest, split: str, filter: Filter, done: C
         if len(index):  # a shard of which nothing stays is none of this set
             name = f"{shard.split}-{number:06d}.index.json"
             index.save(folder / name)
-            path = _relative(manifest.path(shard), folder)
+            place = manifest.address(shard)
+            path = place if is_remote(place) else _relative(Path(place), folder)
             shards.append(replace(shard, path=path, samples=len(index), index=name))
     record = FilterRecord(filter.name, {"split": split, **filter.arguments()}, done.kept, len(done.keys) - done.kept)
-    write_table(folder / REMOVED_NAME, REMOVED_COLUMNS, _removed_rows(manifest.root, split, filter.name, done))
+    write_table(folder / REMOVED_NAME, REMOVED_COLUMNS, _removed_rows(manifest, split, filter.name, done))
     scored = [(key, verdict.score) for key, verdict in zip(done.keys, done.verdicts, strict=True)]
     if any(score is not None for _, score in scored):
         rows_of_scores = ((key, split, f"{score:.9g}") for key, score in scored if score is not None)
@@ -129,10 +131,10 @@ def _relative(tar: Path, folder: Path) -> str:
     return Path(os.path.relpath(tar.resolve(), folder.resolve())).as_posix()
 
 
-def _removed_rows(old: Path, split: str, name: str, done: Curated) -> Iterator[Sequence[str]]:
+def _removed_rows(old: Manifest, split: str, name: str, done: Curated) -> Iterator[Sequence[str]]:
     """What the filters before removed, and then what this one did."""
-    if (old / REMOVED_NAME).is_file():
-        for row in read_table(old / REMOVED_NAME, REMOVED_COLUMNS):
+    if old.history and (table := old.beside(REMOVED_NAME)).is_file():
+        for row in read_table(table, REMOVED_COLUMNS):
             yield row[:-1]
     for key, verdict in done.removed:
         yield key, split, name, verdict.reason, verdict.detail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from mmformer.data.building.draft import Unusable
@@ -31,14 +32,14 @@ def _check_shard(manifest: Manifest, decode: bool, number: int) -> list[str]:
     problems = verify_shard(manifest, shard)
     if not decode or not manifest.path(shard).is_file():
         return problems
-    reader = ShardReader(Manifest(manifest.root, (shard,), manifest.history), shard.split)
+    reader = ShardReader(replace(manifest, shards=(shard,)), shard.split)
     try:
         for row in range(shard.samples):
             raw = reader.read(0, row)
             for extension, data in raw.members.items():
                 if extension.rsplit(".", 1)[-1] in DECODERS:
                     try:
-                        check_member(extension, data, f"{manifest.path(shard)}: {raw.key}.{extension}")
+                        check_member(extension, data, f"{manifest.address(shard)}: {raw.key}.{extension}")
                     except Unusable as problem:
                         problems.append(problem.detail)
     except InputError as error:  # the index, or the tar as a whole

@@ -22,11 +22,13 @@ from mmformer.data.lengths import length
 from mmformer.data.mixture import Place
 from mmformer.data.opening import open_samples
 from mmformer.data.order import Order, OrderSpec
+from mmformer.data.remote import CacheSpec
 from mmformer.data.samples import RawSample
 from mmformer.data.seeding import derive, generator
 from mmformer.data.sound import decode_sound
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError, nearest
+from mmformer.spec import require
 from mmformer.types import Skipped
 
 
@@ -248,6 +250,8 @@ class MixedDataset(Dataset[Sample]):
             SampleDataset(each, each.train, each.order, own, training=True, skips=spec.on_damage == "skip")
             for each, own in zip(spec.each(), seeds, strict=True)
         ]
+        elsewhere = any(source.reader.elsewhere for source in self.sources)
+        require(elsewhere or spec.copies == CacheSpec(), spec, "copies", "left alone where no shard is at a URL")
         self.curricula = [
             None
             if each.curriculum is None
@@ -260,10 +264,14 @@ class MixedDataset(Dataset[Sample]):
         return sum(map(len, self.sources))
 
     def __getitem__(self, position: int) -> Sample:
+        position, (source, place) = self.place(position)
+        return self.sources[source].sample(place, position)._replace(source=source)
+
+    def place(self, position: int) -> tuple[int, Place]:
+        """The position whose sample is read for one, where buckets exchange them, and the place of that sample."""
         if self.buckets is not None:
             position = self.buckets.locate(position, self._measure)
-        source, place = self._locate(position)
-        return self.sources[source].sample(place, position)._replace(source=source)
+        return position, self._locate(position)
 
     def _locate(self, position: int) -> Place:
         """The source of a position, and the place in its order."""

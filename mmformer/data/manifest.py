@@ -6,8 +6,8 @@
      {"path": "emoji-train-000000.tar", "split": "train", "samples": 256, "bytes": 2897920,
       "sha256": "9f…", "index": "emoji-train-000000.index.json"}, …]}
 
-``path`` and ``index`` are relative to the manifest, with ``/`` between folders; a tar may lie elsewhere (``../``), an
-index may not. The index of a shard is a file of its own, read only when the shard is::
+``path`` and ``index`` are relative to the manifest, with ``/`` between folders; a tar may lie elsewhere (``../``, or at
+a URL), an index may not. The index of a shard is a file of its own, read only when the shard is::
 
     {"format": "mmformer-shard-index", "version": 1, "shard": "emoji-train-000000.tar", "bytes": 2897920,
      "extensions": ["json", "png"], "keys": ["1f600", …], "members": [[0, 512, 1380, 1, 2560, 3071], …]}
@@ -29,7 +29,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from mmformer.errors import InputError, nearest
 from mmformer.files import write_whole
@@ -51,7 +51,7 @@ class Shard:
     """One row of the manifest.
 
     Args:
-        path: the tar file, relative to the manifest.
+        path: the tar file, relative to the manifest, or its URL.
         split: the part of the set that it belongs to, such as "train".
         samples: how many samples it holds.
         bytes: its size.
@@ -160,6 +160,8 @@ def _index_problem(index: ShardIndex) -> str:
 class Manifest:
     """A set of shards.
 
+    ``elsewhere`` says whether shards are copied from elsewhere.
+
     Args:
         root: the folder that paths in the table are relative to.
         shards: the table, in the order that samples are counted in.
@@ -167,6 +169,7 @@ class Manifest:
             in their indexes.
     """
 
+    elsewhere: ClassVar[bool] = False
     root: Path
     shards: tuple[Shard, ...]
     history: tuple[FilterRecord, ...] = ()
@@ -189,13 +192,21 @@ class Manifest:
             raise NoSplitError(f"There is no split '{name}' in {self.root / MANIFEST_NAME}: it has {known}.{hint}")
         return chosen
 
+    def address(self, shard: Shard) -> str:
+        """Where a shard's tar file is: a path or a URL."""
+        return str(self.root / shard.path)
+
     def path(self, shard: Shard) -> Path:
-        """Where a shard's tar file is."""
+        """Where a shard's tar file is, or where its copy is to be."""
         return self.root / shard.path
 
     def fetch(self, shard: Shard) -> Path:
-        """Where its tar file can be opened."""
+        """Where its tar file can be opened, copied from elsewhere if need be."""
         return self.path(shard)
+
+    def beside(self, name: str) -> Path:
+        """Where a file that stands beside the manifest can be opened, if there is one."""
+        return self.root / name
 
     def index(self, shard: Shard) -> ShardIndex:
         """Read the index of a shard.

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from mmformer.data.folders import FolderSamples, class_folders
-from mmformer.data.manifest import MANIFEST_NAME, Manifest, NoSplitError
-from mmformer.data.remote import CacheSpec, RemoteManifest, is_remote
+from mmformer.data.manifest import MANIFEST_NAME, NoSplitError
+from mmformer.data.remote import CacheSpec, find_urls, is_pattern, is_remote, join_url, open_manifest
 from mmformer.data.samples import JoinedSamples, Samples
 from mmformer.data.shards import ShardReader
 from mmformer.errors import InputError
@@ -22,7 +22,7 @@ def open_samples(source: str, split: str, cache: CacheSpec | None = None) -> Sam
 
     Args:
         source: a folder of shards or its manifest; a pattern (``data/{a,b}``, ``data/part-{000..015}``, ``data/*``) for
-            several; a URL of a folder of shards, which may have braces; a folder of folders, one for each class.
+            several; a URL of a folder of shards, or a pattern for several; a folder of folders, one for each class.
         split: where several sets are named, those that lack it are left out, but one must have it.
         cache: where copies of remote shards are kept.
 
@@ -73,7 +73,9 @@ def _choices(inside: str, pattern: str) -> list[str]:
 
 def _matches(pattern: str) -> list[str]:
     """The places that a pattern names, sorted; one without a wildcard is itself."""
-    if is_remote(pattern) or not glob.has_magic(pattern):
+    if is_remote(pattern):
+        return find_urls(join_url(pattern, MANIFEST_NAME)) if is_pattern(pattern) else [pattern]
+    if not glob.has_magic(pattern):
         return [pattern]
     root = Path(Path(pattern).anchor)
     found = root.glob(str(Path(pattern).relative_to(root)))
@@ -85,9 +87,7 @@ def _is_source(path: Path) -> bool:
 
 
 def _open(source: str, split: str, cache: CacheSpec | None) -> Samples:
-    if is_remote(source):
-        return ShardReader(RemoteManifest.open(source, cache or CacheSpec()), split)
     path = Path(source)
-    if path.is_dir() and not _is_source(path) and class_folders(path):
+    if not is_remote(source) and path.is_dir() and not _is_source(path) and class_folders(path):
         return FolderSamples(path, split)
-    return ShardReader(Manifest.load(path), split)
+    return ShardReader(open_manifest(source, cache), split)

@@ -6,7 +6,26 @@ import glob
 from pathlib import Path
 
 from mmformer.data.opening import expand
+from mmformer.data.remote import find_urls, is_pattern, is_remote, join_url
 from mmformer.errors import InputError, nearest
+
+
+def find_places(given: str, suffix: str) -> list[str]:
+    """The files that a word names, here or elsewhere: paths, or URLs; one of a folder stands for those in it.
+
+    Raises:
+        InputError: no such file here, or a pattern that matches nothing, or a URL that cannot be listed.
+    """
+    if not is_remote(given):
+        return [str(path) for path in find_files(given, suffix)]
+    urls: dict[str, None] = {}
+    for name in expand(given):
+        pattern = name if name.endswith(suffix) or is_pattern(name) else join_url(name, f"*{suffix}")
+        matches = find_urls(pattern)
+        if not matches:
+            raise InputError(f"The pattern '{pattern}' matches nothing.")
+        urls |= dict.fromkeys(matches)
+    return list(urls)
 
 
 def find_files(given: str, suffix: str) -> list[Path]:
@@ -34,6 +53,11 @@ def find_files(given: str, suffix: str) -> list[Path]:
         elif Path(name).is_file():
             files[Path(name)] = None
         else:
+            if is_remote(name):
+                raise InputError(
+                    f"{name} is elsewhere, and a set is built of files that are here: download it, or have tars "
+                    f"indexed where they are (mmformer shards index {name} --output DIR)."
+                )
             parent = Path(name).parent
             known = [other.name for other in parent.iterdir()] if parent.is_dir() else []
             raise InputError(f"There is no file or folder {name}.{nearest(Path(name).name, known)}")

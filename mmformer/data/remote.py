@@ -1,7 +1,8 @@
 """Shards that lie elsewhere: anything that fsspec opens (s3://, gs://, https://, …), kept in a bounded folder here.
 
-The manifest is read at start, the index of a shard and the shard itself when a sample of it is first asked for. What
-is kept is whole: it is written under another name, compared with the manifest's SHA-256, and renamed.
+A whole set may be there, or its manifest here and its tars there, which the manifest then names by their URLs. The
+manifest is read at start, the index of a shard and the shard itself when a sample of it is first asked for. What is
+kept is whole: it is written under another name, compared with the manifest's SHA-256, and renamed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ import hashlib
 import os
 import posixpath
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
+from mmformer.data.tar import index_shard
 from mmformer.errors import InputError
 from mmformer.spec import require
 
@@ -40,41 +45,74 @@ class CacheSpec:
     def __post_init__(self) -> None:
         require(self.gib > 0, self, "gib", "positive")
 
+    @property
+    def shards(self) -> Path:
+        """The copies, each by its content, so that one that was replaced there is not mistaken for the one here."""
+        return Path(self.folder).expanduser() / "shards"
+
+
+def open_manifest(source: str | os.PathLike[str], cache: CacheSpec | None = None) -> Manifest:
+    """The manifest of a set, wherever it and its tars are.
+
+    Args:
+        source: a folder of shards or its manifest, or a URL of one.
+        cache: where copies of remote shards are kept; None: where they usually are.
+
+    Raises:
+        InputError: there is none, it cannot be reached, or it is broken.
+    """
+    cache = cache or CacheSpec()
+    if not is_remote(source):
+        manifest = Manifest.load(source)
+        if not any(is_remote(shard.path) for shard in manifest.shards):
+            return manifest
+        return RemoteManifest(manifest.root, manifest.shards, manifest.history, "", cache)
+    url = _moved(str(source), lambda place: place.removesuffix(MANIFEST_NAME).rstrip("/"))
+    root = Path(cache.folder).expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    _fetch(join_url(url, MANIFEST_NAME), root / MANIFEST_NAME)  # anew in every run: it may have changed
+    manifest = Manifest.load(root)
+    return RemoteManifest(root, manifest.shards, manifest.history, url, cache)
+
 
 @dataclass(frozen=True)
 class RemoteManifest(Manifest):
-    """A manifest at a URL; ``root`` is the folder here that what is fetched goes to."""
+    """A manifest that is at a URL, or names tars that are; ``root`` is its folder here, or that of its copy.
 
+    Args:
+        url: of its folder; "": it is here.
+        cache: where copies are kept.
+    """
+
+    elsewhere: ClassVar[bool] = True
     url: str = ""
     cache: CacheSpec = CacheSpec()
 
-    @classmethod
-    def open(cls, url: str, cache: CacheSpec) -> RemoteManifest:
-        """Fetch and read the manifest of a remote folder of shards.
-
-        Raises:
-            InputError: there is none, it cannot be reached, or it is broken.
-        """
-        url = url.removesuffix(f"/{MANIFEST_NAME}").rstrip("/")
-        root = Path(cache.folder).expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
-        _fetch(f"{url}/{MANIFEST_NAME}", root / MANIFEST_NAME)  # anew in every run: it may have changed
-        read = Manifest.load(root)
-        return cls(root, read.shards, read.history, url, cache)
+    def address(self, shard: Shard) -> str:
+        return self._at(shard.path)
 
     def path(self, shard: Shard) -> Path:
-        # By content, so that a shard that was replaced there is not mistaken for the one that is here.
-        return self.root / f"{shard.sha256[:32]}.tar"
+        place = self.address(shard)
+        return self.cache.shards / f"{shard.sha256[:32]}.tar" if is_remote(place) else Path(place)
 
     def fetch(self, shard: Shard) -> Path:
         path = self.path(shard)
+        if not is_remote(self.address(shard)):
+            return path
         if path.exists():
             os.utime(path)
         else:
-            _make_room(self.root.parent, int(self.cache.gib * 2**30) - shard.bytes, keep=path)
-            _fetch(self._at(shard.path), path, shard)
+            _make_room(self.cache, shard.bytes, keep=path)
+            _fetch(self.address(shard), path, shard)
         return path
 
+    def beside(self, name: str) -> Path:
+        if self.url:
+            _fetch(self._at(name), self.root / name)
+        return self.root / name
+
     def index(self, shard: Shard) -> ShardIndex:
+        if not self.url:
+            return super().index(shard)
         path = self.root / f"{shard.sha256[:32]}-{hashlib.sha256(shard.index.encode()).hexdigest()[:8]}.index.json"
         if not path.exists():
             _fetch(self._at(shard.index), path)
@@ -86,13 +124,79 @@ class RemoteManifest(Manifest):
             return self._checked(ShardIndex.load(path), shard, path)
 
     def _at(self, path: str) -> str:
-        """The URL of what the manifest names; derived sets name tars that lie in other folders."""
-        scheme, _, rest = self.url.partition("://")
-        return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path))}"
+        """Where what the manifest names is; derived sets name tars that lie in other folders."""
+        if is_remote(path):
+            return path
+        return join_url(self.url, path) if self.url else str(self.root / path)
 
 
-def _fetch(url: str, target: Path, shard: Shard | None = None) -> None:
-    """Copy a file from elsewhere, whole or not at all.
+def join_url(url: str, path: str) -> str:
+    """The URL of what is in a folder, by its path from there.
+
+    In a chain, such as ``zip://set::s3://bucket/sets.zip``, the first link that has a place is the folder's.
+    """
+    return _moved(url, lambda folder: posixpath.normpath(posixpath.join(folder, path)))
+
+
+def _moved(url: str, change: Callable[[str], str]) -> str:
+    """The URL of another place, by that of the first link that has one."""
+    links = url.split("::")
+    own = next(number for number, link in enumerate(links) if is_remote(link))
+    scheme, _, place = links[own].partition("://")
+    links[own] = f"{scheme}://{change(place)}"
+    return "::".join(links)
+
+
+def is_pattern(url: str) -> bool:
+    """Whether a URL has wildcards; a question mark begins its query."""
+    return not set("*[").isdisjoint(url)
+
+
+def find_urls(pattern: str) -> list[str]:
+    """The URLs that one with wildcards stands for, sorted; one without stands for itself.
+
+    Raises:
+        InputError: they cannot be listed.
+    """
+    from fsspec.core import url_to_fs
+
+    if not is_pattern(pattern):
+        return [pattern]
+    try:
+        files, place = url_to_fs(pattern)
+        found = sorted(files.glob(place))
+    except (ImportError, ValueError, OSError, NotImplementedError) as error:
+        raise InputError(f"{pattern} cannot be listed: {_reason(error)}") from error
+    return [each if is_remote(each) else _moved(pattern, partial(_rooted_like, each)) for each in found]
+
+
+def _rooted_like(place: str, pattern: str) -> str:
+    """A place as its pattern has it: with or without a first slash."""
+    return place if pattern.startswith("/") else place.lstrip("/")
+
+
+def index_remote(url: str, cache: CacheSpec) -> tuple[ShardIndex, str]:
+    """Copy a tar from elsewhere, and index it: the index, and the tar's SHA-256.
+
+    Raises:
+        InputError: it cannot be read, or is no whole tar.
+    """
+    cache.shards.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.shards, prefix=".indexing-") as folder:
+        copy = Path(folder, "copy.tar")
+        digest = _fetch(url, copy)
+        try:
+            index = replace(index_shard(copy), shard=posixpath.basename(url))
+        except InputError as error:
+            raise InputError(str(error).replace(str(copy), url)) from error
+        kept = cache.shards / f"{digest[:32]}.tar"
+        _make_room(cache, index.bytes, keep=kept)
+        copy.replace(kept)
+    return index, digest
+
+
+def _fetch(url: str, target: Path, shard: Shard | None = None) -> str:
+    """Copy a file from elsewhere, whole or not at all; its SHA-256.
 
     Raises:
         InputError: it cannot be read, or is not what the manifest says.
@@ -119,16 +223,19 @@ def _fetch(url: str, target: Path, shard: Shard | None = None) -> None:
                 f"manifest says {shard.bytes} and {shard.sha256[:12]}…: it was changed or cut. Restore it there."
             )
         Path(name).replace(target)
+        return digest.hexdigest()
     finally:
         Path(name).unlink(missing_ok=True)
 
 
-def _make_room(folder: Path, room: int, keep: Path) -> None:
-    """Remove the shards that were not read for the longest time, until the rest fit; open ones stay readable."""
-    shards = sorted(folder.glob("*/*.tar"), key=lambda path: path.stat().st_mtime)
+def _make_room(cache: CacheSpec, wanted: int, keep: Path) -> None:
+    """Remove the shards that were not read for the longest time, until one of so many bytes fits besides the rest; open
+    ones stay readable.
+    """
+    shards = sorted(cache.shards.glob("*.tar"), key=lambda path: path.stat().st_mtime)
     size = sum(path.stat().st_size for path in shards)
     for path in shards:
-        if size <= room or path == keep:
+        if size + wanted <= cache.gib * 2**30 or path == keep:
             break
         size -= path.stat().st_size
         path.unlink(missing_ok=True)

@@ -24,6 +24,9 @@ class Samples(ABC):
     counts: tuple[int, ...]
     """Samples in each part."""
 
+    elsewhere: bool = False
+    """Whether what is read is copied from elsewhere."""
+
     @abstractmethod
     def part_keys(self, part: int) -> Sequence[str]:
         """The keys in one part, in order."""
@@ -75,6 +78,7 @@ class JoinedSamples(Samples):
 
     def __init__(self, several: Sequence[Samples]) -> None:
         self.several = tuple(several)
+        self.elsewhere = any(samples.elsewhere for samples in several)
         self.counts = tuple(count for samples in several for count in samples.counts)
         self._where = [(samples, part) for samples in several for part in range(len(samples.counts))]
 

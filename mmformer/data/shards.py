@@ -13,9 +13,9 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
@@ -188,6 +188,7 @@ class ShardReader(Samples):
     def __init__(self, manifest: Manifest, split: str, max_open: int = 32, max_indexes: int = 256) -> None:
         self.manifest, self.split = manifest, split
         self.max_open, self.max_indexes = max_open, max_indexes
+        self.elsewhere = manifest.elsewhere
         self.shards = manifest.split(split)
         self.counts = tuple(shard.samples for shard in self.shards)  # from the manifest alone
         self._descriptor = lru_cache(max_open)(partial(_open_shard, manifest))
@@ -237,7 +238,10 @@ def verify_shard(manifest: Manifest, shard: Shard) -> list[str]:
 
     In a set that went through filters, an index lists some of the shard's samples.
     """
-    path = manifest.path(shard)
+    try:
+        path = manifest.fetch(shard)
+    except InputError as error:
+        return [str(error)]
     if not path.is_file():
         return [f"{path} is missing"]
     problems = []
@@ -247,7 +251,7 @@ def verify_shard(manifest: Manifest, shard: Shard) -> list[str]:
     elif (digest := file_sha256(path)) != shard.sha256:
         problems.append(f"{path} has the SHA-256 {digest}, the manifest says {shard.sha256}: its content changed")
     try:
-        actual = index_shard(path)
+        actual = replace(index_shard(path), shard=PurePosixPath(shard.path).name)  # a copy is called otherwise
         if not manifest.history and len(actual) != shard.samples:
             problems.append(f"{path} has {len(actual)} samples, the manifest says {shard.samples}")
         index = manifest.index(shard)

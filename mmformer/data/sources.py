@@ -11,7 +11,7 @@ from mmformer.data.curriculum import CurriculumSpec
 from mmformer.data.inputs import AudioInputSpec, ImageInputSpec, LabelInputSpec, TextInputSpec
 from mmformer.data.mixture import Mixture
 from mmformer.data.order import OrderSpec
-from mmformer.data.remote import CacheSpec, is_remote
+from mmformer.data.remote import CacheSpec
 from mmformer.errors import InputError
 from mmformer.spec import require
 from mmformer.types import MODALITIES
@@ -23,8 +23,8 @@ class SourceSpec:
 
     Attributes:
         source: a folder of shards with their manifest; a pattern for several (``data/{a,b}``, ``data/part-{00..15}``,
-            ``data/*``); a URL of such a folder, as fsspec opens it; or a folder of folders of files, one for each
-            class, whose samples have the class's number as ``cls`` and its name as ``txt``.
+            ``data/*``); a URL of such a folder, as fsspec opens it, or a pattern for several; or a folder of folders of
+            files, one for each class, whose samples have the class's number as ``cls`` and its name as ``txt``.
         train: name of the split to train on.
         image: how images are read; None: not.
         text: how texts are read; None: not.
@@ -81,7 +81,7 @@ class DataSpec(SourceSpec):
             them. What is measured on is never skipped.
         workers: processes that read and decode; 0: the training process itself. The batches do not depend on it.
         cache_mib: memory, in each process, for decoded samples, in MiB; sources have equal parts of it.
-        copies: of sources that are URLs, where they are kept.
+        copies: of shards that are at URLs, where they are kept; left alone where there are none.
     """
 
     also: dict[str, SourceSpec] = field(default_factory=dict)
@@ -102,8 +102,6 @@ class DataSpec(SourceSpec):
         require(self.evaluation_batch_size >= 1, self, "evaluation_batch_size", "at least 1")
         require(self.workers >= 0, self, "workers", "at least 0")
         require(self.cache_mib >= 0, self, "cache_mib", "at least 0")
-        far = any(is_remote(source.source) for source in self.named.values())
-        require(far or self.copies == CacheSpec(), self, "copies", "left alone where no source is a URL")
         alone = self.also or self.weight == SourceSpec.weight
         require(bool(alone), self, "weight", "left alone where there is nothing else to mix with (data.also)")
         for where, source in self.named.items():

@@ -10,7 +10,7 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,7 @@ class Facts:
     samples: int = 0
     members: Counter[str] = field(default_factory=Counter)  # how many there are of each extension
     sizes: Counter[str] = field(default_factory=Counter)  # and their bytes
-    unreadable: Counter[str] = field(default_factory=Counter)  # members by extension, whose header says nothing
+    unreadable: Counter[str] = field(default_factory=Counter)  # members by extension: texts, headers of the others
     width: list[int] = field(default_factory=list)  # of each picture, in pixels, as stored
     height: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # of each sound
@@ -110,7 +110,7 @@ def measure(
 
 def _measure_shard(manifest: Manifest, questions: Questions, number: int) -> Facts:
     shard = manifest.shards[number]
-    reader = ShardReader(Manifest(manifest.root, (shard,), manifest.history), shard.split)
+    reader = ShardReader(replace(manifest, shards=(shard,)), shard.split)
     tokens = None if questions.vocabulary is None else token_counter(questions.vocabulary)
     language = _identifier() if questions.languages else None
     facts = Facts()
@@ -119,6 +119,8 @@ def _measure_shard(manifest: Manifest, questions: Questions, number: int) -> Fac
         facts.samples += 1
         for extension, data in raw.members.items():
             _measure_member(facts, extension, data)
+        raw, damaged = readable(raw)
+        facts.unreadable.update(damaged)
         texts = texts_of(raw, questions.fields)
         facts.captions.append(len(texts))
         facts.characters += map(len, texts)
@@ -152,6 +154,17 @@ def _measure_member(facts: Facts, extension: str, data: bytes) -> None:
         else:
             facts.seconds.append(length[0] / length[1])
             facts.rates[length[1]] += 1
+
+
+def readable(raw: RawSample) -> tuple[RawSample, list[str]]:
+    """A sample without those of its json, txt and cls that are damaged, and their extensions."""
+    damaged = []
+    for extension in sorted({"json", "txt", "cls"} & raw.members.keys()):
+        try:
+            decode(extension, raw.members[extension], raw.key)
+        except InputError:
+            damaged.append(extension)
+    return RawSample(raw.key, {name: data for name, data in raw.members.items() if name not in damaged}), damaged
 
 
 def texts_of(raw: RawSample, paths: Sequence[str] = ()) -> list[str]:

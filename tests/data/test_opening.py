@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import tiny_data, write_shards
 
 from mmformer.data.classes import read_classes
-from mmformer.data.dataset import SampleDataset
+from mmformer.data.dataset import MixedDataset, SampleDataset
 from mmformer.data.folders import FolderSamples
 from mmformer.data.inputs import ImageInputSpec, ImageTransformSpec, LabelInputSpec, TextInputSpec
 from mmformer.data.opening import expand, open_samples
@@ -222,5 +222,5 @@ def test_what_changed_or_is_missing_elsewhere_is_told(remote: tuple[str, CacheSp
         open_samples("memory://nowhere", "train", cache)
     with pytest.raises(InputError, match=r"nothing://x/manifest.json cannot be read: Protocol not known: nothing"):
         open_samples("nothing://x", "train", cache)
-    with pytest.raises(InputError, match=r"DataSpec.copies must be left alone where no source is a URL"):
-        tiny_data(tmp_path / "local", copies=cache)
+    with pytest.raises(InputError, match=r"DataSpec.copies must be left alone where no shard is at a URL"):
+        MixedDataset(tiny_data(tmp_path / "local", copies=cache), seed=0)
