@@ -13,11 +13,13 @@ from mmformer.data.contact_sheet import Tile, draw_spectrum
 from mmformer.data.dataset import MixedDataset
 from mmformer.data.decode import DECODERS, decode_image
 from mmformer.data.manifest import Manifest
+from mmformer.data.mixture import Mixture
 from mmformer.data.samples import RawSample
 from mmformer.data.shards import ShardReader
 from mmformer.data.sound import Sound, decode_sound
 from mmformer.data.sources import DataSpec
-from mmformer.data.statistics import texts_of
+from mmformer.data.statistics import readable, texts_of
+from mmformer.errors import InputError
 from mmformer.tokenizers.text import TextEncoder
 from mmformer.types import Audio, Batch
 
@@ -39,7 +41,7 @@ def raw_tiles(
         tokens: counts those of a text; None: characters are counted.
 
     Raises:
-        InputError: there is no such split, or a sample is damaged.
+        InputError: there is no such split, or a shard is damaged. A damaged sample has a tile that says so.
     """
     reader = ShardReader(manifest, split)
     number = min(number, len(reader))
@@ -49,7 +51,9 @@ def raw_tiles(
 def training_rows(
     spec: DataSpec, encoders: Mapping[str, TextEncoder], seed: int, number: int, draws: int
 ) -> list[list[Tile]]:
-    """The first samples of a run's order: each as it is read, and then as several epochs might augment it.
+    """The first samples of a run: each as it is read, and then as several epochs might augment it.
+
+    Where sources of several kinds take turns, each kind has as many.
 
     Args:
         spec: the data of the run.
@@ -63,8 +67,8 @@ def training_rows(
     """
     dataset, collate = MixedDataset(spec, seed), Collate(spec, encoders, seed, training=True)
     rows = []
-    for first in range(number):
-        source, place = dataset.mixture.locate(first)
+    for start in _first_positions(dataset.mixture, number):
+        first, (source, place) = dataset.place(start)
         # The same sample at further positions of the run: other augmentations, other captions.
         positions = [first + draw * len(dataset) for draw in range(draws)]
         samples = [dataset.sources[source].sample(place, each)._replace(source=source) for each in positions]
@@ -75,18 +79,35 @@ def training_rows(
     return rows
 
 
+def _first_positions(mixture: Mixture, number: int) -> list[int]:
+    """The first positions of every kind of update: so many of all together, and about as many of each."""
+    kinds = len(mixture.members)
+    found: dict[int, list[int]] = {kind: [] for kind in range(kinds)}
+    update = 0
+    while min(map(len, found.values())) < -(-number // kinds):
+        first = update * mixture.batch_size
+        found[mixture.kind(update)] += range(first, first + mixture.batch_size)
+        update += 1
+    return [position for own in found.values() for position in own[: -(-number // kinds)]][:number]
+
+
 def _raw_tile(raw: RawSample, fields: Sequence[str], tokens: Callable[[str], int] | None) -> Tile:
+    raw, damaged = readable(raw)
     picture = spectrum = None
     facts = []
     for extension, data in raw.members.items():
         decoder, name = DECODERS.get(extension.rsplit(".", 1)[-1]), f"{raw.key}.{extension}"
-        if decoder is decode_image and picture is None:
-            picture = decode_image(data, name)
-            facts.append(f"{extension} {picture.shape[1]} x {picture.shape[0]}")
-        elif decoder is decode_sound and spectrum is None:
-            sound = decode_sound(data, name)
-            spectrum = draw_spectrum(sound)
-            facts.append(f"{extension} {_seconds(sound)}")
+        try:
+            if decoder is decode_image and picture is None:
+                picture = decode_image(data, name)
+                facts.append(f"{extension} {picture.shape[1]} x {picture.shape[0]}")
+            elif decoder is decode_sound and spectrum is None:
+                sound = decode_sound(data, name)
+                spectrum = draw_spectrum(sound)
+                facts.append(f"{extension} {_seconds(sound)}")
+        except InputError:
+            damaged.append(extension)
+    facts += [f"{extension} damaged" for extension in damaged]
     texts = texts_of(raw, fields)
     notes = [", ".join(facts) or ", ".join(raw.members)]
     if texts:

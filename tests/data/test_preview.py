@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,19 @@ from PIL import Image
 from tiny import tiny_data, tiny_model, write_shards
 
 from mmformer.data.augment_sound import SpecAugmentSpec
+from mmformer.data.buckets import BucketSpec
 from mmformer.data.collate import Collate
 from mmformer.data.contact_sheet import Tile, draw_contact_sheet, draw_spectrum
+from mmformer.data.curriculum import CurriculumSpec
 from mmformer.data.dataset import MixedDataset
 from mmformer.data.inputs import AudioInputSpec
 from mmformer.data.manifest import Manifest
+from mmformer.data.opening import open_samples
 from mmformer.data.preview import raw_tiles, training_rows
+from mmformer.data.scores import SCORES_COLUMNS
 from mmformer.data.shards import RawSample, ShardWriter
 from mmformer.data.sound import AudioTransformSpec, Sound
+from mmformer.data.sources import SourceSpec
 from mmformer.drawing import SCALE, Pen
 
 
@@ -54,6 +60,46 @@ def test_a_run_shows_what_training_reads(tmp_path: Path) -> None:
         assert drawn[0].text == sample.text
         assert drawn[0].notes == [f"text: {int(batch.text.lengths[0])} tokens"]
         assert len({tile.picture.tobytes() for tile in drawn if tile.picture is not None}) == 3
+
+
+def test_a_run_shows_what_buckets_and_curricula_make_of_it(tmp_path: Path) -> None:
+    """The first update has other samples than without them, and the sheet shows those."""
+    folder = write_shards(tmp_path / "set")
+    plain = tiny_data(folder, batch_size=8)
+    keys = open_samples(str(folder), "train").keys
+    scores = [SCORES_COLUMNS, *((key, "train", str(number)) for number, key in enumerate(keys))]
+    (tmp_path / "scores.tsv").write_text("".join("\t".join(row) + "\n" for row in scores))
+    eased = CurriculumSpec(str(tmp_path / "scores.tsv"), updates=100, begin=0.3)
+    shown = []
+    for data in (plain, replace(plain, buckets=BucketSpec("text")), replace(plain, curriculum=eased)):
+        dataset = MixedDataset(data, 3)
+        rows = training_rows(data, tiny_model().text_encoders(), 3, number=8, draws=1)
+        shown.append([row[0].title for row in rows])
+        assert shown[-1] == [dataset[position].key for position in range(8)]
+    assert len({tuple(keys) for keys in shown}) == 3
+
+
+def test_every_kind_of_source_is_shown(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "set")
+    texts = SourceSpec(str(folder), text=tiny_data(folder).text, weight=0.2)
+    data = tiny_data(folder, also={"texts": texts}, batch_size=8, weight=0.8)
+    rows = training_rows(data, tiny_model().text_encoders(), 0, number=5, draws=2)
+    assert [row[1].picture is not None for row in rows] == [True, True, True, False, False]
+    assert all(row[1].text for row in rows)
+
+
+def test_damaged_samples_are_shown_as_such(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(whole, "PNG")
+    with ShardWriter(tmp_path, "s", samples_per_shard=3) as writer:
+        writer.write(RawSample("a", {"png": whole.getvalue()[:45], "txt": b"cut"}))
+        writer.write(RawSample("b", {"png": whole.getvalue(), "json": b"{"}))
+        writer.write(RawSample("c", {"png": whole.getvalue(), "txt": b"whole"}))
+    cut, unclosed, fine = raw_tiles(writer.manifest, "train", 3)
+    assert (cut.picture, cut.text, cut.notes[0]) == (None, "cut", "png damaged")
+    assert unclosed.picture is not None
+    assert (unclosed.text, unclosed.notes) == ("", ["png 9 x 9, json damaged"])
+    assert (fine.text, fine.notes[0]) == ("whole", "png 9 x 9")
 
 
 def test_sounds_are_shown_with_what_is_hidden_of_them(tmp_path: Path) -> None:

@@ -101,6 +101,16 @@ def test_a_summary_says_what_there_is_and_can_be_written_as_json(manifest: Manif
     assert "languages" not in train["texts"]
 
 
+def test_damaged_texts_are_counted_and_the_rest_is_measured(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "s", samples_per_shard=4) as writer:
+        writer.write(RawSample("a", {"json": b'{"caption": "fine", "label": "x"}'}))
+        writer.write(RawSample("b", {"json": b'{"caption": "cu'}))
+        writer.write(RawSample("c", {"txt": b"\xff", "cls": b"one"}))
+    facts = measure(writer.manifest, Questions(), 1)["train"]
+    assert facts.unreadable == {"json": 1, "txt": 1, "cls": 1}
+    assert (facts.samples, facts.captions, facts.classes) == (3, [1, 0, 0], {"x": 1})
+
+
 def test_evenness_is_relative_entropy() -> None:
     assert evenness({"a": 5, "b": 5, "c": 5}) == pytest.approx(1)
     assert evenness({"a": 3, "b": 1}) == pytest.approx(0.811278, abs=1e-6)  # entropy in bits, by 1 bit
