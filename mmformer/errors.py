@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -26,10 +29,23 @@ class OtherProcessError(RuntimeError):
         self.code = code
 
 
+class CutWarning(UserWarning):
+    """Texts were longer than the model reads, and were cut. The command line prints it alone."""
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """``" Did you mean 'right'?"`` when a known name is close to the wrong one, otherwise ``""``."""
     close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def nearest_file(path: str | os.PathLike[str]) -> str:
+    """The same for a file or folder that is not there, of those beside it."""
+    absent = Path(path)
+    try:
+        return nearest(absent.name, [other.name for other in islice(absent.parent.iterdir(), 1000)])
+    except (OSError, ValueError):  # nothing is beside it, or it is no name that a file may have
+        return ""
 
 
 def describe_bytes(data: bytes | bytearray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,27 +55,34 @@ class Inference:
                 )
 
     def embed_given(self, modality: str, value: Any, progress: Progress | None = None) -> Tensor:
-        """E for one value, N E for a list."""
+        """E for one value, N E for a list.
+
+        Raises:
+            InputError: there is no value, or one cannot be read or is an empty text.
+        """
         single, values = self.reader.listed(modality, value)
+        if modality == "text" and any(not text.strip() for text in values):
+            raise InputError("A text is empty: there is nothing in it to compare. Leave it out.")
         embedded = self.embed_values(modality, values, progress)
         return embedded[0] if single else embedded
 
     def embed_values(self, modality: str, values: Sequence[Any], progress: Progress | None) -> Tensor:
         """N E, of unit length, in the order of the values."""
         name = self.encoder_of(modality)
-        made = ((places, outputs.embedding[name]) for places, outputs in self.run(modality, values, progress))
+        made = ((places, outputs.embedding[name]) for places, outputs in self.run({modality: values}, progress))
         return F.normalize(_in_order(made), dim=-1)
 
     def run(
-        self, modality: str, values: Sequence[Any], progress: Progress | None
+        self, values: Mapping[str, Sequence[Any]], progress: Progress | None
     ) -> Iterator[tuple[list[int], Outputs]]:
-        """The model over the values, batch by batch, and their places.
+        """The model over the values of one modality, or of several that belong together, batch by batch, and places.
 
         Raises:
-            InputError: the model does not read the modality, or a value cannot be read.
+            InputError: the model does not read a modality, or a value cannot be read.
         """
-        self.encoders_of(modality)
-        for places, batch in self.reader.batches(modality, values):
+        for modality in values:
+            self.encoders_of(modality)
+        for places, batch in self.reader.batches(values):
             with torch.inference_mode():
                 outputs = self.model(batch.to(self.device), decode=False)
             yield places, outputs
@@ -102,7 +109,7 @@ class Inference:
                 if known
                 else f"The model has no classification head of its own for {modality}: say which labels to choose from."
             )
-        made = ((places, outputs.logits[head]) for places, outputs in self.run(modality, values, progress))
+        made = ((places, outputs.logits[head]) for places, outputs in self.run({modality: values}, progress))
         return _in_order(made), self.transforms.classes[head]
 
     def scale(self, wanted: str | None = None) -> float:
@@ -152,21 +159,21 @@ class Inference:
                 f"cannot be compared."
             )
 
-    def decoder_of(self, modality: str, wanted: str | None) -> str:
-        """The decoder to write with: one that reads this modality alone."""
+    def decoder_of(self, modalities: Collection[str], wanted: str | None) -> str:
+        """The decoder to write with: one that reads these modalities, all of them and no other."""
         encoders, decoders = self.model.spec.encoders, self.model.spec.decoders
         fit = [
             name
             for name, spec in decoders.items()
-            if spec.reads and all(encoders[read].tokenizer.modality == modality for read in spec.reads)
+            if {encoders[read].tokenizer.modality for read in spec.reads} == {*modalities}
         ]
         if wanted is None and len(fit) == 1:
             return fit[0]
         if wanted not in fit:
             all_of_them = "; ".join(f"{name} reads {' and '.join(spec.reads)}" for name, spec in decoders.items())
             raise InputError(
-                f"Captions need a decoder that reads {modality} alone ({wanted or 'none was named'}), but the model's "
-                f"are: {all_of_them or 'none'}.{nearest(wanted or '', decoders)}"
+                f"Captions need a decoder that reads {' and '.join(modalities)} alone ({wanted or 'none was named'}), "
+                f"but the model's are: {all_of_them or 'none'}.{nearest(wanted or '', decoders)}"
             )
         return wanted
 

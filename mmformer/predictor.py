@@ -47,6 +47,7 @@ class _ClassifyOptions(TypedDict, total=False):
 
 
 class _CaptionOptions(TypedDict, total=False):
+    text: str | None
     prompt: str | Sequence[str]
     spec: GenerationSpec | None
     decoder: str | None
@@ -156,6 +157,9 @@ class Predictor(Inference):
             image: one picture, or a list of them; or
             audio: one sound, or a list of them: a path, bytes, or (samples, rate).
             progress: called as values are done.
+
+        Raises:
+            InputError: a value cannot be read, or a text is empty.
         """
         ((modality, value),) = given("embed", 1, text=text, image=image, audio=audio).items()
         return self.embed_given(modality, value, progress)
@@ -192,23 +196,38 @@ class Predictor(Inference):
     @overload
     def caption(self, *, audio: Waveforms, **options: Unpack[_CaptionOptions]) -> list[str]: ...
     @overload
-    def caption(self, image: Picture | Pictures, **options: Unpack[_CaptionOptions]) -> str | list[str]: ...
+    def caption(self, *, text: str) -> str: ...
+    @overload
     def caption(
         self,
         image: Picture | Pictures | None = None,
         *,
         audio: Waveform | Waveforms | None = None,
+        text: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] = "",
+        spec: GenerationSpec | None = None,
+        decoder: str | None = None,
+        progress: Progress | None = None,
+    ) -> str | list[str]: ...
+    def caption(
+        self,
+        image: Picture | Pictures | None = None,
+        *,
+        audio: Waveform | Waveforms | None = None,
+        text: str | Sequence[str] | None = None,
         prompt: str | Sequence[str] = "",
         spec: GenerationSpec | None = None,
         decoder: str | None = None,
         progress: Progress | None = None,
     ) -> str | list[str]:
-        """What a decoder writes of each value.
+        """What a decoder writes of each value, or of values of several modalities that it reads together.
 
         Args:
-            image: one picture, or a list of them; or
+            image: one picture, or a list of them.
             audio: one sound, or a list of them.
-            prompt: what each text begins with; one for all, or one for each.
+            text: one text that is read, such as a question about the picture, or a list of them. Of several
+                modalities, each has as many values as the others, or one for all.
+            prompt: what each written text begins with; one for all, or one for each.
             spec: how ids are chosen, such as ``BeamSpec(beams=4)``; None: ``GreedySpec()``.
             decoder: which, where several read what is handed in.
             progress: called as values are done.
@@ -217,23 +236,23 @@ class Predictor(Inference):
             A string, with its prompt; a list of them for a list of values.
 
         Raises:
-            InputError: no decoder reads this modality alone, or as many prompts as values are missing.
+            InputError: no decoder reads just these modalities, or there are not as many values or prompts of one as of
+                another.
         """
-        ((modality, value),) = given("caption", 1, image=image, audio=audio).items()
-        single, values = self.reader.listed(modality, value)
-        name = self.decoder_of(modality, decoder)
+        single, values = self.reader.together("caption", image=image, audio=audio, text=text)
+        name, number = self.decoder_of(values, decoder), len(next(iter(values.values())))
         if spec is not None and not isinstance(spec, GenerationSpec):
             raise InputError(
                 f"spec must say how captions are written, such as BeamSpec(beams=4), but is {type(spec).__name__}."
             )
         one, prompts = self.reader.listed("text", prompt)
-        prompts = prompts * len(values) if one else prompts
-        if len(prompts) != len(values):
+        prompts = prompts * number if one else prompts
+        if len(prompts) != number:
             raise InputError(
-                f"There are {len(prompts)} prompts for {len(values)} {WORDS[modality]}: give one for each."
+                f"There are {len(prompts)} prompts for {number} {WORDS[next(iter(values))]}: give one for each."
             )
-        texts = [""] * len(values)
-        for places, outputs in self.run(modality, values, progress):
+        texts = [""] * number
+        for places, outputs in self.run(values, progress):
             begun = [prompts[place] for place in places]
             written = write_texts(self.model, name, outputs.tokens, begun, spec or GreedySpec(), places)
             for place, text in zip(places, written, strict=True):

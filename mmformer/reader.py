@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
 from mmformer.bundle import Transforms
 from mmformer.data.collate import pad_sounds
+from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.native import join_pictures
 from mmformer.data.picture import listed, read_picture
+from mmformer.data.sound import AudioTransformSpec
 from mmformer.data.waveform import listed_sounds, read_sound
 from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
@@ -51,38 +55,122 @@ class Reader:
             raise InputError(f"There are no {WORDS[modality]}: the list is empty.")
         return single, values
 
-    def batches(self, modality: str, values: Sequence[Any]) -> Iterator[Numbered]:
-        """Batches of the values; those that differ in length with others of about theirs, for less padding.
+    def together(self, what: str, **values: Any) -> tuple[bool, dict[str, list[Any]]]:
+        """Whether one value of each modality was given, and as many of each; one of a modality goes with all others'.
 
         Raises:
-            InputError: the model does not read the modality, or a value cannot be read.
+            InputError: there are none, or not as many of one modality as of another.
         """
-        made = {"image": self._images, "text": self._texts, "audio": self._sounds}
-        return made[modality](values)
+        there = {modality: value for modality, value in values.items() if value is not None}
+        if not there:
+            raise InputError(f"{what} takes {', '.join(f'{name}=...' for name in values)}, or several of them.")
+        read = {modality: self.listed(modality, value) for modality, value in there.items()}
+        several = {modality: len(found) for modality, (single, found) in read.items() if not single}
+        if len(set(several.values())) > 1:
+            numbers = " and ".join(f"{number} {WORDS[modality]}" for modality, number in several.items())
+            raise InputError(f"There are {numbers}: give as many of each, or one for all.")
+        number = max(several.values(), default=1)
+        return not several, {m: found * number if single else found for m, (single, found) in read.items()}
 
-    def _images(self, pictures: Sequence[Any]) -> Iterator[Numbered]:
-        transform = self.transforms.image
+    def batches(self, values: Mapping[str, Sequence[Any]]) -> Iterator[Numbered]:
+        """Batches of the values; those that differ in length with others of about theirs, for less padding.
+
+        Args:
+            values: modality -> as many as of the others: those at one place belong together.
+
+        Raises:
+            InputError: the model does not read a modality, or a value cannot be read.
+
+        Warns:
+            CutWarning: at the end, where texts were longer than the model reads.
+        """
+        readings = {modality: self._reading(modality) for modality in values}
+        number = len(next(iter(values.values())))
+        for window in _cut(range(number), min(reading.window or number for reading in readings.values())):
+            held = {i: {name: reading.read(values[name][i], i) for name, reading in readings.items()} for i in window}
+            lengths = {i: [reading.length(held[i][name]) for name, reading in readings.items()] for i in window}
+            for places in _cut(sorted(window, key=lengths.__getitem__, reverse=True), self.batch_size):
+                fields = {name: reading.join([held[i][name] for i in places]) for name, reading in readings.items()}
+                yield places, Batch((), {}, **fields)
+        texts = readings.get("text")
+        if isinstance(texts, _Texts):
+            texts.encoder.warn_of_cut(number, texts.cut)
+
+    def _reading(self, modality: str) -> _Reading:
+        if modality == "text":
+            return _Texts(self.text_encoders["text"])
+        transform = self.transforms.image if modality == "image" else self.transforms.audio
         if transform is None:
-            raise InputError("transforms.yaml of the bundle has no image: it does not say what pictures are made into.")
-        for window in _cut(range(len(pictures)), self.batch_size * (1 if transform.patch is None else _WINDOW)):
-            seen = {i: transform(read_picture(pictures[i], f"picture {i}")) for i in window}
-            for places in _cut(sorted(window, key=lambda i: seen[i].size, reverse=True), self.batch_size):
-                images = [torch.from_numpy(seen[i]).permute(2, 0, 1) for i in places]
-                yield places, Batch((), {}, image=join_pictures(images, transform.patch))
+            what = WORDS[modality]
+            raise InputError(
+                f"transforms.yaml of the bundle has no {modality}: it does not say what {what} are made into."
+            )
+        window = _WINDOW * self.batch_size
+        if isinstance(transform, ImageTransformSpec):
+            return _Pictures(transform, self.batch_size if transform.patch is None else window)
+        return _Sounds(transform, window)
 
-    def _texts(self, texts: Sequence[str]) -> Iterator[Numbered]:
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
-        for places in _cut(order, self.batch_size):
-            yield places, Batch((), {}, text=self.text_encoders["text"].encode([texts[i] for i in places]))
 
-    def _sounds(self, sounds: Sequence[Any]) -> Iterator[Numbered]:
-        transform = self.transforms.audio
-        if transform is None:
-            raise InputError("transforms.yaml of the bundle has no audio: it does not say what sounds are made into.")
-        for window in _cut(range(len(sounds)), _WINDOW * self.batch_size):
-            heard = {i: transform(read_sound(sounds[i], f"sound {i}", transform.seconds)) for i in window}
-            for places in _cut(sorted(window, key=lambda i: len(heard[i]), reverse=True), self.batch_size):
-                yield places, Batch((), {}, audio=pad_sounds([heard[i] for i in places], transform.rate))
+class _Reading(ABC):
+    """How values of one modality become a field of batches; ``window``: of how many some are chosen, None: of all."""
+
+    window: int | None = None
+
+    @abstractmethod
+    def read(self, value: Any, place: int) -> Any:
+        """What is held of a value."""
+
+    @abstractmethod
+    def length(self, held: Any) -> int:
+        """Batches are of what is about equally long."""
+
+    @abstractmethod
+    def join(self, held: list[Any]) -> Any:
+        """The field of a batch."""
+
+
+class _Pictures(_Reading):
+    def __init__(self, transform: ImageTransformSpec, window: int) -> None:
+        self.transform, self.window = transform, window
+
+    def read(self, value: Any, place: int) -> np.ndarray:
+        return self.transform(read_picture(value, f"picture {place}"))
+
+    def length(self, held: np.ndarray) -> int:
+        return held.size
+
+    def join(self, held: list[np.ndarray]) -> Any:
+        return join_pictures([torch.from_numpy(pixels).permute(2, 0, 1) for pixels in held], self.transform.patch)
+
+
+class _Sounds(_Reading):
+    def __init__(self, transform: AudioTransformSpec, window: int) -> None:
+        self.transform, self.window = transform, window
+
+    def read(self, value: Any, place: int) -> np.ndarray:
+        return self.transform(read_sound(value, f"sound {place}", self.transform.seconds))
+
+    def length(self, held: np.ndarray) -> int:
+        return len(held)
+
+    def join(self, held: list[np.ndarray]) -> Any:
+        return pad_sounds(held, self.transform.rate)
+
+
+class _Texts(_Reading):
+    def __init__(self, encoder: TextEncoder) -> None:
+        self.encoder, self.cut = encoder, 0
+
+    def read(self, value: str, place: int) -> str:
+        return value
+
+    def length(self, held: str) -> int:
+        return len(held)
+
+    def join(self, held: list[str]) -> Any:
+        text, cut = self.encoder.encode_counting(held)
+        self.cut += cut
+        return text
 
 
 def given(what: str, number: int, **values: Any) -> dict[str, Any]:

@@ -113,9 +113,27 @@ def trimodal_model() -> ModelSpec:
     )
 
 
+def save_answering(folder: Path) -> Path:
+    """A bundle as ``save_trimodal``'s, whose decoders read two things: ``answer`` a picture and a text, ``both`` a
+    picture and a sound; and one a text alone, ``translate``.
+    """
+    spec = trimodal_model()
+    words = spec.decoders["caption"].tokenizer
+    reads = {"answer": ("image", "text"), "both": ("image", "sound"), "translate": ("text",)}
+    decoders = {
+        name: DecoderSpec(words, "writer", dict.fromkeys(names, "cross"), tied=False) for name, names in reads.items()
+    }
+    stacks = {name: spec.stacks[name] for name in ("trunk", "writer")}
+    return _save_sharp(folder, dataclasses.replace(spec, stacks=stacks, decoders=decoders))
+
+
 def save_trimodal(folder: Path) -> Path:
     """A bundle of ``trimodal_model``, whose decoders are sharp enough to write different things."""
-    model = trimodal_model().build()
+    return _save_sharp(folder, trimodal_model())
+
+
+def _save_sharp(folder: Path, spec: ModelSpec) -> Path:
+    model = spec.build()
     model.initialise(0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

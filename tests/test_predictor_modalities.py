@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from bundles import pixels, save_dual, save_trimodal, save_two_eyed, tone, write_sounds
+from bundles import pixels, save_answering, save_dual, save_trimodal, save_two_eyed, tone, write_sounds
 from tiny import ROOT, SIDE
 
 import mmformer
 from mmformer.data.inputs import ImageTransformSpec
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
-from mmformer.errors import InputError
+from mmformer.errors import CutWarning, InputError
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import SamplingSpec
 from mmformer.predictor import Predictor
 from mmformer.types import Batch
 
-TEXTS = ["a red square", "blue", "a very long text about nothing in particular"]
+TEXTS = ["a red square", "blue", "a longer text about nothing"]
 PICTURES = [pixels(seed) for seed in range(3)]
 SOUNDS = [(tone(300, 0.3), 8000), (tone(500, 0.1), 8000), (tone(800, 0.45), 8000)]
 
@@ -134,13 +134,44 @@ def test_captions_are_drawn_by_the_place_in_the_list(bundle: Path, model: Predic
     ]
 
 
+def test_what_belongs_together_is_read_together(tmp_path: Path) -> None:
+    model = mmformer.load(save_answering(tmp_path / "bundle"))
+    answers = model.caption(PICTURES, text=TEXTS)
+    assert len(set(answers)) == 3
+    for picture, text, answer in zip(PICTURES, TEXTS, answers, strict=True):
+        assert model.caption(picture, text=text) == answer
+    asked = model.caption(PICTURES[0], text=TEXTS)
+    assert asked == model.caption([PICTURES[0]] * 3, text=TEXTS), "one goes with all"
+    assert len(set(asked)) > 1, "what is asked counts"
+    assert model.caption(PICTURES, text=TEXTS[0]) == [model.caption(picture, text=TEXTS[0]) for picture in PICTURES]
+    both = model.caption(PICTURES, audio=SOUNDS)
+    assert both == [model.caption(p, audio=s) for p, s in zip(PICTURES, SOUNDS, strict=True)]
+    assert mmformer.load(tmp_path / "bundle", batch_size=1).caption(PICTURES, audio=SOUNDS) == both
+    assert model.caption(PICTURES, audio=SOUNDS[::-1]) != both
+    assert model.caption(text=TEXTS) == [model.caption(text=text) for text in TEXTS], "a translation"
+    with pytest.raises(InputError, match=r"reads image alone .* answer reads image and text; both reads image and sou"):
+        model.caption(PICTURES)
+
+
+def test_texts_that_are_cut_are_told(bundle: Path, model: Predictor) -> None:
+    long = "one two three " * 20
+    with pytest.warns(CutWarning, match="^2 of 3 texts were cut: the model reads 16 tokens at most"):
+        mmformer.load(bundle, batch_size=1).embed(text=["a", long, long + "four"])
+    with pytest.warns(CutWarning, match="^The text was cut"):
+        model.retrieve(text=long, images=PICTURES)
+    with pytest.warns(CutWarning, match="^1 of 2 texts were cut"):
+        model.classify(PICTURES[0], ["a", long])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m.embed(), "embed takes exactly one of text=..., image=..., audio=..., but was handed none"),
         (lambda m: m.similarity(image=PICTURES), "similarity takes two of .* but was handed image"),
         (lambda m: m.similarity(PICTURES, TEXTS, audio=SOUNDS), "but was handed image and audio and text"),
-        (lambda m: m.caption(), "caption takes exactly one of image=..., audio=..., but was handed none"),
+        (lambda m: m.caption(), "caption takes image=..., audio=..., text=..., or several of them"),
+        (lambda m: m.caption(PICTURES, audio=SOUNDS), "a decoder that reads image and audio alone .* caption reads"),
+        (lambda m: m.caption(PICTURES, text=TEXTS[:2]), "There are 3 pictures and 2 texts: give as many of each"),
         (lambda m: m.caption(PICTURES, prompt=3), "A text must be a string, or a list of them, but is int"),
         (lambda m: m.caption(PICTURES, prompt=["a", 3, "b"]), "A text must be a string, but is int"),
         (lambda m: m.caption(PICTURES, spec="beam"), r"such as BeamSpec\(beams=4\), but is str"),

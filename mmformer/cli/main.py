@@ -9,9 +9,12 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from mmformer.errors import InputError, OtherProcessError, nearest
+from mmformer.errors import CutWarning, InputError, OtherProcessError, nearest
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     # name: (module, group, what it does)
@@ -64,7 +67,8 @@ def _told(arguments: Sequence[str] | None) -> int:
         print(f"mmformer {version('mmformer')}")
         return 0
     try:
-        return run(words)
+        with plain_warnings():
+            return run(words)
     except InputError as error:
         if debug:
             raise
@@ -86,6 +90,23 @@ def _told(arguments: Sequence[str] | None) -> int:
         expected = isinstance(error, OSError) and error.errno is not None
         print(f"mmformer: {denied(error) if expected else unexpected(error)}", file=sys.stderr)  # type: ignore[arg-type]
         return 2 if expected else 1
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Inside, what a user is warned of is told as an error is: in one line, and once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", CutWarning)
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, CutWarning):
+                print(f"mmformer: {message}", file=sys.stderr)
+            else:
+                shown(message, category, *rest)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def run(words: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.likeness import Likeness, Match
 from mmformer.data.sound import Sound
+from mmformer.errors import CutWarning
 from mmformer.spec import require
 
 if TYPE_CHECKING:
@@ -67,7 +69,9 @@ def _embedded(model: Predictor, kind: str, values: Sequence[Any]) -> list[Vector
     if not there:
         return [None] * len(values)
     if kind == "text":
-        vectors = model.embed_values("text", [text for texts in there for text in texts], None).numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CutWarning)  # a caption is judged by what the model reads of it
+            vectors = model.embed_values("text", [text for texts in there for text in texts], None).numpy()
         first = np.cumsum([0, *(len(texts) for texts in there[:-1])])
         vectors = np.add.reduceat(vectors, first, axis=0)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -115,10 +115,13 @@ def embed_classes(
         for name in names:
             prompts += [template.format(name) for template in templates]
             owner += [place] * len(templates)
-    parts = []
+    parts, cut = [], 0
     for start in range(0, len(prompts), batch_size):
-        batch = Batch((), {}, text=encoder.encode(prompts[start : start + batch_size]))
-        parts.append(F.normalize(model(batch.to(device)).embedding[text].float(), dim=-1))
+        encoded, own = encoder.encode_counting(prompts[start : start + batch_size])
+        outputs = model(Batch((), {}, text=encoded).to(device), decode=False)
+        parts.append(F.normalize(outputs.embedding[text].float(), dim=-1))
+        cut += own
+    encoder.warn_of_cut(len(prompts), cut)
     embeddings = torch.cat(parts)
     sums = embeddings.new_zeros(len(classes), embeddings.shape[1])
     return F.normalize(sums.index_add_(0, torch.tensor(owner, device=device), embeddings), dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmformer.errors import CutWarning
 from mmformer.spec import require
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
@@ -83,6 +85,13 @@ class TextEncoder:
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = torch.tensor(row)
         return Text(ids, torch.tensor(lengths, dtype=torch.int64)), sum(len(row) > room for row in encoded)
+
+    def warn_of_cut(self, number: int, cut: int) -> None:
+        """Tell whoever handed in a number of texts that some were cut, if any were."""
+        if cut:
+            were = f"{cut:,} of {number:,} texts were" if number > 1 else "The text was"
+            most = self.spec.context_length
+            warnings.warn(f"{were} cut: the model reads {most} tokens at most.", CutWarning, stacklevel=2)
 
 
 class TextTokens(nn.Module):

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import save_answering
 from rich.console import Console
 from typed import Typed
 
 import mmformer
 from mmformer.cli import output
+from mmformer.cli.main import main
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import SamplingSpec
 
@@ -57,11 +59,34 @@ def test_every_option_of_caption_is_handed_on(three: Typed, trimodal: Path, shot
     assert three.json("caption", shots[0], "--prompt", "a photo")[0]["caption"].startswith("a photo")
 
 
+def test_a_decoder_that_reads_several_things_is_given_all(
+    typed: Typed, tmp_path: Path, shots: list[str], calls: list[str]
+) -> None:
+    bundle = save_answering(tmp_path / "answering")
+    typed.bundle, model = str(bundle), mmformer.load(bundle)
+    found = typed.json("caption", "shots", "--text", "is it red?")
+    assert [(row["image"], row["text"]) for row in found] == [(shot, "is it red?") for shot in shots]
+    assert [row["caption"] for row in found] == model.caption(shots, text="is it red?")
+    heard = typed.json("caption", *shots[:4], "--sounds", *calls)
+    assert [(row["image"], row["audio"]) for row in heard] == list(zip(shots, calls, strict=False))
+    assert [row["caption"] for row in heard] == model.caption(shots[:4], audio=calls)
+    assert typed.json("caption", "--text", "is it?") == [{"text": "is it?", "caption": model.caption(text="is it?")}]
+    assert "picture and text" in typed("caption", shots[0], "--text", "is it red?")
+
+
+def test_texts_that_are_cut_are_told_in_one_line(
+    three: Typed, shots: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["retrieve", three.bundle, "--images", "shots", "one two three " * 20]) == 0
+    assert capsys.readouterr().err == "mmformer: The text was cut: the model reads 16 tokens at most.\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "caption needs pictures or --sounds, and not both"),
-        (("shots", "--sounds", "calls"), "caption needs pictures or --sounds, and not both"),
+        ((), "caption needs pictures, --sounds or --text"),
+        (("shots", "--sounds", "calls"), "There are 5 pictures and 4 sounds: give a sound for each picture"),
+        (("shots", "--text", "is it red?"), "Captions need a decoder that reads image and text alone"),
         (("shots", "--seed", "1"), "--seed is of what is drawn: give --temperature, --top-k or --top-p too"),
         (("shots", "--length-penalty", "1"), "--length-penalty is for a search with beams: give --beams too"),
         (("shots", "--beams", "2", "--top-k", "3"), "--top-k draws words, --beams searches: give one"),

@@ -18,14 +18,15 @@ class Typed:
     def __init__(self, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.bundle, self.capsys = str(bundle), capsys
 
-    def __call__(self, command: str, *words: object) -> str:
+    def __call__(self, command: str, *words: object, told: str = "") -> str:
         code = main([command, self.bundle, *map(str, words)])
         out, err = self.capsys.readouterr()
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert err.startswith(f"mmformer: {told}") and err.count("\n") == 1 if told else err == ""
         return str(out)
 
-    def json(self, command: str, *words: object) -> Any:
-        return json.loads(self(command, *words, "--json"))
+    def json(self, command: str, *words: object, told: str = "") -> Any:
+        return json.loads(self(command, *words, "--json", told=told))
 
     def refused(self, command: str, *words: object) -> str:
         code = main([command, self.bundle, *map(str, words)])
