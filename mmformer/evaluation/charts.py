@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from PIL import Image
 
@@ -79,12 +80,8 @@ def draw_curves(curves: Sequence[tuple[str, Curve]]) -> Image.Image:
 
 def _steps(curve: Curve) -> list[tuple[float, float]]:
     """The corners of a curve, which holds each precision back to the recall before."""
-    points, before = [], 0.0
-    for recall, precision in zip(curve.recall.tolist(), curve.precision.tolist(), strict=True):
-        if recall > before:
-            points += [(before, precision), (recall, precision)]
-            before = recall
-    return points
+    steps = zip(pairwise([0.0, *curve.recall.tolist()]), curve.precision.tolist(), strict=True)
+    return [(recall, precision) for ends, precision in steps for recall in ends]
 
 
 def _page(width: float, height: float) -> tuple[Image.Image, Pen]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.evaluation.details import Case, Classified, Curve, Details
@@ -22,8 +24,9 @@ class Classifier(Metric):
     """Holds answers against a label; samples without it (-1) are left out, and logits with a NaN are no answer.
 
     Scores, in percent: ``accuracy`` (the highest logit is the label's), ``top5``, ``per_class`` (the mean over classes
-    of the share of theirs that is right, which small classes count in as much as large ones), and ``calibration_error``
-    (how far the probability of answers is from how many of them are right), where logits say probabilities.
+    of the share of theirs that is right, which small classes count in as much as large ones). Where logits say
+    probabilities also ``calibration_error`` (how far the probability of answers is from how many of them are right)
+    and, in nats, ``cross_entropy``, which is the loss of a head that is trained without smoothing.
     """
 
     calibrated = False
@@ -98,6 +101,7 @@ def classification_scores(logits: Tensor, target: Tensor, calibrated: bool = Fal
     scores["per_class"] = Score((table.diagonal()[there] / samples[there]).mean().item() * 100, 100 / number, "%")
     if calibrated:
         scores["calibration_error"] = Score(calibration_error(logits, target) * 100, None, "%")
+        scores["cross_entropy"] = Score(F.cross_entropy(logits.double(), target).item(), math.log(number))
     return scores
 
 
@@ -122,9 +126,10 @@ def calibration_error(logits: Tensor, target: Tensor, bins: int = BINS) -> float
 
 
 def precision_recall(score: Tensor, positive: Tensor) -> Curve | None:
-    """Precision over recall at every distinct score, from the highest; None where nothing is positive.
+    """Precision over recall at every score that something positive has, from the highest; None where nothing is.
 
-    The average precision is the sum of precision over the steps of recall, without interpolation.
+    The average precision is the sum of precision over the steps of recall, without interpolation. Scores that only
+    others have are no such steps: without them the curves of any number of classes have a point for each sample.
 
     Args:
         score: N; what is no number stands last.
@@ -135,7 +140,8 @@ def precision_recall(score: Tensor, positive: Tensor) -> Curve | None:
     score, order = score.double().nan_to_num(-torch.inf, neginf=-torch.inf).sort(descending=True, stable=True)
     found = positive[order].double().cumsum(0)
     last = torch.cat((score[1:] != score[:-1], torch.ones(1, dtype=torch.bool)))  # of those of equal scores
-    precision = (found / torch.arange(1, len(score) + 1))[last]
-    recall = (found / found[-1])[last]
+    places = last.nonzero().flatten()
+    places = places[found[places].diff(prepend=found.new_zeros(1)) > 0]
+    precision, recall = found[places] / (places + 1), found[places] / found[-1]
     steps = recall.diff(prepend=recall.new_zeros(1))
     return Curve(recall, precision, float((precision * steps).sum()))

@@ -16,10 +16,16 @@ class Case(NamedTuple):
     goodness: float  # how well the model did, the higher the better; in the metric's own measure
     right: str  # what would have been right
     said: str  # what the model said
+    found: int | None = None  # the number of the sample that it found, where that one's picture is to be seen
+
+
+def worst_first(cases: Sequence[Case]) -> list[Case]:
+    """Cases in the order of how well the model did, and of the samples where it did alike."""
+    return sorted(cases, key=lambda case: (case.goodness, case.number))
 
 
 class Curve(NamedTuple):
-    """Precision over recall of one class, at each threshold, from the highest."""
+    """Precision over recall of one class, at each threshold that finds more of it, from the highest."""
 
     recall: Tensor  # T, float64, 0 to 1
     precision: Tensor  # T
@@ -36,9 +42,13 @@ class Classified(NamedTuple):
 
 
 class Details(NamedTuple):
-    """What a metric can say besides scores; any of it may be absent."""
+    """What a metric can say besides scores; any of it may be absent.
+
+    A metric that looks at the samples in several ways says all of it of each way, by the way's name.
+    """
 
     cases: Sequence[Case] = ()
     measure: str = ""  # what the goodness of a case is
     classified: Classified | None = None
     notes: Mapping[str, str] = {}  # what was chosen on the way, such as a probe's regularisation
+    ways: Mapping[str, Details] = {}

@@ -1,5 +1,5 @@
-"""``report.html``: the scores, single samples with their pictures, charts and the recipe, in one file that needs no
-other and runs nothing.
+"""``report.html``: the scores, single samples with their pictures or sounds, charts and the recipe, in one file that
+needs no other and runs nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import soundfile
 from PIL import Image
 
 from mmformer.data.dataset import SampleDataset
 from mmformer.evaluation.charts import MOST_CLASSES, draw_confusion, draw_curves
-from mmformer.evaluation.details import Case, Classified, Details
+from mmformer.evaluation.details import Case, Classified, Details, worst_first
 from mmformer.evaluation.measure import Measured
 from mmformer.evaluation.reading import open_split
 
@@ -24,6 +26,9 @@ SHOWN = 12
 
 CURVES = 8
 """Classes whose precision–recall is drawn: those with the lowest average precision."""
+
+_SIDE = 256
+"""Pixels of the longer side of a sample's picture at most: twice what is shown, for screens of small pixels."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #23211d; background: #f4f2ee; max-width: 1080px;
@@ -35,6 +40,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } .
 .cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .75rem }
 .case { border: 1px solid #e2ded6; border-radius: 8px; padding: .5rem; font-size: .85rem; overflow-wrap: anywhere }
 .case img { width: 100%; height: 128px; object-fit: contain; image-rendering: auto } .chart { max-width: 100% }
+.case audio { width: 100% }
 .said { font-weight: 600 } pre { overflow-x: auto; font-size: .8rem }
 """
 
@@ -79,25 +85,50 @@ def _details(details: Details, samples: SampleDataset) -> str:
     parts = [f"<p>{_text(key)}: {_text(value)}</p>" for key, value in details.notes.items()]
     if details.classified is not None:
         parts.append(_classified(details.classified))
-    order = sorted(details.cases, key=lambda case: (case.goodness, case.number))
+    order = worst_first(details.cases)
     number = min(SHOWN, len(order) // 2)
     for title, cases in (("Worst", order[:number]), ("Best", order[::-1][:number])):
         if cases:
             parts.append(f'<h3>{title} <span class="faint">by {_text(details.measure)}</span></h3>')
             parts.append(_cases(cases, samples))
+    for way, own in details.ways.items():
+        parts.append(f"<h3>{_text(way.replace('_', ' '))}</h3>{_details(own, samples)}")
     return "".join(parts)
 
 
 def _cases(cases: Sequence[Case], samples: SampleDataset) -> str:
     cards = []
     for case in cases:
-        pixels = samples[case.number].image
-        picture = "" if pixels is None else _picture(Image.fromarray(pixels), case.key)
+        own = _sample(samples, case.number)
+        found = _sample(samples, case.found) if case.found not in (None, case.number) else ""
         cards.append(
-            f'<div class="case">{picture}<div class="said">{_text(case.said)}</div><div>{_text(case.right)}</div>'
+            f'<div class="case">{own}<div class="said">{_text(case.said)}</div>{found}<div>{_text(case.right)}</div>'
             f'<div class="faint">{_text(case.key)} · {case.goodness:.3g}</div></div>'
         )
-    return f'<p class="faint">Said in bold, what is right under it.</p><div class="cases">{"".join(cards)}</div>'
+    return (
+        '<p class="faint">Said in bold, with the picture that was found, if it is another one; what is right under it.'
+        f'</p><div class="cases">{"".join(cards)}</div>'
+    )
+
+
+def _sample(samples: SampleDataset, number: int | None) -> str:
+    """A sample's picture, no larger than it is shown, or its sound where it has none."""
+    sample = samples[number] if number is not None else None
+    if sample is None:
+        return ""
+    if sample.image is not None:
+        image = Image.fromarray(sample.image)
+        image.thumbnail((_SIDE, _SIDE))
+        return _picture(image, sample.key)
+    spec = samples.spec.audio
+    return "" if sample.audio is None or spec is None else _sound(sample.audio, spec.transform.rate)
+
+
+def _sound(sound: np.ndarray, rate: int) -> str:
+    """A FLAC within the page."""
+    data = io.BytesIO()
+    soundfile.write(data, sound, rate, format="FLAC")
+    return f'<audio controls src="data:audio/flac;base64,{base64.b64encode(data.getvalue()).decode()}"></audio>'
 
 
 def _classified(classified: Classified) -> str:

@@ -3,7 +3,7 @@
 scores.json      every score with its chance, its unit and, where it is a mean over draws, its margin
 recipe.json      all that the scores depend on: the bundle's hash, the data's, transforms, prompts, precision, metrics
 recipe.yaml      what --config takes to measure another bundle in the same way
-METRIC/          for each metric that has details:
+METRIC/          for each metric that has details; of retrieval a folder for each way, such as image_to_text:
   samples.tsv    every sample with what was right and what was said, the worst first
   per_class.tsv  recall, precision and average precision of each class, and what it is most often taken for
   confusion.csv  how many samples of the row's class were taken for the column's
@@ -20,7 +20,7 @@ from typing import Any
 
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
-from mmformer.evaluation.details import Classified, Details
+from mmformer.evaluation.details import Classified, Details, worst_first
 from mmformer.evaluation.measure import Measured
 from mmformer.evaluation.report import write_report
 from mmformer.files import whole_folder
@@ -49,18 +49,20 @@ def write_results(folder: Path, measured: Measured) -> None:
         _write_json(partial / "recipe.json", measured.recipe)
         (partial / "recipe.yaml").write_text(to_yaml(measured.spec), encoding="utf-8")
         for name, details in measured.details.items():
-            if details.cases or details.classified is not None or details.notes:
-                (partial / name).mkdir()
-                _write_details(partial / name, details)
+            _write_details(partial / name, details)
         write_report(partial / "report.html", measured)
 
 
 def _write_details(folder: Path, details: Details) -> None:
+    for way, own in details.ways.items():
+        _write_details(folder / way, own)
+    if details.cases or details.classified is not None or details.notes:
+        folder.mkdir(parents=True, exist_ok=True)
     if details.notes:
         _write_json(folder / "notes.json", dict(details.notes))
     if details.cases:
-        rows = sorted(details.cases, key=lambda case: (case.goodness, case.number))
         columns = ("number", "key", details.measure, "right", "said")
+        rows = (case[: len(columns)] for case in worst_first(details.cases))
         _write_table(folder / "samples.tsv", columns, rows, "\t")
     if details.classified is not None:
         names = details.classified.classes

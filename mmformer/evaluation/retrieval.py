@@ -62,11 +62,13 @@ class Retrieval(Metric):
         self.model: Model | None = None
         self.encoder: TextEncoder | None = None
         self.texts: set[str] = set()  # the encoders that read texts, where those are references
+        self.pictures: set[str] = set()  # the encoders that read pictures
 
     def start(self, model: Model, encoders: Mapping[str, TextEncoder], device: torch.device) -> None:
         self.model, self.encoder = model, encoders.get("text")
         read = {name: spec.tokenizer.modality for name, spec in model.spec.encoders.items()}
         self.texts = {name for name in self.names if self.spec.references and read[name] == "text"}
+        self.pictures = {name for name in self.names if read[name] == "image"}
         if self.spec.references and not self.texts:
             raise InputError(
                 f"RetrievalSpec.references is true, but none of its encoders, {', '.join(self.names)}, reads texts."
@@ -112,7 +114,7 @@ class Retrieval(Metric):
         if not self.rows:
             raise InputError("Retrieval was asked for, but there was no sample.")
         scores: dict[str, Score] = {}
-        for first, second in (way for pair in self.spec.pairs for way in (pair, pair[::-1])):
+        for first, second in self._ways:
             (query, asks), (candidate, owner) = self._side(first), self._side(second)
             several = bool({first, second} & self.texts)
             rank = ranks(query, candidate, owners=(asks, owner) if several else None)
@@ -124,6 +126,11 @@ class Retrieval(Metric):
             scores[f"{first}_to_{second}/median_rank"] = Score(rank.double().quantile(0.5).item(), middle)
         return scores
 
+    @property
+    def _ways(self) -> list[tuple[str, str]]:
+        """Every pair, both ways: what looks, and what it looks for."""
+        return [way for pair in self.spec.pairs for way in (pair, pair[::-1])]
+
     def _side(self, name: str) -> tuple[Tensor, Tensor]:
         """An encoder's embeddings, and the number of the sample that each belongs to."""
         embeddings = self.rows.tensor(f"{name}/embedding")
@@ -133,20 +140,32 @@ class Retrieval(Metric):
         return embeddings, torch.arange(len(counts)).repeat_interleave(counts)
 
     def details(self) -> Details:
-        """What the first encoder of the first pair found, for each sample, and at which rank its own."""
-        first, second = self.spec.pairs[0]
-        if first in self.texts:
-            first, second = second, first
+        """What each query found, every pair both ways, and at which rank its own."""
+        return Details(ways={f"{first}_to_{second}": self._found(first, second) for first, second in self._ways})
+
+    def _found(self, first: str, second: str) -> Details:
         (query, asks), (candidate, owner) = self._side(first), self._side(second)
-        rank, keys = ranks(query, candidate, owners=(asks, owner)), self.rows.values("key")
+        rank = ranks(query, candidate, owners=(asks, owner)).tolist()
         best = torch.cat([(part @ candidate.T).argmax(1) for part in torch.split(query, 1024)])
-        captions = self.rows.values("caption") if "caption" in self.rows else keys
-        said = self.rows.values("reference") if second in self.texts else captions
+        asked, said, keys = self._words(first), self._words(second), self.rows.values("key")
         cases = [
-            Case(number, keys[number], -float(place), f"{captions[number]} (rank {place})", said[found])
-            for number, (place, found) in enumerate(zip(rank.tolist(), best.tolist(), strict=True))
+            Case(
+                number,
+                keys[number],
+                -float(place),
+                f"{asked[row]} (rank {place})",
+                said[found],
+                int(owner[found]) if second in self.pictures else None,
+            )
+            for row, (number, place, found) in enumerate(zip(asks.tolist(), rank, best.tolist(), strict=True))
         ]
         return Details(cases, f"minus the rank of its own, from {first} to {second}")
+
+    def _words(self, name: str) -> list[str]:
+        """What is said of each of an encoder's embeddings: its text, its sample's, or its sample's key."""
+        if name in self.texts:
+            return self.rows.values("reference")
+        return self.rows.values("caption" if "caption" in self.rows else "key")
 
 
 def ranks(query: Tensor, candidate: Tensor, chunk: int = 1024, owners: tuple[Tensor, Tensor] | None = None) -> Tensor:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+from bundles import tone
 from PIL import Image
-from tiny import COLOURS, write_shards
+from tiny import COLOURS, write_few, write_shards
 
 from mmformer.cli.main import main
 
@@ -97,12 +99,13 @@ def test_what_is_left_in_a_folder(dual: Path, shards: Path, tmp_path: Path, caps
         classes = list(csv.DictReader(file, delimiter="\t"))
     recalls = [float(row["recall"]) for row in classes if row["recall"]]
     assert scores["colour/per_class"]["value"] == pytest.approx(100 * sum(recalls) / len(recalls), abs=0.01)
-    with (output / "retrieval" / "samples.tsv").open() as file:
-        samples = list(csv.DictReader(file, delimiter="\t"))
-    ranks = [-float(row["minus the rank of its own, from image to text"]) for row in samples]
-    assert ranks == sorted(ranks, reverse=True)
-    found = 100 * sum(rank <= 5 for rank in ranks) / 8
-    assert scores["retrieval/image_to_text/R@5"]["value"] == pytest.approx(found)
+    for way in ("image_to_text", "text_to_image"):
+        with (output / "retrieval" / way / "samples.tsv").open() as file:
+            samples = list(csv.DictReader(file, delimiter="\t"))
+        ranks = [-float(row[f"minus the rank of its own, from {way.replace('_', ' ')}"]) for row in samples]
+        assert ranks == sorted(ranks, reverse=True)
+        found = 100 * sum(rank <= 5 for rank in ranks) / 8
+        assert scores[f"retrieval/{way}/R@5"]["value"] == pytest.approx(found)
     # The recipe that was left measures the same again.
     again = told(capsys, dual, "--config", output / "recipe.yaml")
     assert again == scores
@@ -119,9 +122,14 @@ def test_the_report_is_one_file_with_pictures(
     page = Page((output / "report.html").read_text(encoding="utf-8"))
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert not page.references, "nothing from elsewhere"
-    # 4 worst and 4 best of 8 samples in each of three metrics, and two charts of each classification
-    assert len(page.pictures) == 3 * 8 + 2 * 2
-    assert sum(picture.size == (16, 16) for picture in page.pictures) == 24
+    # 4 worst and 4 best of 8 samples in retrieval both ways and in two classifications with two charts each; and what
+    # texts found in place of their own
+    with (output / "retrieval" / "text_to_image" / "samples.tsv").open() as file:
+        ranks = [float(row[2]) for row in list(csv.reader(file, delimiter="\t"))[1:]]
+    wrong = sum(rank < -1 for rank in ranks)
+    assert wrong > 0
+    assert sum(picture.size == (16, 16) for picture in page.pictures) == 4 * 8 + wrong
+    assert len(page.pictures) == 4 * 8 + wrong + 2 * 2
     for word in (
         "accuracy",
         "Worst",
@@ -133,6 +141,24 @@ def test_the_report_is_one_file_with_pictures(
         assert word in page.words
     scores = json.loads((output / "scores.json").read_text())
     assert all(name in page.words for name in scores)
+
+
+def test_sounds_can_be_heard_in_the_report(trimodal: Path, tmp_path: Path) -> None:
+    sounds = []
+    for frequency in (200, 400, 800, 1600):
+        sounds.append(io.BytesIO())
+        soundfile.write(sounds[-1], tone(frequency), 8000, format="WAV")
+    heard = write_few(tmp_path / "shards", png=[b""] * 4, wav=[sound.getvalue() for sound in sounds])
+    words = ("--data", heard, "--data.split", "train", "--data.text", "json:names.en", "--output", tmp_path / "found")
+    metrics = ("--metrics", "{r: {class_path: RetrievalSpec, init_args: {pairs: [[sound, text]]}}}")
+    assert main(["evaluate", *map(str, (trimodal, *words, *metrics))]) == 0
+    page = Page((tmp_path / "found" / "report.html").read_text(encoding="utf-8"))
+    assert page.tags.count("audio") == 2 * 4, "2 worst and 2 best, both ways"
+    (first, *_) = page.references
+    assert first.startswith("data:audio/flac;base64,")
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(first.partition(",")[2])))
+    assert rate == 8000
+    assert samples.max() == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_whole_recipe_is_printed(dual: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:

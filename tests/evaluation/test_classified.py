@@ -37,6 +37,11 @@ def test_scores_are_those_of_plain_loops() -> None:
         shares.append(sum(own) / len(own))
     assert scores["per_class"].value == pytest.approx(100 * sum(shares) / 4)
     assert scores["per_class"].value != pytest.approx(scores["accuracy"].value)
+    losses = [
+        math.log(sum(map(math.exp, row))) - row[c] for row, c in zip(LOGITS.tolist(), TARGET.tolist(), strict=True)
+    ]
+    assert scores["cross_entropy"].value == pytest.approx(sum(losses) / 200)
+    assert scores["cross_entropy"].chance == pytest.approx(math.log(7))
     assert set(classification_scores(LOGITS[:, :4], TARGET)) == {"accuracy", "per_class"}, "five of four are all"
 
 
@@ -76,17 +81,18 @@ def test_average_precision_is_the_sum_over_thresholds() -> None:
     positive = torch.rand(60, generator=generator) < 0.3
     curve = precision_recall(score, positive)
     assert curve is not None
-    expected, before = 0.0, 0.0
-    thresholds = sorted(set(score.tolist()), reverse=True)
-    for place, threshold in enumerate(thresholds):
+    expected, before, place = 0.0, 0.0, 0
+    for threshold in sorted(set(score.tolist()), reverse=True):
         taken = score >= threshold
         hits = int((taken & positive).sum())
+        if hits == before * int(positive.sum()):
+            continue  # nothing more of the class is found here
         precision, recall = hits / int(taken.sum()), hits / int(positive.sum())
         assert float(curve.precision[place]) == pytest.approx(precision)
         assert float(curve.recall[place]) == pytest.approx(recall)
         expected += precision * (recall - before)
-        before = recall
-    assert len(curve.recall) == len(thresholds)
+        before, place = recall, place + 1
+    assert len(curve.recall) == place < 12
     assert curve.average == pytest.approx(expected)
     assert precision_recall(score, torch.zeros(60, dtype=torch.bool)) is None
     perfect = precision_recall(positive.float(), positive)

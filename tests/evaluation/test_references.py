@@ -94,9 +94,18 @@ def test_details_say_what_was_found() -> None:
     with torch.no_grad():
         metric.start(model, ENCODERS, torch.device("cpu"))
         metric.update(model(batch), batch)
-    details = metric.details()
-    assert [case.right.partition(" (rank ")[0] for case in details.cases] == [own[0] for own in CAPTIONS]
+    ways = metric.details().ways
+    assert list(ways) == ["image_to_text", "text_to_image"]
+    to_text, to_image = (details.cases for details in ways.values())
+    assert [case.right.partition(" (rank ")[0] for case in to_text] == [own[0] for own in CAPTIONS]
     texts = {text for own in CAPTIONS for text in own}
-    for case, own in zip(details.cases, CAPTIONS, strict=True):
+    for case, own in zip(to_text, CAPTIONS, strict=True):
         assert case.said in texts
         assert (case.goodness == -1) == (case.said in own)
+        assert case.found is None, "a text has no picture"
+    owners = [(text, number) for number, own in enumerate(CAPTIONS) for text in own]
+    for case, (text, number) in zip(to_image, owners, strict=True):
+        assert (case.right.partition(" (rank ")[0], case.number) == (text, number), "each caption looks for its picture"
+        assert case.found is not None
+        assert (case.goodness == -1) == (case.found == number)
+        assert case.said == CAPTIONS[case.found][0]

@@ -135,7 +135,7 @@ def test_metrics_have_a_row_for_each_step_that_something_was_logged_at(done: tup
         assert float(row["train/lr"]) == pytest.approx(3e-3 * schedule.factor(int(row["step"]) - 1, 6), rel=1e-4)
 
 
-CLASSIFIED = ("accuracy", "top5", "per_class", "calibration_error")
+CLASSIFIED = ("accuracy", "top5", "per_class", "calibration_error", "cross_entropy")
 SCORES = {
     *(
         f"retrieval/{way}/{name}"
