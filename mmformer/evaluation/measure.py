@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -61,6 +62,7 @@ class Measurement:
             each.check(parts)
         self.metrics: dict[str, Metric] = {name: each.build() for name, each in self.specs.items()}
         self.encoders = spec.text_encoders()
+        self.read, self.cut = Counter[str](), Counter[str]()  # texts: how many there were, and how many were cut
         start(self.metrics, self.model, self.encoders, device)
 
     @property
@@ -82,17 +84,22 @@ class Measurement:
 
         Args:
             processes: that share the batches; on GPUs each has one. The scores are those of one process.
-            progress: told of samples as they are done, where there is one process.
+            progress: told of samples as they are done.
 
         Raises:
             InputError: a sample cannot be read, or a metric lacks what it needs.
+
+        Warns:
+            CutWarning: texts were longer than the model reads, and are measured as far as it does.
         """
         if processes > 1:
             from mmformer.evaluation.processes import see_in_processes
 
-            see_in_processes(self, processes)
+            see_in_processes(self, processes, progress)
         else:
             self.see(progress=progress)
+        for name, cut in self.cut.items():
+            self.encoders[name].warn_of_cut(self.read[name], cut)
         with evaluating(self.model, self.dtype):
             for metric in self.metrics.values():
                 metric.finish()
@@ -107,6 +114,10 @@ class Measurement:
         def read(split: str) -> Iterator[Batch]:
             for batch in batches(self.data, split, self.encoders, self.recipe.data.references, part, parts):
                 yield batch
+                assert batch.notes is not None, "loaders say how they read"
+                for name, (number, cut) in batch.notes.texts.items():
+                    self.read[name] += number
+                    self.cut[name] += cut
                 if progress is not None:
                     progress(len(batch.keys))
 

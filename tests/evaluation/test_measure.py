@@ -58,9 +58,14 @@ def test_two_processes_measure_what_one_does(shards: Path, tmp_path: Path) -> No
         "captions": CaptionsSpec("caption", GreedySpec(max_length=5)),
     }
     recipe = RecipeSpec(data(shards), metrics)
-    one, two = measured(bundle, recipe), measured(bundle, recipe, processes=2)
+    done: list[int] = []
+    one, two = measured(bundle, recipe), Measurement(bundle, recipe).run(2, done.append)
+    assert sum(done) == len(Measurement(bundle, recipe)) == 40, "of both splits, by both processes"
     assert one.scores == two.scores, "to the last bit"
-    assert [details.cases for details in one.details.values()] == [details.cases for details in two.details.values()]
+    for name, details in one.details.items():
+        assert details.cases == two.details[name].cases
+        assert details.ways == two.details[name].ways
+    assert one.details["retrieval"].ways.keys() == {"image_to_text", "text_to_image"}
     assert one.recipe == two.recipe
     assert {name.split("/")[0] for name in one.scores} == set(metrics)
 
