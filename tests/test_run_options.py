@@ -116,6 +116,8 @@ WRONG: list[tuple[str, list[str]]] = [
     ("--trainer.max_steps 0", ["TrainerSpec.max_steps must be at least 1, but is 0"]),
     ("--data.workers -1", ["DataSpec.workers must be at least 0, but is -1"]),
     ("--config nowhere.yaml", ["nowhere.yaml cannot be read: No such file"]),
+    ("--config emoji_quikstart", ["Did you mean 'configs/runs/emoji_quickstart.yaml'?"]),
+    ("--config configs/emoji_quickstart.yaml", ["Did you mean 'configs/runs/emoji_quickstart.yaml'?"]),
     ("--evaluation.every_steps 2 --data.validation null", ["data.validation names no split"]),
     ("--checkpoint.best x", ["checkpoint.best needs scores"]),
     (

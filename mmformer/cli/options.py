@@ -5,6 +5,8 @@ All of it is put together as plain data, and refused where it has a wrong key or
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -201,9 +203,23 @@ def _read(hint: Any, path: Path, inside: tuple[Path, ...] = ()) -> Any:
     path = resources.find(path)
     if path.resolve() in inside:
         raise InputError(f"{path}: this file names itself, or one that names it.")
-    data = _with_files(hint, read_yaml(path), path.parent, "", str(path), (*inside, path.resolve()))
+    try:
+        read = read_yaml(path)
+    except InputError as error:
+        near = "" if os.path.exists(path) else _nearest_file(path)  # noqa: PTH110  # whatever the name: no error
+        raise InputError(f"{error}{near}") from error
+    data = _with_files(hint, read, path.parent, "", str(path), (*inside, path.resolve()))
     check_layout(hint, data, str(path))
     return data
+
+
+def _nearest_file(path: Path) -> str:
+    """The file that may have been meant, beside it or of those that mmformer brings, whatever its folder is."""
+    brought = [file.relative_to(resources.FOLDER) for file in resources.FOLDER.glob("configs/*/*.yaml")]
+    beside = [file for suffix in ("yaml", "yml") for file in path.parent.glob(f"*.{suffix}")]
+    files = {file.stem: str(file) for file in (*brought, *beside)}
+    close = difflib.get_close_matches(path.stem, files, n=1)
+    return f" Did you mean '{files[close[0]]}'?" if close else ""
 
 
 def _with_files(hint: Any, value: Any, folder: Path, key: str, where: str = "", inside: tuple[Path, ...] = ()) -> Any:

@@ -21,8 +21,8 @@ def check_loggers(run: RunSpec) -> None:
     """
     if run.logging.wandb is not None and importlib.util.find_spec("wandb") is None:
         raise InputError(
-            f"logging.wandb is '{run.logging.wandb}', but the package wandb is not installed: pip install wandb, and "
-            f"wandb login; or set logging.wandb to null."
+            f"logging.wandb is '{run.logging.wandb}', but the package wandb is not installed: pip install "
+            f'"mmformer[wandb]", and wandb login; or set logging.wandb to null.'
         )
 
 
