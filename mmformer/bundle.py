@@ -81,7 +81,7 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
             inside = folder / "bundle"
             hint = f" Did you mean {inside}?" if (inside / name).is_file() else ""
             raise InputError(f"{folder}: this is no bundle, for it has no {name}.{hint}")
-    spec = _read_spec(folder)
+    spec = read_spec(folder)
     transforms = parse(Transforms, read_yaml(folder / "transforms.yaml"), str(folder / "transforms.yaml"))
     _check_classes(transforms, spec, folder)
     with torch.device("meta"):
@@ -139,7 +139,12 @@ def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
         raise InputError(f"{where}: {len(problems)} parameters do not fit the model:\n  {shown}")
 
 
-def _read_spec(folder: Path) -> ModelSpec:
+def read_spec(folder: Path) -> ModelSpec:
+    """What the model of a bundle is made of; its files are those in the bundle.
+
+    Raises:
+        InputError: ``model.yaml`` is not a bundle's, or of a newer version, or a file is another than the model's.
+    """
     where = folder / "model.yaml"
     data = read_yaml(where)
     version = data.get("version")

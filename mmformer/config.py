@@ -10,13 +10,23 @@ import copy
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from mmformer.errors import InputError
-from mmformer.schema import at, check_layout, find_mistake
+from mmformer.schema import (
+    at,
+    check_layout,
+    default_class,
+    fields_of,
+    find_mistake,
+    has_spec,
+    join,
+    split_class,
+    without_null,
+)
 from mmformer.spec import FAMILIES
 
 S = TypeVar("S")
@@ -42,7 +52,8 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
         where: the file that the data came from, for messages; or "".
 
     Raises:
-        InputError: an unknown key (with the nearest right one), a wrong type, a refused value, a foreign class.
+        InputError: an unknown key (with the nearest right one), a wrong type, a refused value, a foreign class; it has
+            the file and the key.
     """
     check_layout(spec, data, where)
     parser = make_parser(spec)
@@ -52,14 +63,45 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
         raise InputError(f"{at(where)}{find_mistake(spec, data) or explain(error)}") from error
     except ValueError as error:
         # Of a spec that may be null, jsonargparse tells what both types said, after what the spec itself said.
-        refused = error.__cause__
-        raise refused if isinstance(refused, InputError) else error from None
+        refused = error.__cause__ if isinstance(error.__cause__, InputError) else error
+        if not isinstance(refused, InputError):
+            raise
+        raise InputError(f"{at(where)}{at(_key_of(spec, data, str(refused)) or '')}{refused}") from error
 
 
 def build(parser: ArgumentParser, namespace: Namespace, spec: type[S]) -> S:
     """The spec of parsed arguments."""
     values = vars(parser.instantiate(namespace))
     return spec(**{field.name: values[field.name] for field in dataclasses.fields(spec)})  # type: ignore[arg-type]
+
+
+def _key_of(hint: Any, value: Any, refusal: str, key: str = "", default: type | None = None) -> str | None:
+    """Where in plain data the innermost spec stands that says this; None: it is not one inside.
+
+    Args:
+        default: the class that is meant where the data names none.
+    """
+    hint = without_null(hint)
+    if value is None or not has_spec(hint):
+        return None
+    if get_origin(hint) is dict or not isinstance(hint, type):
+        inner = get_args(hint)[1 if get_origin(hint) is dict else 0]
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return next(filter(None, (_key_of(inner, item, refusal, join(key, name)) for name, item in items)), None)
+    named, fields = split_class(hint, value, "", key)
+    cls = named or default
+    if cls is None:
+        return None
+    hints = fields_of(hint, cls)
+    inside = (_key_of(hints[n], item, refusal, join(key, n), default_class(cls, n)) for n, item in fields.items())
+    if (found := next(filter(None, inside), None)) or not key:
+        return found
+    parser = make_parser(cls)
+    try:
+        build(parser, parser.parse_object(copy.deepcopy(fields)), cls)
+    except (ArgumentError, ValueError) as error:
+        return key if refusal in (str(error), str(error.__cause__)) else None
+    return None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

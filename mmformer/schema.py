@@ -141,6 +141,13 @@ def with_default(base: type, cls: type | None) -> set[str]:
     return {field.name for field in fields if field.default is not none or field.default_factory is not none}
 
 
+def default_class(cls: Any, name: str) -> type | None:
+    """The class of the spec that a field is by default; None: it is none."""
+    field = cls.__dataclass_fields__[name]
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return type(made) if dataclasses.is_dataclass(made) and not isinstance(made, type) else None
+
+
 def _candidates(base: type, cls: type | None) -> list[Any]:
     return [cls] if cls is not None else members(base)
 

@@ -63,14 +63,21 @@ def run(add_parser: AddParser, command: str, words: Sequence[str]) -> int:
     """Parse a command's words and call what its parser names as ``run``.
 
     Raises:
-        InputError: wrong words.
+        InputError: wrong words; what a spec refuses is named by the option that it came from.
     """
     parser = Parser(prog="mmformer")
     add_parser(parser.add_subparsers(parser_class=Parser))
     arguments, unknown = parser.parse_known_args([command, *words])
     if unknown:
         _innermost(parser, [command, *words]).error(f"unrecognized arguments: {' '.join(unknown)}")
-    code: int = arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+    except InputError as error:
+        field = re.match(r"[A-Z]\w+\.(\w+) must be ", str(error))
+        option = f"--{field[1].replace('_', '-')}" if field else ""
+        if option not in _innermost(parser, [command, *words])._option_string_actions:
+            raise
+        raise InputError(f"{option}{str(error)[field.end(1) :]}") from error  # type: ignore[union-attr]
     return code
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 from mmformer.data.decode import DECODERS, decode_image
 from mmformer.data.sound import decode_sound
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError, nearest_file
 
 WORDS = {"image": "picture", "audio": "sound", "text": "text"}
 """What a value of a modality is called."""
@@ -45,7 +44,7 @@ def find(modality: str, given: Sequence[str]) -> list[str]:
         elif glob.has_magic(name):
             found |= dict.fromkeys(_matches(name, kind, suffixes))
         else:
-            raise InputError(f"{name}: there is no such file or folder.{_near(path)}")
+            raise InputError(f"{name}: there is no such file or folder.{nearest_file(path)}")
     return [str(path) for path in found]
 
 
@@ -80,7 +79,7 @@ def read_lines(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason}). Convert it to UTF-8.") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.{_near(Path(path))}") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}.{nearest_file(path)}") from error
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise InputError(f"{path}: there is nothing in it; write one a line.")
@@ -117,11 +116,3 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a name that is too long, for one
         return False
-
-
-def _near(path: Path) -> str:
-    """A hint at the name in the same folder that was meant."""
-    try:
-        return nearest(path.name, (other.name for other in islice(path.parent.iterdir(), 1000)))
-    except OSError:
-        return ""

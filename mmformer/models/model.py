@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import Batch, Outputs
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -127,15 +130,12 @@ class Model(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.stacks = nn.ModuleDict({name: stack.build() for name, stack in spec.stacks.items()})
-        self.encoders = nn.ModuleDict(
-            {name: encoder.build(spec.stacks[encoder.stack].width) for name, encoder in spec.encoders.items()}
-        )
-        memory_widths = {name: spec.stacks[encoder.stack].width for name, encoder in spec.encoders.items()}
-        self.decoders = nn.ModuleDict(
-            {name: part.build(spec.stacks[part.stack].width, memory_widths) for name, part in spec.decoders.items()}
-        )
-        self.heads = nn.ModuleDict({name: head.build(spec.embedding_widths) for name, head in spec.heads.items()})
+        widths = {name: stack.width for name, stack in spec.stacks.items()}
+        memory_widths = {name: widths[encoder.stack] for name, encoder in spec.encoders.items()}
+        self.stacks = _built("stacks", spec.stacks, lambda stack: stack.build())
+        self.encoders = _built("encoders", spec.encoders, lambda encoder: encoder.build(widths[encoder.stack]))
+        self.decoders = _built("decoders", spec.decoders, lambda part: part.build(widths[part.stack], memory_widths))
+        self.heads = _built("heads", spec.heads, lambda head: head.build(spec.embedding_widths))
 
     def forward(self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True) -> Outputs:
         """Encode a batch, and weigh what decoders would write.
@@ -234,6 +234,17 @@ def _require_places(where: str, tokenizer: TokenizerSpec, name: str, stack: Stac
                 f"to {places} ({type(tokenizer).__name__}): raise LearnedPositionSpec.sizes to {places}, or let the "
                 f"tokenizer make fewer."
             )
+
+
+def _built(kind: str, specs: Mapping[str, S], build: Callable[[S], nn.Module]) -> nn.ModuleDict:
+    """The parts of a kind; what one refuses is told with its key."""
+    parts = nn.ModuleDict()
+    for name, spec in specs.items():
+        try:
+            parts[name] = build(spec)
+        except InputError as error:
+            raise InputError(f"model.{kind}.{name}: {error}") from error
+    return parts
 
 
 def _require_known(where: str, name: str, known: Mapping[str, object], kind: str) -> None:

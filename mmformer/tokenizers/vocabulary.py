@@ -20,7 +20,7 @@ from typing import Any
 import sentencepiece
 
 from mmformer import resources
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError, nearest, nearest_file
 from mmformer.spec import require
 
 RESERVED = ("pad", "unk", "bos", "eos", "mask")
@@ -77,7 +77,8 @@ class Vocabulary:
         try:
             return cls(resources.find(path).read_bytes(), str(path))
         except OSError as error:
-            raise InputError(f"The vocabulary {path} cannot be read: {error.strerror}.") from error
+            near = nearest_file(path) if isinstance(error, FileNotFoundError) else ""
+            raise InputError(f"The vocabulary {path} cannot be read: {error.strerror}.{near}") from error
 
     @classmethod
     def from_bytes(cls, model: bytes) -> Vocabulary:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from mmformer.bundle import check_state, read_state
+from mmformer.bundle import check_state, read_spec, read_state
 from mmformer.errors import InputError
-from mmformer.models.model import Model
+from mmformer.models.model import Model, ModelSpec
 from mmformer.spec import require
+from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.vocabulary import Vocabulary
 from mmformer.training.freeze import matching
 
 
@@ -35,7 +38,8 @@ def load_initial(model: Model, spec: InitialSpec) -> frozenset[str]:
 
     Raises:
         InputError: no such file, or one that cannot be read; a pattern that matches nothing of the model; or parameters
-            that the file lacks, or that the model lacks, or whose shapes differ.
+            that the file lacks, or that the model lacks, or whose shapes differ; or a bundle's word embeddings for
+            another vocabulary.
     """
     path = Path(spec.path)
     file = path / "model.safetensors" if path.is_dir() else path
@@ -45,5 +49,22 @@ def load_initial(model: Model, spec: InitialSpec) -> frozenset[str]:
     wanted = {name: own[name] for pattern in spec.parameters for name in matching("initial.parameters", own, pattern)}
     found = {name: state[name] for name in state if any(fnmatchcase(name, pattern) for pattern in spec.parameters)}
     check_state(found, wanted, f"initial.path: {file}")
+    if (path / "model.yaml").is_file():
+        _check_vocabularies(path, read_spec(path), model.spec, found)
     model.load_state_dict(found, strict=False)
     return frozenset(found)
+
+
+def _check_vocabularies(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken: Collection[str]) -> None:
+    """Refuse rows that were learned for other pieces: there may be as many, and then the shapes do not tell."""
+    for group in ("encoders", "decoders"):
+        for name, part in getattr(ours, group).items():
+            where = f"{group}.{name}.tokenizer"
+            if not isinstance(part.tokenizer, TextTokensSpec) or f"{where}.weight" not in taken:
+                continue
+            other, own = getattr(theirs, group)[name].tokenizer.vocabulary, part.tokenizer.vocabulary
+            if Vocabulary.load(other).fingerprint != Vocabulary.load(own).fingerprint:
+                raise InputError(
+                    f"initial.path: {bundle} was trained with another vocabulary than {own}: set "
+                    f"model.{where}.vocabulary to {other}, or leave {where}.weight out of initial.parameters."
+                )

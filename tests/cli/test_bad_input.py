@@ -5,7 +5,9 @@ Details of each are tested beside what refuses it; here each goes the whole way,
 
 from __future__ import annotations
 
+import functools
 import io
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +18,13 @@ import pytest
 import soundfile
 from bundles import tone
 from PIL import Image
-from tiny import COLOURS, sample, write_few
+from tiny import COLOURS, sample, vocabulary, write_few
 from typed import change
 
 from mmformer.cli.main import main
 from mmformer.data.manifest import Manifest
 from mmformer.errors import InputError
-from mmformer.tokenizers.vocabulary import VocabularySpec
+from mmformer.tokenizers.vocabulary import Vocabulary, VocabularySpec
 
 PNG = sample("x", "red", 0, 0).members["png"]
 NO_PICTURE = b"\x89PNG\r\n\x1a\n?"
@@ -31,6 +33,7 @@ BLANK = b'{"names": {"en": ""}, "keywords": {"en": [" "]}}'
 FIT = "fit --config run.yaml"
 CLASSIFY = "classify BUNDLE {} --labels cat,dog"
 EMBED = "embed THREE --audio call.wav --json"
+HEAR = "evaluate THREE --data set --data.split train --data.text json:names.en --data.audio wav"
 BUILD = "shards build --images shots --captions captions.csv OUT --workers 1"
 
 
@@ -47,6 +50,9 @@ def wrote(name: str, data: bytes | str) -> Callable[[], object]:
     return lambda: Path(name).write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+TABLE = wrote("captions.csv", "file,caption\na.png,x\n")
+
+
 def configured(path: str, value: object) -> Callable[[], object]:
     """run.yaml with another value."""
     return lambda: change(Path("run.yaml"), path, value)
@@ -57,7 +63,10 @@ def few(**members: bytes) -> Callable[[], object]:
 
     def make() -> None:
         own = [sample(f"s{n}", colour, 0, 0).members for n, colour in enumerate(list(COLOURS)[:4])]
-        write_few(Path("set"), **{m: [data if n == 1 else own[n][m] for n in range(4)] for m, data in members.items()})
+        write_few(
+            Path("set"),
+            **{m: [data if n == 1 else own[n].get(m, HEARD) for n in range(4)] for m, data in members.items()},
+        )
         for path, value in {"source": "set", "validation": None, "test": None, "batch_size": 2, "order": {}}.items():
             change(Path("run.yaml"), f"data.{path}", value)
 
@@ -89,8 +98,13 @@ def huge(name: str = "huge.png") -> bytes:
     return file.getvalue()
 
 
-def call(samples: np.ndarray) -> Callable[[], object]:
-    return lambda: soundfile.write("call.wav", samples, 8000, subtype="FLOAT")
+def wav(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, 8000, subtype="FLOAT", format="WAV")
+    return file.getvalue()
+
+
+HEARD, SILENT, NOT_NUMBERS = wav(tone(300)), wav(tone(300)[:0]), wav(np.full(99, np.nan))
 
 
 def copied(edit: Callable[[Path], object]) -> Callable[[], object]:
@@ -103,10 +117,11 @@ def copied(edit: Callable[[Path], object]) -> Callable[[], object]:
     return make
 
 
-def other_vocabulary(bundle: Path) -> None:
-    """One of as many pieces, so that the parameters fit."""
-    lines = [f"{colour} {shape} {number}" for colour in COLOURS for shape in ("square", "circle") for number in "12345"]
-    VocabularySpec(size=300).train(lines).save(bundle / "text.model")
+@functools.cache
+def other_vocabulary() -> Vocabulary:
+    """One of as many pieces as the bundle's, so that the parameters fit."""
+    words = np.random.default_rng(0).integers(ord("a"), ord("z"), (10_000, 6), dtype=np.uint8)
+    return VocabularySpec(size=len(vocabulary())).train(bytes(word).decode() for word in words)
 
 
 BUNDLES: dict[str, Path] = {}
@@ -124,12 +139,25 @@ CASES: dict[str, list[Case]] = {
         Case(f"{FIT} --trainer.max_steps five", ["trainer.max_steps: Expected int. Got value: 'five'"]),
         Case(FIT, ["data.batch_size: Expected int. Got value: 'many'"], configured("data.batch_size", "many")),
         Case(f"{FIT} --data.on_damage ignore", ["data.on_damage", "'refuse', 'skip'", "'ignore'"]),
+        Case(
+            f"{FIT} --model.stacks.text.layer.mixer.heads 0",
+            ["model.stacks.text.layer.mixer: AttentionSpec.heads must be at least 1, but is 0."],
+        ),
+        Case(
+            f"{BUILD} --test 2",
+            ["mmformer: --test must be at least 0 and, with validation, below 1, but is 2.0."],
+            TABLE,
+        ),
     ],
     "a missing file": [
         Case("fit --config ran.yaml", ["ran.yaml cannot be read: No such file"]),
         Case(CLASSIFY.format("shots/a.pgn"), ["shots/a.pgn: there is no such file", "Did you mean 'a.png'?"]),
         Case(f"{FIT} --data.source nowhere", ["There is no folder of shards nowhere."]),
-        Case(f"{FIT} --model.encoders.text.tokenizer.vocabulary no.model", ["The vocabulary no.model cannot be read"]),
+        Case(
+            f"{FIT} --model.encoders.text.tokenizer.vocabulary own.modle",
+            ["The vocabulary own.modle cannot be read: No such file or directory. Did you mean 'own.model'?"],
+            wrote("own.model", b""),
+        ),
     ],
     "an empty folder": [
         Case(CLASSIFY.format("empty"), ["empty: there is no picture (.png,"]),
@@ -169,9 +197,18 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(FIT, ["s1.png: declares 20000x20000", "set data.on_damage to skip"], few(png=huge())),
     ],
-    "a zero-length sound": [Case(EMBED, ["call.wav: there is no sample in this sound."], call(tone(300)[:0]))],
-    "a NaN sound": [Case(EMBED, ["call.wav: some samples are NaN or infinite."], call(np.full(99, np.nan)))],
-    "an empty caption": [Case(FIT, ["s1.json: the caption is empty.", "set data.on_damage to skip"], few(json=BLANK))],
+    "a zero-length sound": [
+        Case(EMBED, ["call.wav: there is no sample in this sound. Replace it"], wrote("call.wav", SILENT)),
+        Case(HEAR, ["s1.wav: there is no sample in this sound."], few(wav=SILENT)),
+    ],
+    "a NaN sound": [
+        Case(EMBED, ["call.wav: some samples are NaN or infinite. Replace it"], wrote("call.wav", NOT_NUMBERS)),
+        Case(HEAR, ["s1.wav: some samples are NaN or infinite."], few(wav=NOT_NUMBERS)),
+    ],
+    "an empty caption": [
+        Case(FIT, ["s1.json: the caption is empty.", "set data.on_damage to skip"], few(json=BLANK)),
+        Case("retrieve BUNDLE --images shots ' '", ["A text is empty", "Leave it out."]),
+    ],
     "a caption that is no UTF-8": [
         Case(
             FIT,
@@ -211,8 +248,17 @@ CASES: dict[str, list[Case]] = {
         Case(
             "classify mine shots --labels cat,dog",
             ["mine/text.model: this is another vocabulary than the one", "copy the bundle again, as a whole."],
-            copied(other_vocabulary),
-        )
+            copied(lambda bundle: other_vocabulary().save(bundle / "text.model")),
+        ),
+        Case(
+            f"{FIT} --model.encoders.text.tokenizer.vocabulary own.model "
+            "--initial.path BUNDLE --initial.parameters [encoders.*]",
+            [
+                "was trained with another vocabulary than own.model: set model.encoders.text.tokenizer.vocabulary to",
+                "or leave encoders.text.tokenizer.weight out of initial.parameters.",
+            ],
+            lambda: other_vocabulary().save("own.model"),
+        ),
     ],
     "a bundle from a newer version": [
         Case(
@@ -234,7 +280,10 @@ CASES: dict[str, list[Case]] = {
     "a width that the heads do not divide": [
         Case(
             f"{FIT} --model.stacks.image.layer.mixer.heads 3",
-            ["3 heads do not divide 16: take 2 heads, or a width that is a multiple of 3."],
+            [
+                "model.stacks.image: AttentionSpec.heads must divide the stack's width, but 3 heads do not divide 16",
+                "take 2 heads, or a width that is a multiple of 3.",
+            ],
         )
     ],
     "a class list with duplicates": [
@@ -268,7 +317,7 @@ def tree() -> dict[str, bytes | None]:
 
 
 def typed_words(case: Case) -> list[str]:
-    return [str(BUNDLES.get(word, word)) for word in case.words.split()]
+    return [str(BUNDLES.get(word, word)) for word in shlex.split(case.words)]
 
 
 @pytest.mark.parametrize(

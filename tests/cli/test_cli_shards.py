@@ -173,7 +173,7 @@ BUILD = ("build", "OUT", *ONE)
         ((*BUILD, "--classes", "animals", "--split-folders", "--test", "0.1"), "The data says its own splits"),
         ((*BUILD, "--classes", "animals", "--split", "a=a*"), "--split NAME='PATTERN' is for --webdataset"),
         ((*BUILD, "--classes", "animals", "--split", "a", "--split", "b"), "Several are NAME='PATTERN'"),
-        ((*BUILD, "--classes", "animals", "--test", "1.5"), "BuildSpec.test must be"),
+        ((*BUILD, "--classes", "animals", "--test", "1.5"), "mmformer: --test must be"),
         ((*BUILD, "--classes", "animals", "--image-format", "gif"), "must be one of png, jpg, webp"),
         ((*BUILD, "--classes", "animals", "--workers", "0"), "must be a whole number from 1, but is '0'"),
         ((*BUILD, "--webdataset", "*.tar"), "The pattern '*.tar' matches nothing"),
