@@ -66,7 +66,7 @@ def _run(args: argparse.Namespace) -> int:
     made: Filter = args.make(args)
     total = sum(shard.samples for shard in open_manifest(args.shards).split(args.split))
     with progress(made.name, total, batch_size=64) as done:
-        curated = curate(args.shards, args.out, made, args.split, done)
+        curated = curate(args.shards, args.out, made, args.split, done, getattr(args, "workers", None))
     _print(args, curated)
     return 0
 
@@ -232,6 +232,8 @@ def _add_likenesses(parser: argparse.ArgumentParser) -> None:
     by = "exact: the same bytes; image: they look the same; text: most of it is the same; embedding: by a model"
     parser.add_argument("--by", nargs="+", choices=_LIKENESSES, default=["exact"], metavar="LIKENESS", help=by)
     members = "compare these alone, such as jpg (default: all members)"
+    processes = "processes that look at pictures and texts (default: one a core)"
+    parser.add_argument("--workers", metavar="N", type=positive, help=processes)
     exact = parser.add_argument_group("--by exact")
     exact.add_argument("--members", nargs="+", metavar="MEMBER", help=members)
     pictures = parser.add_argument_group("--by image")
@@ -268,6 +270,8 @@ def _likenesses(args: argparse.Namespace) -> tuple[Likeness, ...]:
         for name in options:
             if likeness not in args.by and getattr(args, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} is of --by {likeness}, but --by is {' '.join(args.by)}.")
+    if args.workers is not None and not {"image", "text"} & set(args.by):
+        raise InputError(f"--workers is of --by image and --by text, but --by is {' '.join(args.by)}.")
     return tuple(_likeness(name, args) for name in args.by)
 
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from mmformer.data.caption import lookup
 from mmformer.data.decode import DECODERS, decode, decode_image, decode_text
 from mmformer.data.manifest import MANIFEST_NAME, Manifest
+from mmformer.data.processes import spread
 from mmformer.data.shards import RawSample, ShardReader
 from mmformer.data.sound import Sound, decode_sound
 from mmformer.errors import InputError, nearest
+
+R = TypeVar("R")
+
+_PART = 512
+"""Samples that a process takes at once: so many cost more than to hand them to it."""
 
 Progress = Callable[[int], object]
 """Called with the number of samples that were just read."""
@@ -109,16 +116,52 @@ _WHAT = {
 }
 
 
+class _Part(NamedTuple):
+    """Some samples of a shard."""
+
+    shard: int
+    first: int
+    end: int
+
+
+class _Made(NamedTuple):
+    """What was made of a part."""
+
+    results: list[Any]
+    damaged: dict[int, str]  # by row in the part
+    found: list[bool]  # for each place, whether a sample has a value there
+
+
+def _made(manifest: Manifest, split: str, function: Callable[..., Any], places: Sequence[Place], part: _Part) -> _Made:
+    samples, results, found = Candidates(manifest, split), [], [False] * len(places)
+    for values in samples._values(places, [part]):
+        found = _either(found, values)
+        results.append(function(*values))
+    return _Made(results, samples.damaged, found)
+
+
+def _either(found: Sequence[bool], values: Sequence[Any | None]) -> list[bool]:
+    return [before or value is not None for before, value in zip(found, values, strict=True)]
+
+
 class Candidates:
     """The samples of one split.
+
+    Args:
+        manifest: the set.
+        split: its name.
+        progress: called as samples are read.
+        workers: processes for what takes long; None: as many as there are cores.
 
     Attributes:
         damaged: row -> what is wrong with a member of it that was asked for and cannot be decoded. Its value reads as
             absent, and whoever applies the filter leaves the sample out.
     """
 
-    def __init__(self, manifest: Manifest, split: str, progress: Progress | None = None) -> None:
-        self.manifest, self.split, self.progress = manifest, split, progress
+    def __init__(
+        self, manifest: Manifest, split: str, progress: Progress | None = None, workers: int | None = None
+    ) -> None:
+        self.manifest, self.split, self.progress, self.workers = manifest, split, progress, workers
         self.reader = ShardReader(manifest, split)
         self.damaged: dict[int, str] = {}
 
@@ -131,7 +174,7 @@ class Candidates:
 
     def of(self, split: str) -> Candidates:
         """Those of another split of the set."""
-        return Candidates(self.manifest, split, self.progress)
+        return Candidates(self.manifest, split, self.progress, self.workers)
 
     def raw(self, extensions: Collection[str] = ()) -> Iterator[RawSample]:
         """Every sample with these of its members; with all where none is named.
@@ -146,7 +189,7 @@ class Candidates:
                     f"{self.manifest.root / MANIFEST_NAME}: no sample of the split '{self.split}' has a member "
                     f"'{name}': there are {', '.join(sorted(known))}.{nearest(name, known)}"
                 )
-        return self._read(lambda extension: not extensions or extension in extensions)
+        return self._read(lambda extension: not extensions or extension in extensions, self._parts())
 
     def values(self, *places: Place) -> Iterator[tuple[Any | None, ...]]:
         """For every sample its values at some places, None for what it lacks.
@@ -155,14 +198,47 @@ class Candidates:
             InputError: no sample of the split has a value at one of the places.
         """
         found = [False] * len(places)
-        raw = None
-        for row, raw in enumerate(self._read(lambda extension: any(place.fits(extension) for place in places))):
-            values = tuple(self._value(row, raw, place) for place in places)
-            found = [before or value is not None for before, value in zip(found, values, strict=True)]
+        for values in self._values(places, self._parts()):
+            found = _either(found, values)
             yield values
+        self._require(places, found)
+
+    def each(self, function: Callable[..., R], *places: Place) -> list[R]:
+        """A function of every sample's values at some places, made by several processes.
+
+        Args:
+            function: of the values, None for what a sample lacks; it can be pickled, as its results can.
+            places: of the values.
+
+        Raises:
+            InputError: no sample of the split has a value at one of the places.
+        """
+        made: list[R] = []
+        found = [False] * len(places)
+        parts = self._parts()
+        for part in spread(partial(_made, self.manifest, self.split, function, places), parts, self.workers):
+            self.damaged |= {len(made) + row: problem for row, problem in part.damaged.items()}
+            made += part.results
+            found = [before or now for before, now in zip(found, part.found, strict=True)]
+            if self.progress is not None:
+                self.progress(len(part.results))
+        self._require(places, found)
+        return made
+
+    def _require(self, places: Sequence[Place], found: Sequence[bool]) -> None:
+        """Refuse places where no sample has a value, and none is damaged."""
         for place, once in zip(places, found, strict=True):
             if not once and not self.damaged:
                 raise InputError(self._nowhere(place))
+
+    def _values(self, places: Sequence[Place], parts: Sequence[_Part]) -> Iterator[tuple[Any | None, ...]]:
+        for row, raw in enumerate(self._read(lambda extension: any(place.fits(extension) for place in places), parts)):
+            yield tuple(self._value(row, raw, place) for place in places)
+
+    def _parts(self) -> list[_Part]:
+        """All samples, in their order, cut into pieces of shards."""
+        counts = enumerate(self.reader.counts)
+        return [_Part(shard, first, min(first + _PART, end)) for shard, end in counts for first in range(0, end, _PART)]
 
     def _value(self, row: int, raw: RawSample, place: Place) -> Any | None:
         try:
@@ -171,10 +247,10 @@ class Candidates:
             self.damaged[row] = str(error)
             return None
 
-    def _read(self, wanted: Callable[[str], bool]) -> Iterator[RawSample]:
-        for number, shard in enumerate(self.reader.shards):
-            extensions = list(filter(wanted, self.manifest.index(shard).extensions))
-            for row in range(shard.samples):
+    def _read(self, wanted: Callable[[str], bool], parts: Sequence[_Part]) -> Iterator[RawSample]:
+        for number, first, end in parts:
+            extensions = list(filter(wanted, self.reader.extensions(number)))
+            for row in range(first, end):
                 yield self.reader.read(number, row, extensions)
                 if self.progress is not None:
                     self.progress(1)

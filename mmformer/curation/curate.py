@@ -63,6 +63,7 @@ def curate(
     filter: Filter,  # noqa: A002
     split: str = "train",
     progress: Progress | None = None,
+    workers: int | None = None,
 ) -> Curated:
     """Judge the samples of a split, and write the set without those that the filter removes.
 
@@ -72,6 +73,7 @@ def curate(
         filter: which samples stay.
         split: whose samples are judged; the other splits are carried over as they are.
         progress: called as samples are read.
+        workers: processes that compare pictures and texts; None: as many as there are cores.
 
     Raises:
         InputError: the folder is there, the set or its samples cannot be judged, or no sample would be left.
@@ -80,7 +82,7 @@ def curate(
     target = None if out is None else Path(out)
     if target is not None and target.exists():
         raise InputError(f"{target} is there already: name a new folder, or remove it.")
-    samples = Candidates(manifest, split, progress)
+    samples = Candidates(manifest, split, progress, workers)
     verdicts = list(filter.judge(samples))
     for row, problem in samples.damaged.items():
         verdicts[row] = removed("damaged", problem)

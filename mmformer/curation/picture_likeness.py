@@ -59,10 +59,14 @@ class PictureLikeness(IndexedLikeness):
         require(0 <= self.colour <= 255, self, "colour", "0 to 255")
 
     def prints(self, samples: Candidates) -> list[PicturePrint | None]:
-        return [None if picture is None else picture_print(picture) for (picture,) in samples.values(self.place)]
+        return samples.each(_perhaps, self.place)
 
     def index(self) -> Index:
         return _NearIndex(self.distance, self.colour)
+
+
+def _perhaps(picture: NDArray[np.uint8] | None) -> PicturePrint | None:
+    return None if picture is None else picture_print(picture)
 
 
 def picture_print(picture: NDArray[np.uint8]) -> PicturePrint:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
 from mmformer.curation.candidates import Candidates, Place
@@ -47,21 +49,26 @@ class TextLikeness(IndexedLikeness):
         require(self.characters >= 1, self, "characters", "at least 1")
 
     def prints(self, samples: Candidates) -> list[TextPrint | None]:
-        datasketch = extra("datasketch", "Comparing texts")
-        empty = datasketch.MinHash(PERMUTATIONS)
-        made: list[TextPrint | None] = []
-        for (texts,) in samples.values(self.place):
-            cut = pieces("\n".join(texts or ()), self.characters)
-            if not cut:
-                made.append(None)
-                continue
-            minhash = empty.copy()
-            minhash.update_batch([piece.encode("utf-8", "surrogatepass") for piece in sorted(cut)])
-            made.append(TextPrint(cut, minhash))
-        return made
+        return samples.each(partial(text_print, self.characters), self.place)
 
     def index(self) -> Index:
         return _OverlapIndex(self.jaccard)
+
+
+def text_print(characters: int, texts: Sequence[str] | None) -> TextPrint | None:
+    """The print of some texts taken together, by their pieces of so many characters; None: there is nothing in them."""
+    cut = pieces("\n".join(texts or ()), characters)
+    if not cut:
+        return None
+    minhash = _empty().copy()
+    minhash.update_batch([piece.encode("utf-8", "surrogatepass") for piece in sorted(cut)])
+    return TextPrint(cut, extra("datasketch", "Comparing texts").LeanMinHash(minhash))
+
+
+@cache
+def _empty() -> Any:
+    """A MinHash of nothing: its permutations take longer to draw than to apply."""
+    return extra("datasketch", "Comparing texts").MinHash(PERMUTATIONS)
 
 
 def normal(text: str) -> str:

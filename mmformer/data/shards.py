@@ -197,6 +197,10 @@ class ShardReader(Samples):
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Manifest, str, int, int]]:
         return type(self), (self.manifest, self.split, self.max_open, self.max_indexes)
 
+    def extensions(self, part: int) -> tuple[str, ...]:
+        """Those of the members of some sample of a shard."""
+        return self._index(self.shards[part]).extensions
+
     def part_keys(self, part: int) -> tuple[str, ...]:
         return self._index(self.shards[part]).keys
 

@@ -91,6 +91,7 @@ def test_pictures_are_compared_by_a_model(
         (("duplicates", "S", "O", "--jaccard", "0.5"), "--jaccard is of --by text, but --by is exact"),
         (("duplicates", "S", "O", "--by", "text", "--batch-size", "2"), "--batch-size is of --by embedding"),
         (("duplicates", "S", "O", "--by", "text", "text"), "name each once"),
+        (("duplicates", "S", "O", "--workers", "2"), "--workers is of --by image and --by text, but --by is exact"),
         (("duplicates", "S", "O", "--by", "embedding"), "needs a model, --bundle BUNDLE"),
         (("duplicates", "S", "O", "--by", "embedding", "--bundle", "b", "--embed", "png"), "begins with image, audio"),
         (("duplicates", "S", "O", "--by", "sound"), "invalid choice: 'sound'"),

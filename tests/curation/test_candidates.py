@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from sets import encoded, fields, samples, scene, texts, write_set
 
-from mmformer.curation.candidates import Place
+from mmformer.curation.candidates import Candidates, Place
 from mmformer.curation.extras import extra
+from mmformer.curation.picture_likeness import PictureLikeness, picture_print
 from mmformer.curation.scores import Cut
+from mmformer.data.manifest import Manifest
 from mmformer.data.scores import read_scores
 from mmformer.errors import InputError
 
@@ -75,6 +77,25 @@ def test_what_is_damaged_is_noted_and_reads_as_absent(folder: Path) -> None:
 def test_a_value_that_no_sample_has_is_a_mistake(folder: Path, place: Place, message: str) -> None:
     with pytest.raises(InputError, match=f"no sample of the split 'train' {message}"):
         values(folder, place)
+
+
+def test_several_processes_make_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the edges of parts and shards, with what is damaged in its own row."""
+    members = [{"png": encoded(scene(number))} for number in range(7)]
+    members[4] = {"png": b"none"}
+    members[5] = {"txt": b"no picture"}
+    folder = write_set(tmp_path / "many", train=members)  # three in a shard
+    monkeypatch.setattr("mmformer.curation.candidates._PART", 2)
+    made = []
+    for workers in (1, 2):
+        told: list[int] = []
+        seen = Candidates(Manifest.load(folder), "train", told.append, workers)
+        made.append(PictureLikeness().prints(seen))
+        assert sum(told) == 7
+        assert list(seen.damaged) == [4]
+    assert made[0] == made[1] == [None if n in (4, 5) else picture_print(scene(n)) for n in range(7)]
+    with pytest.raises(InputError, match=r"no sample of the split 'train' has a member that is a sound"):
+        Candidates(Manifest.load(folder), "train", workers=2).each(str, Place("audio"))
 
 
 def test_progress_is_told_sample_by_sample(folder: Path) -> None:
