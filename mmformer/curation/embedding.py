@@ -64,7 +64,9 @@ class Embedder:
 
 
 def _embedded(model: Predictor, kind: str, values: Sequence[Any]) -> list[Vector | None]:
-    """The embedding of each value that is there."""
+    """The embedding of each value that is there; texts in which there is nothing are not."""
+    if kind == "text":
+        values = [tuple(text for text in texts or () if text.strip()) or None for texts in values]
     there = [value for value in values if value is not None]
     if not there:
         return [None] * len(values)
