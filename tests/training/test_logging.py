@@ -166,10 +166,8 @@ def test_samples_have_what_a_decoder_writes_of_them(shards: Path) -> None:
     cards = Samples(run).cards(batch, built)
     assert [card.name for card in cards] == TEXTS[:3]
     assert batch.image is not None
-    alone = [
-        write_texts(built.eval(), "caption", built(Batch(("",), {}, image[None]), decode=False).tokens, [""], GreedySpec())
-        for image in batch.image[:3]
-    ]
+    encoded = [built.eval()(Batch(("",), {}, image[None]), decode=False).tokens for image in batch.image[:3]]
+    alone = [write_texts(built, "caption", tokens, [""], GreedySpec()) for tokens in encoded]
     assert [card.caption for card in cards] == [text for (text,) in alone]
     assert len({card.caption for card in cards}) > 1
     sharded = dataclasses.replace(run, parallel=ParallelSpec(2))
