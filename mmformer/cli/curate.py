@@ -28,6 +28,7 @@ _EXAMPLES = """examples:
   mmformer curate captions photos-once photos-said --text json:title --words 2: --repeats 10 --language en
   mmformer curate agreement photos-said photos-true --bundle BUNDLE --text json:title --keep 0.8
   mmformer curate leakage photos --by image text
+  mmformer curate leakage photos photos-fair --by image --held-out benchmark --against test
 """
 
 _LIKENESSES = ("exact", "image", "text", "embedding")
@@ -95,13 +96,16 @@ def _add_duplicates(parser: argparse.ArgumentParser) -> None:
 def _leakage(args: argparse.Namespace) -> Filter:
     from mmformer.curation.leakage import Leakage
 
-    return Leakage(_likenesses(args), tuple(args.against))
+    return Leakage(_likenesses(args), tuple(args.against), args.held_out)
 
 
 def _add_leakage(parser: argparse.ArgumentParser) -> None:
     _add_likenesses(parser)
     parser.add_argument(
         "--against", nargs="+", default=[], metavar="SPLIT", help="held-out splits (default: all others)"
+    )
+    parser.add_argument(
+        "--held-out", default="", metavar="SHARDS", help="the set that these are of (default: the same)"
     )
 
 

@@ -172,9 +172,9 @@ class Candidates:
     def keys(self) -> tuple[str, ...]:
         return self.reader.keys
 
-    def of(self, split: str) -> Candidates:
-        """Those of another split of the set."""
-        return Candidates(self.manifest, split, self.progress, self.workers)
+    def of(self, split: str, manifest: Manifest | None = None) -> Candidates:
+        """Those of another split of the set, or of another set."""
+        return Candidates(manifest or self.manifest, split, self.progress, self.workers)
 
     def raw(self, extensions: Collection[str] = ()) -> Iterator[RawSample]:
         """Every sample with these of its members; with all where none is named.

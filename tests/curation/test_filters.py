@@ -71,6 +71,20 @@ def test_leaks_are_those_of_the_held_out_splits(tmp_path: Path) -> None:
     ]
 
 
+def test_leaks_into_another_set_are_found(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "source", train=texts("a", "b", "c"), test=texts("a"))
+    other = write_set(tmp_path / "other", train=texts("c"), test=texts("b", "x"))
+    found = curate(source, tmp_path / "out", Leakage(held_out=str(other)))
+    assert [(key, verdict.reason, verdict.detail) for key, verdict in found.removed] == [
+        ("train1", f"same bytes in test of {other}", "the same bytes: 'test0'"),
+        ("train2", f"same bytes in train of {other}", "the same bytes: 'train0'"),
+    ]
+    assert keys(tmp_path / "out") == ["train0"], "what is in its own test is not asked for"
+    assert curate(source, None, Leakage(against=("test",), held_out=str(other))).kept == 2
+    with pytest.raises(InputError, match=r"There is no split 'val' in .*other"):
+        curate(source, None, Leakage(against=("val",), held_out=str(other)))
+
+
 def test_leakage_needs_two_splits(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", train=texts("one"))
     with pytest.raises(InputError, match="'train' was to be compared with no other: the set has train"):
