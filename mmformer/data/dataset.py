@@ -161,7 +161,7 @@ class SampleDataset(Dataset[Sample]):
         return decoded
 
     def _sound(self, shard: int, row: int, position: int) -> np.ndarray | None:
-        """One of the sounds in training, the first in evaluation; only that one is decoded."""
+        """One of the sounds in training, the first in evaluation; of that one what is kept is decoded."""
         spec = self.spec.audio
         if spec is None:
             return None
@@ -170,10 +170,13 @@ class SampleDataset(Dataset[Sample]):
         if cached is not None:
             return cached
         raw = self._read(shard, row, [member])
+        varies = self.training and spec.part == "random"
+        place = spec.place(self.seed, position) if varies else 0.0
         with damage(raw.key, "damaged sound"):
-            sound = decode_sound(raw.members[member], f"{raw.key}.{member}", spec.transform.seconds)
+            sound = decode_sound(raw.members[member], f"{raw.key}.{member}", spec.transform.seconds, place)
         samples = spec.transform(sound)
-        if self._has_room(samples.nbytes):
+        whole = len(sound.samples) < int(spec.transform.seconds * sound.rate)
+        if (whole or not varies) and self._has_room(samples.nbytes):
             self._sounds[shard, row, member] = samples
         return samples
 

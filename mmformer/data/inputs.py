@@ -128,12 +128,15 @@ class AudioInputSpec:
         members: extensions of the members that hold a sound each: in training one of them is chosen at random, in
             evaluation the first is taken.
         transform: to the model's rate and length.
+        part: of a sound that is longer than the transform's seconds, what training hears: its ``first`` so many, as
+            evaluation does, or so many anywhere in it, at ``random``.
         augment: of the waveform, in training, in this order.
         spec_augment: in training, what is hidden of the spectrogram; None: nothing.
     """
 
     members: tuple[str, ...] = ("wav",)
     transform: AudioTransformSpec = field(default_factory=AudioTransformSpec)
+    part: Literal["first", "random"] = "first"
     augment: tuple[SoundAugmentationSpec, ...] = ()
     spec_augment: SpecAugmentSpec | None = None
 
@@ -146,6 +149,10 @@ class AudioInputSpec:
         if len(self.members) == 1:
             return self.members[0]
         return self.members[int(generator(seed, "sound", position).integers(len(self.members)))]
+
+    def place(self, seed: int, position: int) -> float:
+        """Where in a longer sound a random part lies at a position: from 0, its beginning, to 1, its end."""
+        return float(generator(seed, "sound.part", position).random())
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,14 @@ def _terms(old: int, new: int) -> tuple[int, int]:
     return terms if old == high else terms[::-1]
 
 
-def decode_sound(data: bytes | bytearray, name: str, seconds: float | None = None) -> Sound:
+def decode_sound(data: bytes | bytearray, name: str, seconds: float | None = None, place: float = 0.0) -> Sound:
     """The sound in a WAV, FLAC, Ogg or MP3 file, its channels averaged.
 
     Args:
         data: the file's bytes.
         name: what to call it in an error: its path, or key and extension.
         seconds: the rest of a longer sound is not decoded; None: all of it is.
+        place: where in a longer sound these seconds lie: from 0, they begin it, to 1, they end it.
 
     Raises:
         InputError: it is none of these formats, damaged, empty, too long, or of values that are no sound.
@@ -121,6 +122,8 @@ def decode_sound(data: bytes | bytearray, name: str, seconds: float | None = Non
                     f"{name}: declares {file.frames:,} samples of {file.channels} channels, but at most "
                     f"{MAX_SAMPLES:,} values are decoded. Cut it first."
                 )
+            if begin := int(place * (file.frames - wanted)):
+                file.seek(begin)
             samples = file.read(wanted, dtype="float32", always_2d=True)  # S channels
     except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         if isinstance(error, InputError):

@@ -66,15 +66,42 @@ def test_training_hears_each_voice_and_evaluation_the_first(shards: Path) -> Non
 def test_only_the_voice_that_is_heard_is_decoded(shards: Path, cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[tuple[str, float | None]] = []
 
-    def spy(data: bytes, name: str, seconds: float | None = None) -> Sound:
+    def spy(data: bytes, name: str, seconds: float | None = None, place: float = 0.0) -> Sound:
         decoded.append((name, seconds))
-        return decode_sound(data, name, seconds)
+        assert place == 0
+        return decode_sound(data, name, seconds, place)
 
     monkeypatch.setattr(dataset, "decode_sound", spy)
     samples = read(shards, cache=cache)
     levels(samples, 64)
     assert set(decoded) == {(f"s{number}.{voice}", 0.25) for number in range(8) for voice in VOICES}
     assert len(decoded) == (16 if cache else 64), "once each, where there is room to keep it"
+
+
+def test_training_hears_any_part_of_a_long_sound(tmp_path: Path) -> None:
+    """A ramp, whose values say where they stand, and a sound that is short."""
+    ramp, short = io.BytesIO(), io.BytesIO()
+    soundfile.write(ramp, np.linspace(0, 1, RATE, dtype=np.float32), RATE, format="WAV", subtype="FLOAT")
+    soundfile.write(short, np.full(RATE // 8, 0.5, np.float32), RATE, format="WAV", subtype="FLOAT")
+    with ShardWriter(tmp_path, "ramp") as writer:
+        for key, file in (("long", ramp), ("short", short)):
+            writer.write(RawSample(key, {"wav": file.getvalue()}))
+    sounds = AudioInputSpec(transform=AudioTransformSpec(RATE, seconds=0.25), part="random")
+
+    def heard(training: bool, cache: int) -> list[np.ndarray]:
+        spec = DataSpec(str(tmp_path), audio=sounds, cache_mib=cache)
+        samples = SampleDataset(spec, "train", OrderSpec(shuffle=False), 3, training)
+        return [sound for position in range(200) if (sound := samples[position].audio) is not None]
+
+    cached, plain = heard(True, 256), heard(True, 0)
+    assert all((one == other).all() for one, other in zip(cached, plain, strict=True)), "what is kept changes nothing"
+    begins = [float(sound[0]) for sound in cached[::2]]
+    assert all(len(sound) == RATE // 4 for sound in cached[::2])
+    assert 0 <= min(begins) < 0.05
+    assert 0.7 < max(begins) <= 0.7501
+    assert len(set(begins)) > 90
+    assert all((sound == 0.5).all() and len(sound) == RATE // 8 for sound in cached[1::2])
+    assert {float(sound[0]) for sound in heard(False, 0)[::2]} == {0.0}, "evaluation hears the first part"
 
 
 def test_a_voice_that_a_sample_lacks_is_named(shards: Path) -> None:
