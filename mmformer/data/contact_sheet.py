@@ -32,25 +32,33 @@ class Tile(NamedTuple):
 
 
 def draw_contact_sheet(title: str, line: str, rows: Sequence[Sequence[Tile]]) -> Image.Image:
-    """Tiles in rows under a title."""
-    tiles = [tile for row in rows for tile in row]
-    picture = any(tile.picture is not None for tile in tiles)
-    spectrum = any(tile.spectrum is not None for tile in tiles)
-    notes = max((len(tile.notes) for tile in tiles), default=0)
-    height = 2 * _INSET + 20 + (_SIDE + 8) * picture + (_BAND + 8) * spectrum + _LINE * (_LINES + notes)
+    """Tiles in rows under a title; a row has room for what its tiles hold."""
+    heights = [_height(row) for row in rows]
     top, columns = _MARGIN + 92, max(map(len, rows))
     width = 2 * _MARGIN + columns * (_WIDTH + _GAP) - _GAP
-    total = top + len(rows) * (height + _GAP) - _GAP + _MARGIN
+    total = top + sum(height + _GAP for height in heights) - _GAP + _MARGIN
     image = Image.new("RGB", (width * SCALE, total * SCALE), _PAGE)
     pen = Pen(image)
     pen.text((_MARGIN, _MARGIN), title, 30, _INK, width - 2 * _MARGIN)
     pen.text((_MARGIN, _MARGIN + 48), line, 16, _FAINT, width - 2 * _MARGIN)
-    for number, row in enumerate(rows):
+    for row, height in zip(rows, heights, strict=True):
         for column, tile in enumerate(row):
-            left, upper = _MARGIN + column * (_WIDTH + _GAP), top + number * (height + _GAP)
-            pen.box((left, upper, left + _WIDTH, upper + height), _CARD, 12, _EDGE)
-            _draw(pen, tile, left + _INSET, upper + _INSET, picture, spectrum)
+            left = _MARGIN + column * (_WIDTH + _GAP)
+            pen.box((left, top, left + _WIDTH, top + height), _CARD, 12, _EDGE)
+            _draw(pen, tile, left + _INSET, top + _INSET, *_holds(row))
+        top += height + _GAP
     return image.resize((width, total), Image.Resampling.LANCZOS)
+
+
+def _height(row: Sequence[Tile]) -> int:
+    picture, spectrum = _holds(row)
+    notes = max(len(tile.notes) for tile in row)
+    return 2 * _INSET + 20 + (_SIDE + 8) * picture + (_BAND + 8) * spectrum + _LINE * (_LINES + notes)
+
+
+def _holds(row: Sequence[Tile]) -> tuple[bool, bool]:
+    """Whether some tile of a row has a picture, and some a spectrum."""
+    return any(tile.picture is not None for tile in row), any(tile.spectrum is not None for tile in row)
 
 
 def _draw(pen: Pen, tile: Tile, x: int, y: int, picture: bool, spectrum: bool) -> None:

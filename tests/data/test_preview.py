@@ -144,6 +144,14 @@ def test_a_sheet_has_a_place_for_each_tile() -> None:
     assert not lower[:, 260:].any()
 
 
+def test_a_row_is_as_high_as_what_it_holds() -> None:
+    picture = Tile("k", np.zeros((9, 9, 3), np.uint8), None, "", [])
+    sound = Tile("k", None, np.zeros((9, 9, 3), np.uint8), "", [])
+    rows = ([sound], [sound]), ([picture], [sound]), ([sound], [picture]), ([picture], [picture])
+    small, one, other, large = (draw_contact_sheet("title", "line", pair).height for pair in rows)
+    assert small < one == other < large
+
+
 @pytest.mark.parametrize(
     "text", ["", "short", "some words that do not fit into one line", "W" * 80, "a " + "W" * 80 + " b"]
 )
