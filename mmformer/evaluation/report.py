@@ -41,7 +41,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums } .
 .case { border: 1px solid #e2ded6; border-radius: 8px; padding: .5rem; font-size: .85rem; overflow-wrap: anywhere }
 .case img { width: 100%; height: 128px; object-fit: contain; image-rendering: auto } .chart { max-width: 100% }
 .case audio { width: 100% }
-.said { font-weight: 600 } pre { overflow-x: auto; font-size: .8rem }
+.way { font-size: 1.1rem; margin-top: 2.5rem } .said { font-weight: 600 } pre { overflow-x: auto; font-size: .8rem }
 """
 
 
@@ -92,7 +92,8 @@ def _details(details: Details, samples: SampleDataset) -> str:
             parts.append(f'<h3>{title} <span class="faint">by {_text(details.measure)}</span></h3>')
             parts.append(_cases(cases, samples))
     for way, own in details.ways.items():
-        parts.append(f"<h3>{_text(way.replace('_', ' '))}</h3>{_details(own, samples)}")
+        parts.append(f'<h3 class="way">{_text(way.replace("_to_", " → ").replace("_", " "))}</h3>')
+        parts.append(_details(own, samples))
     return "".join(parts)
 
 

@@ -159,7 +159,7 @@ class Retrieval(Metric):
             )
             for row, (number, place, found) in enumerate(zip(asks.tolist(), rank, best.tolist(), strict=True))
         ]
-        return Details(cases, f"minus the rank of its own, from {first} to {second}")
+        return Details(cases, "minus the rank of its own")
 
     def _words(self, name: str) -> list[str]:
         """What is said of each of an encoder's embeddings: its text, its sample's, or its sample's key."""
