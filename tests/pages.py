@@ -22,11 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from tiny import ROOT
 
 from mmformer.cli.main import main
-from mmformer.config import read_yaml
+from mmformer.cli.options import merged
+from mmformer.config import parse, read_yaml
+from mmformer.training.run import RunSpec
 
 RUN = ("", "python", "yaml")
 SHELL = ("cp", "mkdir")
@@ -151,5 +154,7 @@ class Reader:
         part = Path(".part.yaml")
         part.write_text(block.text, encoding="utf-8")
         whole = {"model", "objectives", "data"} <= set(read_yaml(part))
-        base = [] if whole else ["--config", block.notes.get("base", str(self.base))]
-        assert main(["fit", *base, "--config", str(part), "--print_config"]) == 0, f"{block}: no part of a run file"
+        base = [] if whole else [("config", block.notes.get("base", str(self.base)))]
+        run = parse(RunSpec, merged(RunSpec, [*base, ("config", str(part))]), str(block))
+        with torch.device("meta"):
+            run.model.build()  # its parts fit each other
