@@ -98,6 +98,8 @@ class Vocabulary:
             partial.replace(target)
         except OSError as error:
             raise InputError(f"The vocabulary cannot be written to {path}: {error.strerror}.") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._pieces)

@@ -100,6 +100,45 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     assert_goes_on(whole)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vocabulary train SHARDS --fields names.en --size 300 --output v.model",
+        "embed BUNDLE --images shots --output e.npz",
+        "evaluate BUNDLE --data SHARDS --data.text json:names.en --output e",
+        "shards preview SHARDS --output p.png",
+        "curate captions SHARDS out --text json:names.en --words 1:",
+    ],
+    ids=lambda words: " ".join(words.split()[:2]),
+)
+def test_no_command_leaves_half_of_what_it_writes(
+    words: str, shards: Path, dual: Path, shots: list[str], loaded_once: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"SHARDS": str(shards), "BUNDLE": str(dual)}
+    before = sorted(Path().rglob("*"))
+    with largest_file(100):
+        assert main([places.get(word, word) for word in words.split()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("mmformer: ")
+    assert "File too large" in err
+    assert err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_build_that_had_no_room_goes_on(shots: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("captions.csv").write_text("image,caption\na.png,one\nc.bmp,two\n")
+    build = ("shards", "build", "--images", "shots", "--captions", "captions.csv", "out", "--workers", "1")
+    with largest_file(100):
+        assert main(build) == 2
+    how, why = capsys.readouterr().err.splitlines()
+    assert how == "mmformer: out is not built. The same command with --resume goes on."
+    assert why.startswith("mmformer: File too large. Raise the limit")
+    assert not Path("out").exists()
+    assert main([*build, "--resume"]) == 0
+    assert main(["shards", "check", "out", "--workers", "1"]) == 0
+    assert not list(Path().glob("*.partial"))
+
+
 def has_room_of_its_own() -> bool:
     """Whether this user may mount a small disk, in a namespace of its own."""
     if shutil.which("unshare") is None:
