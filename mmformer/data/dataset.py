@@ -56,6 +56,10 @@ class SampleDataset(Dataset[Sample]):
         self.reader = open_samples(spec.source, split, spec.copies)
         self.order: Order = order.build(self.reader.counts, seed)
         self.classes = {name: read_classes(label.classes) for name, label in spec.labels.items()}
+        # Of two classes of one name, the first is meant.
+        self._numbers = {
+            name: dict(zip(names[::-1], range(len(names))[::-1], strict=True)) for name, names in self.classes.items()
+        }
         self._cache: dict[tuple[int, int], Decoded] = {}
         self._sounds: dict[tuple[int, int, str], np.ndarray] = {}  # apart: one of several is heard at a time
         self._room = spec.cache_mib * 2**20
@@ -227,8 +231,8 @@ class SampleDataset(Dataset[Sample]):
                 labels[name] = -1
             elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names):
                 labels[name] = value
-            elif value in names:
-                labels[name] = names.index(value)
+            elif isinstance(value, str) and value in self._numbers[name]:
+                labels[name] = self._numbers[name][value]
             else:
                 raise InputError(
                     f"{decoded.key}: the label '{name}' is {value!r:.60}, which is none of the {len(names)} classes in "

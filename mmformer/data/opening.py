@@ -30,6 +30,11 @@ def open_samples(source: str, split: str, cache: CacheSpec | None = None) -> Sam
         NoSplitError: no such split.
         InputError: nothing is there, or it is broken.
     """
+    if source.endswith(".tar"):
+        raise InputError(
+            f"{source}: tars are read by a manifest, which has their indexes: make it, mmformer shards index "
+            f"'{source}' --output DIR, and name DIR."
+        )
     found = [place for pattern in expand(source) for place in _matches(pattern)]
     if not found:
         raise InputError(f"There is no folder of shards {source}: nothing matches this pattern.")

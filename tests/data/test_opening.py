@@ -154,6 +154,10 @@ def test_a_folder_without_what_is_read_is_refused(tmp_path: Path) -> None:
         open_samples(str(tmp_path), "train")
     with pytest.raises(InputError, match=r"There is no manifest .*a/manifest.json"):
         open_samples(str(tmp_path / "a"), "train")
+    with pytest.raises(
+        InputError, match=r"tars are read by a manifest.*mmformer shards index 'x/\{0..9\}.tar' --output"
+    ):
+        open_samples("x/{0..9}.tar", "train")
 
 
 # ------------------------------------------------------------------------------------------------- elsewhere
