@@ -12,8 +12,9 @@ import pytest
 from test_layers import BASE, KNOWS
 from tiny import ROOT
 
-from mmformer.schema import members
+from mmformer.schema import fields_of, members
 from mmformer.spec import FAMILIES
+from mmformer.training.run import RunSpec
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +102,22 @@ def test_every_command_is_told(pages: dict[str, str]) -> None:
     ):
         assert f"usage: {usage} " in text
     assert "| `--resume` |" in text
+
+
+def test_options_that_sentences_mention_are_ones_that_there_are(pages: dict[str, str]) -> None:
+    """Those in fenced blocks are run by test_pages.py."""
+    from mmformer.cli.main import overview
+
+    told = pages["commands.md"] + overview()
+    written = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "mmformer/resources").rglob("*.md")]
+    unknown = [
+        f"{page.name}: --{option}"
+        for page in written
+        for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+        for option in re.findall(r"--([a-zA-Z][\w.-]*)", code)
+        if f"--{option}" not in told and option.partition(".")[0] not in fields_of(RunSpec, RunSpec)
+    ]
+    assert unknown == []
 
 
 def test_the_python_api_is_told(pages: dict[str, str]) -> None:
