@@ -30,7 +30,8 @@ def check(manifest: Manifest, decode: bool = True, workers: int | None = None) -
 def _check_shard(manifest: Manifest, decode: bool, number: int) -> list[str]:
     shard = manifest.shards[number]
     problems = verify_shard(manifest, shard)
-    if not decode or not manifest.path(shard).is_file():
+    path = manifest.path(shard)
+    if not decode or not path.is_file() or path.stat().st_size != shard.bytes:  # which is told
         return problems
     reader = ShardReader(replace(manifest, shards=(shard,)), shard.split)
     try:

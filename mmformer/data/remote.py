@@ -7,11 +7,13 @@ kept is whole: it is written under another name, compared with the manifest's SH
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -98,11 +100,13 @@ class RemoteManifest(Manifest):
         path = self.path(shard)
         if not is_remote(self.address(shard)):
             return path
-        if path.exists():
-            os.utime(path)
-        else:
-            _make_room(self.cache, shard.bytes, keep=path)
-            _fetch(self.address(shard), path, shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_name(f".{path.stem}.lock")):  # all workers come to a new shard at about one time
+            if path.exists():
+                os.utime(path)
+            else:
+                _make_room(self.cache, shard.bytes, keep=path)
+                _fetch(self.address(shard), path, shard)
         return path
 
     def beside(self, name: str) -> Path:
@@ -193,6 +197,14 @@ def index_remote(url: str, cache: CacheSpec) -> tuple[ShardIndex, str]:
         _make_room(cache, index.bytes, keep=kept)
         copy.replace(kept)
     return index, digest
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Inside, no other process holds the same lock."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch(url: str, target: Path, shard: Shard | None = None) -> str:

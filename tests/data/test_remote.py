@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,14 @@ from mmformer.curation.best import Best
 from mmformer.curation.candidates import Place
 from mmformer.curation.curate import curate
 from mmformer.curation.scores import Cut
+from mmformer.data import remote
 from mmformer.data.checking import check
 from mmformer.data.dataset import MixedDataset
 from mmformer.data.indexing import index_tars
-from mmformer.data.manifest import Manifest
+from mmformer.data.manifest import Manifest, Shard
 from mmformer.data.opening import open_samples
 from mmformer.data.patterns import find_files, find_places
-from mmformer.data.remote import CacheSpec, join_url, open_manifest
+from mmformer.data.remote import CacheSpec, _fetch, join_url, open_manifest
 from mmformer.data.shards import verify
 from mmformer.data.statistics import Questions, measure
 from mmformer.errors import InputError
@@ -87,6 +90,27 @@ def test_the_copies_are_those_that_indexing_made_and_may_be_lost(
         read(tmp_path / "index")
     (problem,) = verify(open_manifest(tmp_path / "index"))
     assert "it was changed or cut" in problem
+
+
+def test_several_readers_copy_a_shard_once(
+    bucket: str, cache: CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_tars([f"{bucket}/tiny-train-000000.tar"], {"train": "*"}, tmp_path / "index", workers=1)
+    (copy,) = cache.shards.iterdir()
+    copy.unlink()
+    copied: list[str] = []
+
+    def slowly(url: str, target: Path, shard: Shard | None = None) -> str:
+        copied.append(url)
+        time.sleep(0.2)
+        return _fetch(url, target, shard)
+
+    monkeypatch.setattr(remote, "_fetch", slowly)
+    manifest = open_manifest(tmp_path / "index")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(manifest.fetch, manifest.shards * 4))
+    assert found == [copy] * 4
+    assert copied == [f"{bucket}/tiny-train-000000.tar"]
 
 
 def test_what_is_elsewhere_cannot_have_an_index_beside_it(bucket: str) -> None:
