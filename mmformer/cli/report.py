@@ -78,8 +78,10 @@ def print_end(
     print(f"\nThe model: {output / 'bundle'}")
     if cards:
         print(f"What it says of {len(cards)} pictures: {output / 'report.png'}")
-    print("\nTry next:")
-    for command in next_commands(run, output):
+    commands = next_commands(run, output)
+    if commands:
+        print("\nTry next:")
+    for command in commands:
         print(f"  {program()} {command}")
 
 
@@ -90,17 +92,20 @@ def next_commands(run: RunSpec, output: Path) -> list[str]:
     labels = list(dict.fromkeys(path.stem.replace("_", " ") for path in shown))[:4]
     picture, pictures = (_word(shown[0]), _word(folder)) if shown else ("PICTURE.png", "FOLDER")
     read = {encoder.tokenizer.modality for encoder in run.model.encoders.values()}
-    commands = []
-    if "image" in read and "text" in read:
+    commands, heads = [], run.model.heads.values()
+    if {"image", "text"} <= read and any(hasattr(head, "temperature") for head in heads):
         choices, query = (",".join(labels), labels[0]) if len(labels) > 1 else ("cat,dog,pizza", "a red heart")
         commands.append(f"classify {bundle} {picture} --labels {_quoted(choices)}")
         commands.append(f"retrieve {bundle} --images {pictures} {_quoted(query)}")
-    elif "image" in read:
+    elif sum(hasattr(head, "classes") and run.model.modalities_of(head.reads) == {"image"} for head in heads) == 1:
         commands.append(f"classify {bundle} {picture}")
-    # Where two decoders read pictures, the command would have to name one.
-    if sum(run.model.modalities_of(decoder.reads) == {"image"} for decoder in run.model.decoders.values()) == 1:
-        commands.append(f"caption {bundle} {pictures}")
-    return [*commands, f"test --output {_word(output)}"]
+    for reads, asked in (({"image"}, ""), ({"image", "text"}, ' --text "what is it?"')):
+        # Where two decoders read the same, the command would have to name one.
+        if sum(run.model.modalities_of(decoder.reads) == reads for decoder in run.model.decoders.values()) == 1:
+            commands.append(f"caption {bundle} {pictures}{asked}")
+    if run.data.test is not None and run.evaluation.metrics:
+        commands.append(f"test --output {_word(output)}")
+    return commands
 
 
 def program() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from typed import change, refused
 
 from mmformer.cli import report
 from mmformer.cli.main import main
-from mmformer.training.run import RunSpec
+from mmformer.models.head import ClassificationHeadSpec
+from mmformer.training.run import EvaluationSpec, RunSpec
 
 
 class Started:
@@ -283,6 +285,19 @@ def test_a_caption_is_offered_where_one_decoder_reads_pictures(decoders: str, of
     object.__setattr__(run, "model", model)  # past the checks: only what decoders read is asked here
     commands = report.next_commands(run, Path("runs/x"))
     assert any(command.startswith("caption ") for command in commands) == offered
+
+
+def test_what_a_model_cannot_do_is_not_offered(shards: Path) -> None:
+    model, run = trimodal_model(), tiny_run(shards)
+    asked = dataclasses.replace(model.decoders["caption"], reads={"image": "cross", "text": "cross"})
+    object.__setattr__(model, "decoders", {"answer": asked})
+    object.__setattr__(model, "heads", {})
+    object.__setattr__(run, "model", model)
+    object.__setattr__(run, "evaluation", EvaluationSpec())
+    assert report.next_commands(run, Path("x")) == ['caption x/bundle FOLDER --text "what is it?"']
+    object.__setattr__(model, "decoders", {})
+    object.__setattr__(model, "heads", {"group": ClassificationHeadSpec("image", 3)})
+    assert report.next_commands(run, Path("x")) == ["classify x/bundle PICTURE.png"]
 
 
 def test_a_disk_that_is_full_is_told_with_the_runs_folder(
