@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -47,20 +49,33 @@ def index_tars(
         )
     owners = [split_of(Path(place), splits) for place in addresses]
     shards: list[Shard] = []
-    indexes = []
     found = spread(partial(_index, cache or CacheSpec()), addresses, workers)
-    for place, split, (index, digest) in zip(addresses, owners, found, strict=True):
-        path = place if is_remote(place) else Path(os.path.relpath(place, root)).as_posix()
-        stem = (path if output is None else f"{len(shards):06d}-{index.shard}").removesuffix(".tar")
-        shards.append(Shard(path, split, len(index), index.bytes, digest, f"{stem}.index.json"))
-        indexes.append(index)
-        progress(1)
-    root.mkdir(parents=True, exist_ok=True)
-    for shard, index in zip(shards, indexes, strict=True):
-        index.save(root / shard.index)
+    with _staged(root) as stage:  # written as they come: many are too large to be held
+        for place, split, (index, digest) in zip(addresses, owners, found, strict=True):
+            path = place if is_remote(place) else Path(os.path.relpath(place, root)).as_posix()
+            stem = (path if output is None else f"{len(shards):06d}-{index.shard}").removesuffix(".tar")
+            index.save(stage / f"{len(shards)}.json")
+            shards.append(Shard(path, split, len(index), index.bytes, digest, f"{stem}.index.json"))
+            progress(1)
+        for number, shard in enumerate(shards):
+            (stage / f"{number}.json").replace(root / shard.index)
     manifest = Manifest(root, tuple(shards))
     manifest.save()
     return manifest
+
+
+@contextmanager
+def _staged(root: Path) -> Iterator[Path]:
+    """A folder in another one, which is made for it; after an error neither is there that was not before."""
+    made = not root.exists()
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=root, prefix=".indexing-") as stage:
+            yield Path(stage)
+    except BaseException:
+        if made:
+            root.rmdir()
+        raise
 
 
 def _folder_of(places: Sequence[str]) -> Path:
