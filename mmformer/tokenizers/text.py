@@ -89,9 +89,10 @@ class TextEncoder:
     def warn_of_cut(self, number: int, cut: int) -> None:
         """Tell whoever handed in a number of texts that some were cut, if any were."""
         if cut:
-            were = f"{cut:,} of {number:,} texts were" if number > 1 else "The text was"
+            were, them = (f"{cut:,} of {number:,} texts were", "them") if number > 1 else ("The text was", "it")
             most = self.spec.context_length
-            warnings.warn(f"{were} cut: the model reads {most} tokens at most.", CutWarning, stacklevel=2)
+            told = f"{were} cut: the model reads {most} tokens at most. Shorten {them} to have all read."
+            warnings.warn(told, CutWarning, stacklevel=2)
 
 
 class TextTokens(nn.Module):

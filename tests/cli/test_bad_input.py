@@ -339,6 +339,18 @@ def test_it_gets_one_clear_message_and_writes_nothing(
     assert tree() == before
 
 
+def test_check_finds_bytes_that_changed_and_still_decode(here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run does not compare hashes, which would read all of a set before it starts."""
+    tar(lambda data: bytes(data).replace(b"small", b"large", 1))()
+    before = tree()
+    assert main(["shards", "check", "set", "--workers", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert "made-train-000000.tar has the SHA-256" in out
+    assert "its content changed" in out
+    assert err == "mmformer: 1 problem in 1 of 1 shards. Copy those again, or build the set again.\n"
+    assert tree() == before
+
+
 def test_debug_shows_where(here: None) -> None:
     few(png=NO_PICTURE)()
     with pytest.raises(InputError, match=r"s1\.png: not a whole PNG") as caught:

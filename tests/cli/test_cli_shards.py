@@ -120,7 +120,7 @@ def test_foreign_tars_are_indexed_and_checked(here: Path, capsys: pytest.Capture
     out, err = capsys.readouterr()
     assert "has the SHA-256" in out
     assert "not a whole PNG" in out
-    assert err.strip() == "2 problems in 1 of 2 shards."
+    assert err == "mmformer: 2 problems in 1 of 2 shards. Copy those again, or build the set again.\n"
 
 
 def test_stats_and_preview_say_and_draw(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
