@@ -138,7 +138,7 @@ class Reader:
 
     def _call(self, words: list[str]) -> int:
         if {"--parallel.shard", "--processes"} & set(words):  # it starts itself again
-            return subprocess.run([sys.executable, "-m", "mmformer", *words], timeout=300).returncode
+            return subprocess.run([sys.executable, "-m", "mmformer", *words], timeout=600).returncode
         if words[0] == "fit" and not {"--resume", "--overwrite", "--print_config"} & set(words):
             words.append("--overwrite")  # the bundle that pages use was there before the page was read
         try:
