@@ -6,6 +6,7 @@ type at once; it validates in ``__post_init__``.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
@@ -21,6 +22,18 @@ def family(base: T) -> T:
     """Register a base spec (a class decorator)."""
     FAMILIES.append(base)
     return base
+
+
+def concrete(base: type) -> list[type]:
+    """The base spec and those below it that can be made, by name."""
+    found: list[type] = []
+    waiting = [base]
+    while waiting:
+        spec = waiting.pop()
+        waiting.extend(spec.__subclasses__())
+        if not inspect.isabstract(spec) and spec.__module__.partition(".")[0] == "mmformer":
+            found.append(spec)
+    return sorted(found, key=lambda spec: spec.__name__)
 
 
 def require(condition: bool, spec: object, field: str, must: str) -> None:

@@ -185,6 +185,10 @@ class LossTerm(NamedTuple):
     items: Tensor  # scalar, float32: their number
 
 
+Aux = dict[str, LossTerm]
+"""What parts of a layer ask to be minimised, by name."""
+
+
 class Outputs(NamedTuple):
     """What one forward pass returns; every dictionary goes by the names of the model's parts."""
 

@@ -30,6 +30,16 @@ from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.pattern import (
+    AllOfSpec,
+    AnyOfSpec,
+    ChunksSpec,
+    GlobalSpec,
+    NeighbourhoodSpec,
+    RandomBlocksSpec,
+    StridedSpec,
+    WindowSpec,
+)
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
 from mmformer.objectives.captioning import CaptioningSpec
@@ -58,6 +68,15 @@ from mmformer.training.schedule import (
 FIELD = caption.FieldCaptionSpec("names.en")
 MEMBERS: list[Any] = [
     AttentionSpec(4, key_value_heads=2, qk_norm=True, bias=False, dropout=0.1),
+    AttentionSpec(4, pattern=WindowSpec(3, 0)),
+    WindowSpec(3, 4, 2),
+    ChunksSpec(7),
+    GlobalSpec(2),
+    RandomBlocksSpec(8, 2, 5),
+    StridedSpec(9),
+    NeighbourhoodSpec(1, 2, (0, 1)),
+    AllOfSpec((WindowSpec(3, 0), StridedSpec(2))),
+    AnyOfSpec((GlobalSpec(2), AllOfSpec((ChunksSpec(4), WindowSpec(1, 1))))),
     GELUFeedForwardSpec(2.5, multiple=4, approximate="tanh"),
     SwiGLUFeedForwardSpec(dropout=0.2),
     LayerNormSpec(1e-5, bias=False),

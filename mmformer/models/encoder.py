@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.errors import InputError
-from mmformer.nn.mixer import Aux
 from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require
 from mmformer.tokenizers.tokenizer import TokenizerSpec
-from mmformer.types import SPECIAL, Audio, Patches, Text, Tokens
+from mmformer.types import SPECIAL, Audio, Aux, Patches, Text, Tokens
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.head import Head, HeadSpec
+from mmformer.nn.ability import Ability
 from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
@@ -78,12 +79,12 @@ class ModelSpec:
     def _require_readable(self, name: str, decoder: DecoderSpec) -> None:
         """Refuse a decoder whose stack cannot read what it is to read."""
         where, stack, cross = f"model.decoders.{name}", self.stacks[decoder.stack], decoder.read_as("cross")
-        if cross and stack.layer.cross is None:
+        if cross and not stack.reads_memory:
             raise InputError(
                 f"{where} reads '{cross[0]}' through cross mixers, but the layers of model.stacks.{decoder.stack} have "
                 f"none: set its layer.cross, or read it as a prefix."
             )
-        if not cross and stack.layer.cross is not None:
+        if not cross and stack.reads_memory:
             raise InputError(
                 f"model.stacks.{decoder.stack}.layer has a cross mixer, but {where} reads no encoder by cross: add one "
                 f"to its reads, or leave layer.cross out."
@@ -96,6 +97,9 @@ class ModelSpec:
                     f"{where} reads '{read}', whose tokens are {width} wide, but model.stacks.{decoder.stack} reads a "
                     f"memory of width {memory_width}: set its memory_width to {width}."
                 )
+        needed: list[Ability] = ["causal", "cache", "padding"]
+        needed += ["prefix"] if decoder.read_as("prefix") else []
+        stack.require_able(f"model.stacks.{decoder.stack}", needed, where)
         _require_places(where, decoder.tokenizer, decoder.stack, stack)
         for read in decoder.read_as("prefix"):
             _require_places(where, self.encoders[read].tokenizer, decoder.stack, stack)
@@ -214,11 +218,14 @@ class Model(nn.Module):
 
 def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
     """Refuse a stack that an encoder cannot run, or that has no place for all of its tokens."""
-    if stack.layer.cross is not None:
+    if stack.reads_memory:
         raise InputError(
             f"model.stacks.{encoder.stack}.layer has a cross mixer, which reads a memory, but model.encoders.{name} "
             f"has none to hand in: leave layer.cross out."
         )
+    needed: list[Ability] = ["causal"] if encoder.causal else []
+    needed += ["packing"] if encoder.packed else []
+    stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
     _require_places(f"model.encoders.{name}", encoder.tokenizer, encoder.stack, stack)
 
 

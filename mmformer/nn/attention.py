@@ -7,16 +7,21 @@ Vaswani et al. 2017 §3.2; grouped queries as in Ainslie et al. 2023; query–ke
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.blocked import attend_in_blocks
 from mmformer.nn.kernel import attend
-from mmformer.nn.mixer import Aux, KeyValue, Mixer, MixerSpec, State, View
-from mmformer.nn.position import rotate
+from mmformer.nn.mixer import Mixer, MixerSpec, State, View
+from mmformer.nn.pattern import PatternSpec
+from mmformer.nn.position import Heads, rotate
 from mmformer.spec import require, require_probability
+from mmformer.types import Aux
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class AttentionSpec(MixerSpec):
         qk_norm: normalise queries and keys per head, with a learned gain, before they are rotated.
         bias: whether the four projections have biases.
         dropout: on the attention weights. Above 0 the fused CPU kernel cannot be used.
+        pattern: which keys a query may see by where the two stand; only blocks of pairs that it allows are computed
+            (``nn/blocked.py``). None: all.
     """
 
     heads: int = 8
@@ -36,6 +43,7 @@ class AttentionSpec(MixerSpec):
     qk_norm: bool = False
     bias: bool = True
     dropout: float = 0.0
+    pattern: PatternSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.heads >= 1, self, "heads", "at least 1")
@@ -44,16 +52,32 @@ class AttentionSpec(MixerSpec):
         require(divides, self, "key_value_heads", f"a divisor of heads ({self.heads})")
         require_probability(self, "dropout")
 
-    def head_width(self, width: int) -> int:
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        # Places in a row mean nothing between tokens and a memory.
+        return frozenset(MEANINGS) - ({"cross"} if self.pattern is not None else set())
+
+    @property
+    def sparse_in(self) -> PatternSpec | None:
+        return self.pattern
+
+    def heads_of(self, width: int) -> Heads:
         if width % self.heads:
             raise InputError(
                 f"AttentionSpec.heads must divide the stack's width, but {self.heads} heads do not divide {width}: "
                 f"take {_nearest_divisor(width, self.heads)} heads, or a width that is a multiple of {self.heads}."
             )
-        return width // self.heads
+        return Heads(self.heads, width // self.heads)
 
     def build(self, width: int, memory_width: int | None = None) -> Attention:
         return Attention(self, width, memory_width)
+
+
+class KeyValue(NamedTuple):
+    """The keys and values of the tokens that a layer has seen, rotated already."""
+
+    key: Tensor  # B Hk L width of a head
+    value: Tensor  # B Hk L width of a head
 
 
 class Attention(Mixer):
@@ -63,8 +87,8 @@ class Attention(Mixer):
         super().__init__()
         self.heads = spec.heads
         self.key_value_heads = spec.key_value_heads or spec.heads
-        self.head_width = spec.head_width(width)
-        self.dropout = spec.dropout
+        self.head_width = spec.heads_of(width).width
+        self.dropout, self.pattern = spec.dropout, spec.pattern
         key_value = 2 * self.key_value_heads * self.head_width
         if memory_width is None:
             self.qkv = nn.Linear(width, width + key_value, bias=spec.bias)
@@ -76,33 +100,41 @@ class Attention(Mixer):
         self.out = nn.Linear(width, width, bias=spec.bias)
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
+        past = None if state is None else KeyValue(*state)
         if view.memory is None:
-            query, seen = self._attend_to_self(x, view, state)
+            query, seen = self._attend_to_self(x, view, past)
         else:
-            query, seen = self._attend_to_memory(x, view.memory, state)
-        bias = None if view.bias is None else view.bias.to(query.dtype)
-        mask, causal = view.mask.sdpa(query.shape[2], seen.key.shape[2], bias, query.device)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(query, seen.key, seen.value, mask, causal, dropout)  # B H L width of a head
+            query, seen = self._attend_to_memory(x, view.memory, past)
+        y = self._attended(query, seen, view)  # B H L width of a head
         y = self.out(y.transpose(1, 2).flatten(2))  # B L D
         return y, (seen if keep else None), {}
 
-    def _attend_to_self(self, x: Tensor, view: View, state: State | None) -> tuple[Tensor, KeyValue]:
+    def _attended(self, query: Tensor, seen: KeyValue, view: View) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        plan = None if self.pattern is None else view.plans.get(self.pattern)
+        if plan is not None:
+            return attend_in_blocks(query, seen.key, seen.value, plan, dropout)
+        structure = view.mask._replace(pattern=self.pattern)
+        bias = None if view.bias is None else view.bias.to(query.dtype)
+        mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], bias, query.device)
+        return attend(query, seen.key, seen.value, mask, causal, dropout)
+
+    def _attend_to_self(self, x: Tensor, view: View, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         width, shared = self.heads * self.head_width, self.key_value_heads * self.head_width
         q, k, v = self.qkv(x).split((width, shared, shared), dim=-1)
         query, key, value = self._split(q), self._split(k), self._split(v)
         query, key = self._normalise(query, self.query_norm), self._normalise(key, self.key_norm)
         if view.rotary is not None:
             query, key = rotate(query, view.rotary), rotate(key, view.rotary)
-        if state is not None:
-            key = torch.cat((state.key, key), dim=2)
-            value = torch.cat((state.value, value), dim=2)
+        if past is not None:
+            key = torch.cat((past.key, key), dim=2)
+            value = torch.cat((past.value, value), dim=2)
         return query, KeyValue(key, value)
 
-    def _attend_to_memory(self, x: Tensor, memory: Tensor, state: State | None) -> tuple[Tensor, KeyValue]:
+    def _attend_to_memory(self, x: Tensor, memory: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         query = self._normalise(self._split(self.q(x)), self.query_norm)
-        if state is not None:  # memory does not change while decoding
-            return query, state
+        if past is not None:  # memory does not change while decoding
+            return query, past
         key, value = self.kv(memory).chunk(2, dim=-1)
         return query, KeyValue(self._normalise(self._split(key), self.key_norm), self._split(value))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.spec import family, require, require_probability
+from mmformer.types import Aux
 
 
 @family
@@ -39,8 +40,24 @@ class FeedForwardSpec(ABC):
         return -(-max(1, int(width * self.ratio)) // self.multiple) * self.multiple
 
     @abstractmethod
-    def build(self, width: int) -> nn.Module:
-        """A module from B L D to B L D."""
+    def build(self, width: int) -> FeedForward:
+        """The module for a stack's width."""
+
+
+class FeedForward(nn.Module, ABC):
+    """The module that a FeedForwardSpec builds."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
+        """Map.
+
+        Args:
+            x: B L D.
+            valid: B L; where tokens are chosen among (a router's capacity), those that are not valid take no room.
+
+        Returns:
+            B L D, and the losses that it asks for.
+        """
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class GELUFeedForwardSpec(FeedForwardSpec):
         return GELUFeedForward(self, width)
 
 
-class GELUFeedForward(nn.Module):
+class GELUFeedForward(FeedForward):
     def __init__(self, spec: GELUFeedForwardSpec, width: int) -> None:
         super().__init__()
         self.approximate = spec.approximate
@@ -69,9 +86,8 @@ class GELUFeedForward(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # B L D -> B L D
-        output: Tensor = self.down(self.dropout(F.gelu(self.up(x), approximate=self.approximate)))
-        return output
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
+        return self.down(self.dropout(F.gelu(self.up(x), approximate=self.approximate))), {}
 
 
 @dataclass(frozen=True)
@@ -85,14 +101,13 @@ class SwiGLUFeedForwardSpec(FeedForwardSpec):
         return SwiGLUFeedForward(self, width)
 
 
-class SwiGLUFeedForward(nn.Module):
+class SwiGLUFeedForward(FeedForward):
     def __init__(self, spec: SwiGLUFeedForwardSpec, width: int) -> None:
         super().__init__()
         self.gate_up = nn.Linear(width, 2 * spec.hidden(width), bias=spec.bias)
         self.dropout = nn.Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # B L D -> B L D
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # B L hidden, twice
-        output: Tensor = self.down(self.dropout(F.silu(gate) * up))
-        return output
+        return self.down(self.dropout(F.silu(gate) * up)), {}

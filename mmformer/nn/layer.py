@@ -1,7 +1,8 @@
 """A layer: residual branches around a mixer, an optional reader of memory, and a feed-forward.
 
 Where the norms stand is decided here and nowhere else: ``pre`` normalises what enters a branch (GPT-2, ViT), ``post``
-normalises the sum that leaves it (the original Transformer, BERT).
+normalises the sum that leaves it (the original Transformer, BERT), ``sandwich`` normalises what enters a branch and
+what leaves it, before the sum (CogView, Ding et al. 2021, §2.4; Gemma 2).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
-from mmformer.nn.mixer import Aux, MixerSpec, State, View
+from mmformer.nn.mixer import MixerSpec, State, View, require_abilities
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.spec import require, require_probability
+from mmformer.types import Aux
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class LayerSpec:
         feedforward: on each token; None: the layer has none.
         cross: reads memory, between mixer and feed-forward; None: the layer reads none.
         norm: of each branch.
-        placement: of the norms, before a branch or after its residual sum.
+        placement: of the norms: before a branch, after its residual sum, or on both sides of a branch.
+        parallel: mixer and feed-forward read one norm of the same tokens, and are summed (PaLM, Chowdhery et al. 2022,
+            §2; ViT-22B): their products can be fused, at a little less quality a parameter.
+        skip_scale: a factor on what passes each branch by (DeepNorm's α, Wang et al. 2022, §3: (2 × depth)^¼ with
+            ``post``); 1: none.
         dropout: on what a branch adds.
         layer_scale: where a learned gain on each channel of what a branch adds starts (CaiT, Touvron et al. 2021,
             §2.1): small values let a deep or young stack begin near the identity; None: there is no such gain.
@@ -38,17 +44,26 @@ class LayerSpec:
     feedforward: FeedForwardSpec | None = GELUFeedForwardSpec()
     cross: MixerSpec | None = None
     norm: NormSpec = LayerNormSpec()
-    placement: Literal["pre", "post"] = "pre"
+    placement: Literal["pre", "post", "sandwich"] = "pre"
+    parallel: bool = False
+    skip_scale: float = 1.0
     dropout: float = 0.0
     layer_scale: float | None = None
 
     def __post_init__(self) -> None:
         require(self.layer_scale is None or self.layer_scale > 0, self, "layer_scale", "None or positive")
-        require(self.placement in ("pre", "post"), self, "placement", "'pre' or 'post'")
+        require(self.placement in ("pre", "post", "sandwich"), self, "placement", "'pre', 'post' or 'sandwich'")
+        require(self.skip_scale > 0, self, "skip_scale", "positive")
         require_probability(self, "dropout")
+        fits = self.placement == "pre" and self.feedforward is not None and self.cross is None and self.skip_scale == 1
+        allowed = "false, unless placement is 'pre' and skip_scale 1, with a feedforward and without cross"
+        require(fits or not self.parallel, self, "parallel", allowed)
+        if self.cross is not None:
+            require_abilities("LayerSpec.cross", self.cross, ["cross"], "A reader of memory")
 
-    def build(self, width: int, memory_width: int | None = None) -> Layer:
-        return Layer(self, width, memory_width)
+    def build(self, width: int, memory_width: int | None = None, drop_path: float = 0.0) -> Layer:
+        """The module; ``drop_path`` is the chance that a sample skips a branch in training."""
+        return Layer(self, width, memory_width, drop_path)
 
 
 class LayerState(NamedTuple):
@@ -59,39 +74,52 @@ class LayerState(NamedTuple):
 
 
 class Residual(nn.Module):
-    """The norm, the gain, the dropout and the sum of one branch; the branch itself is the layer's."""
+    """The norms, the gain, the dropout and the sum of one branch; the branch itself is the layer's."""
 
-    def __init__(self, spec: LayerSpec, width: int) -> None:
+    def __init__(self, spec: LayerSpec, width: int, drop_path: float, normed: bool = True) -> None:
         super().__init__()
-        self.start = spec.layer_scale
+        self.spec, self.drop_path = spec, drop_path
         self.gain = None if spec.layer_scale is None else nn.Parameter(torch.empty(width))
-        self.pre = spec.placement == "pre"
-        self.norm = spec.norm.build(width)
+        self.norm = spec.norm.build(width) if normed else nn.Identity()
+        self.inner_norm = spec.norm.build(width) if spec.placement == "sandwich" else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
-
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.gain is not None and self.start is not None:
-            nn.init.constant_(self.gain, self.start)
+        if self.gain is not None and self.spec.layer_scale is not None:
+            nn.init.constant_(self.gain, self.spec.layer_scale)
 
     def enter(self, x: Tensor) -> Tensor:
-        return self.norm(x) if self.pre else x
+        return x if self.spec.placement == "post" else self.norm(x)
 
     def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        x = x + self.dropout(y if self.gain is None else y * self.gain)
-        return x if self.pre else self.norm(x)
+        """The sum of what came in and what the branch made of it."""
+        if self.spec.placement == "sandwich":
+            y = self.inner_norm(y.to(x.dtype))  # autocast leaves a branch's end in half the precision
+        y = self._dropped(self.dropout(y if self.gain is None else y * self.gain))
+        x = (x if self.spec.skip_scale == 1 else x * self.spec.skip_scale) + y
+        return self.norm(x) if self.spec.placement == "post" else x
+
+    def _dropped(self, y: Tensor) -> Tensor:
+        """Nothing for some samples, by chance; more for the others, so that the mean is the same."""
+        if not self.training or not self.drop_path:
+            return y
+        kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
+        return y * (kept / (1 - self.drop_path)).to(y.dtype)
 
 
 class Layer(nn.Module):
-    def __init__(self, spec: LayerSpec, width: int, memory_width: int | None) -> None:
+    def __init__(self, spec: LayerSpec, width: int, memory_width: int | None, drop_path: float) -> None:
         super().__init__()
         self.mixer = spec.mixer.build(width)
-        self.mixer_residual = Residual(spec, width)
+        self.mixer_residual = Residual(spec, width, drop_path)
         self.cross = None if spec.cross is None else spec.cross.build(width, memory_width or width)
-        self.cross_residual = None if spec.cross is None else Residual(spec, width)
+        self.cross_residual = None if spec.cross is None else Residual(spec, width, drop_path)
+        self.parallel = spec.parallel
         self.feedforward = None if spec.feedforward is None else spec.feedforward.build(width)
-        self.feedforward_residual = None if spec.feedforward is None else Residual(spec, width)
+        self.feedforward_residual = None
+        if spec.feedforward is not None:
+            self.feedforward_residual = Residual(spec, width, drop_path, normed=not spec.parallel)
 
     def forward(
         self, x: Tensor, view: View, memory: View | None, state: LayerState | None
@@ -106,7 +134,8 @@ class Layer(nn.Module):
         """
         keep = state is not None
         past = state or LayerState()
-        y, mixer_state, aux = self.mixer(self.mixer_residual.enter(x), view, past.mixer, keep)
+        entered = self.mixer_residual.enter(x)
+        y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
         x = self.mixer_residual.leave(x, y)
         cross_state = None
         if self.cross is not None and self.cross_residual is not None and memory is not None:
@@ -114,6 +143,8 @@ class Layer(nn.Module):
             x = self.cross_residual.leave(x, y)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
         if self.feedforward is not None and self.feedforward_residual is not None:
-            y = self.feedforward(self.feedforward_residual.enter(x))
+            valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens
+            y, more = self.feedforward(entered if self.parallel else self.feedforward_residual.enter(x), valid)
             x = self.feedforward_residual.leave(x, y)
+            aux = {**aux, **more}
         return x, (LayerState(mixer_state, cross_state) if keep else None), aux

@@ -1,7 +1,7 @@
 """Who may look at whom, as structure that is turned into a tensor only where a kernel needs one.
 
-``dense`` is the meaning; ``sdpa`` lowers it to what PyTorch's fused attention takes. A query that may see no key gets
-a zero output, not NaN.
+``dense`` is the meaning; ``sdpa`` lowers it to what PyTorch's fused attention takes, ``nn/blocked.py`` to the blocks
+that a pattern leaves. A query that may see no key gets a zero output, not NaN.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmformer.nn.pattern import PatternSpec, Places
+
 
 class Mask(NamedTuple):
     """The structure of a mask between queries and keys; everything that is given must allow a pair.
 
-    The queries are the last of the keys' sequence when ``causal``: with a cache, ``queries < keys``.
+    The queries are the last of the keys' sequence when ``causal`` or under a pattern: with a cache, ``queries < keys``.
     """
 
     causal: bool = False  # a query sees the keys up to its own place
@@ -23,6 +25,9 @@ class Mask(NamedTuple):
     valid: Tensor | None = None  # B keys, bool: True where a key may be seen
     query_segment: Tensor | None = None  # B queries, int64
     key_segment: Tensor | None = None  # B keys, int64: seen from the same segment only
+    pattern: PatternSpec | None = None  # the mixer's own, over where these stand:
+    pos: Tensor | None = None  # (B or 1) keys A, int64
+    order: Tensor | None = None  # B keys, int64: how many real keys of its segment are before each; None: all are
 
     def dense(self, queries: int, keys: int, device: torch.device | None = None) -> Tensor | None:
         """The mask as booleans, True where a query sees a key; None when everything is seen.
@@ -30,18 +35,38 @@ class Mask(NamedTuple):
         Returns:
             (B or 1, 1, queries, keys), which broadcasts over heads.
         """
+        allowed = self.allowed(torch.arange(keys - queries, keys, device=device), torch.arange(keys, device=device))
+        return None if allowed is None else allowed[:, None]
+
+    def places(self, index: Tensor) -> Places:
+        """Where the keys of some indexes stand: indexes of any shape."""
+        order = index[None] if self.order is None else self.order[:, index]
+        return Places(order, None if self.pos is None else self.pos[:, index])
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """Whether queries see keys; None when everything is seen.
+
+        Args:
+            query: … Q, int64: indexes in the keys' sequence. ``…`` are blocks, or nothing.
+            key: … K, int64.
+
+        Returns:
+            (B or 1) … Q K, bool.
+        """
         allowed: Tensor | None = None
+        inner = (None,) * (key.dim() - 1)  # the blocks, of what belongs to whole rows
         if self.causal:
-            key = torch.arange(keys, device=device)
-            query = torch.arange(keys - queries, keys, device=device)
-            allowed = (key[None, :] <= query[:, None])[None, None]  # 1 1 queries keys
+            allowed = (key[..., None, :] <= query[..., :, None])[None]
             if self.prefix is not None:
-                allowed = allowed | (key[None, :] < self.prefix[:, None])[:, None, None, :]
+                allowed = allowed | (key[..., None, :] < self.prefix[:, *inner, None, None])
+        if self.pattern is not None:
+            allowed = _both(allowed, self.pattern.allows(self.places(query), self.places(key)))
         if self.valid is not None:
-            allowed = _both(allowed, self.valid[:, None, None, :])
+            allowed = _both(allowed, self.valid[:, key][..., None, :])
         if self.query_segment is not None and self.key_segment is not None:
-            same = self.query_segment[:, :, None] == self.key_segment[:, None, :]  # B queries keys
-            allowed = _both(allowed, same[:, None])
+            past = self.key_segment.shape[1] - self.query_segment.shape[1]
+            same = self.query_segment[:, query - past][..., :, None] == self.key_segment[:, key][..., None, :]
+            allowed = _both(allowed, same)
         return allowed
 
     def sdpa(self, queries: int, keys: int, bias: Tensor | None, device: torch.device) -> tuple[Tensor | None, bool]:
@@ -51,7 +76,7 @@ class Mask(NamedTuple):
             bias: added to the scores, broadcastable to B H queries keys, or None.
             device: of the queries.
         """
-        plain = self.valid is None and self.key_segment is None and bias is None
+        plain = self.valid is None and self.key_segment is None and self.pattern is None and bias is None
         if plain and (not self.causal or queries == 1):
             return None, False
         if plain and self.prefix is None and queries == keys:

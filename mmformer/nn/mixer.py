@@ -9,15 +9,21 @@ layer again and count them twice.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from mmformer.errors import InputError
+from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.blocked import Plan
 from mmformer.nn.mask import Mask
-from mmformer.nn.position import Rotary
-from mmformer.spec import family
-from mmformer.types import LossTerm
+from mmformer.nn.pattern import PatternSpec
+from mmformer.nn.position import Heads, Rotary
+from mmformer.spec import concrete, family
+from mmformer.types import Aux
 
 
 class View(NamedTuple):
@@ -27,19 +33,12 @@ class View(NamedTuple):
     rotary: Rotary | None = None
     bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores
     memory: Tensor | None = None  # B M D': attend to these instead of to x
+    plans: Mapping[PatternSpec, Plan] = MappingProxyType({})  # of the patterns that are computed in blocks
 
 
-class KeyValue(NamedTuple):
-    """The keys and values of the tokens that a layer has seen, rotated already."""
-
-    key: Tensor  # B Hk L width of a head
-    value: Tensor  # B Hk L width of a head
-
-
-State = KeyValue
-"""What a mixer carries from one call to the next when decoding."""
-
-Aux = dict[str, LossTerm]
+State = tuple[Tensor, ...]
+"""What a mixer carries from one call to the next when decoding: batch first, so that beams can reorder it. Mixers name
+its members in a NamedTuple of their own."""
 
 
 @family
@@ -47,8 +46,18 @@ Aux = dict[str, LossTerm]
 class MixerSpec(ABC):
     """A way to move information between tokens."""
 
-    def head_width(self, width: int) -> int | None:
-        """The width of a head that rotary positions can rotate; None: this mixer has no such heads."""
+    @property
+    @abstractmethod
+    def abilities(self) -> frozenset[Ability]:
+        """What it can, with these settings."""
+
+    @property
+    def sparse_in(self) -> PatternSpec | None:
+        """The pattern that it computes in blocks, of which it wants a plan; None: none."""
+        return None
+
+    def heads_of(self, width: int) -> Heads | None:
+        """The heads that positions rotate or bias, in a stack of a width; None: it has none."""
         return None
 
     @abstractmethod
@@ -56,8 +65,27 @@ class MixerSpec(ABC):
         """The module for a stack's width; with ``memory_width``, one that reads memory (cross-attention).
 
         Raises:
-            InputError: the mixer does not support what it is asked for.
+            InputError: the mixer does not fit the width.
         """
+
+
+def require_abilities(where: str, mixer: MixerSpec, needed: Iterable[Ability], why: str) -> None:
+    """Refuse a mixer that cannot what it is to do.
+
+    Args:
+        where: the field that names the mixer.
+        why: what needs it, as the beginning of a sentence: "A decoder".
+
+    Raises:
+        InputError: which ability it lacks, and which mixers have it.
+    """
+    for ability in needed:
+        if ability not in mixer.abilities:
+            having = sorted(spec.__name__ for spec in concrete(MixerSpec) if ability in spec().abilities)
+            raise InputError(
+                f"{why} needs a mixer that {MEANINGS[ability]}, but {where} is {mixer}, which does not: "
+                f"take {' or '.join(having)}."
+            )
 
 
 class Mixer(nn.Module, ABC):

@@ -122,7 +122,7 @@ class AttentionPool(Pool):
         view = View(Mask(valid=tokens.valid), memory=tokens.x)
         x, _, _ = self.attention(self.query.expand(tokens.x.shape[0], -1, -1).to(tokens.x.dtype), view, None, False)
         if self.feedforward is not None and self.norm is not None:
-            x = x + self.feedforward(self.norm(x))
+            x = x + self.feedforward(self.norm(x))[0]
         pooled: Tensor = x[:, 0]  # B D
         return pooled
 

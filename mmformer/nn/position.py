@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.nn.ability import Ability
 from mmformer.spec import family, require
 from mmformer.types import AXES, SPECIAL
 
@@ -26,6 +27,13 @@ class Rotary(NamedTuple):
 
     cos: Tensor  # B or 1, 1, L, R, float32
     sin: Tensor  # B or 1, 1, L, R, float32
+
+
+class Heads(NamedTuple):
+    """A mixer's heads, as positions see them."""
+
+    number: int
+    width: int  # of one
 
 
 def rotate(x: Tensor, table: Rotary) -> Tensor:
@@ -45,8 +53,11 @@ def rotate(x: Tensor, table: Rotary) -> Tensor:
 class PositionSpec:
     """No position: attention sees a set."""
 
-    def build(self, width: int, head_width: int | None) -> Position:
-        """Args: width of the stack; head_width: of the mixer's heads, None when the mixer cannot be rotated."""
+    needs: ClassVar[Ability | None] = None
+    """What a mixer must have that it serves; None: it serves all, through what enters the stack."""
+
+    def build(self, width: int, heads: Heads | None) -> Position:
+        """Args: width of the stack; heads: of the mixers that it serves, None where none has heads."""
         return Position()
 
 
@@ -80,7 +91,7 @@ class LearnedPositionSpec(PositionSpec):
         require(len(self.sizes) == len(self.axes), self, "sizes", f"one size for each of the axes {self.axes}")
         require(all(size >= 1 for size in self.sizes), self, "sizes", "at least 1 each")
 
-    def build(self, width: int, head_width: int | None) -> LearnedPosition:
+    def build(self, width: int, heads: Heads | None) -> LearnedPosition:
         return LearnedPosition(self, width)
 
 
@@ -97,7 +108,7 @@ class LearnedPosition(Position):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        shared = _unexpanded(pos)
+        shared = unexpanded(pos)
         self._check(shared)
         row = torch.zeros_like(shared[..., 0])
         for axis, size in zip(self.axes, self.sizes, strict=True):
@@ -137,7 +148,7 @@ class SinusoidalPositionSpec(PositionSpec):
         _require_axes(self, self.axes)
         require(self.base > 1, self, "base", "above 1")
 
-    def build(self, width: int, head_width: int | None) -> SinusoidalPosition:
+    def build(self, width: int, heads: Heads | None) -> SinusoidalPosition:
         if width % (2 * len(self.axes)):
             raise InputError(
                 f"SinusoidalPositionSpec over {len(self.axes)} axes needs a width that is a multiple of "
@@ -152,7 +163,7 @@ class SinusoidalPosition(Position):
         self.axes, self.base, self.width = spec.axes, spec.base, width
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
-        shared = _unexpanded(pos)
+        shared = unexpanded(pos)
         angle = _angles(shared, self.axes, self.width // (2 * len(self.axes)), self.base)  # B L axes F
         wave = torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(-2)  # B L D
         special = shared[..., self.axes[0]] == SPECIAL
@@ -169,6 +180,8 @@ class RotaryPositionSpec(PositionSpec):
         fraction: share of a head's features that rotate; the rest carry content only.
     """
 
+    needs: ClassVar[Ability | None] = "rotary"
+
     axes: tuple[int, ...] = (0,)
     base: float = 10_000.0
     fraction: float = 1.0
@@ -178,14 +191,13 @@ class RotaryPositionSpec(PositionSpec):
         require(self.base > 1, self, "base", "above 1")
         require(0 < self.fraction <= 1, self, "fraction", "above 0 and at most 1")
 
-    def build(self, width: int, head_width: int | None) -> RotaryPosition:
-        if head_width is None:
-            raise InputError("RotaryPositionSpec needs a mixer that has heads to rotate; this stack's mixer has none.")
-        frequencies = int(head_width * self.fraction) // (2 * len(self.axes))
+    def build(self, width: int, heads: Heads | None) -> RotaryPosition:
+        assert heads is not None, "StackSpec refuses a stack without heads"
+        frequencies = int(heads.width * self.fraction) // (2 * len(self.axes))
         if frequencies < 1:
             raise InputError(
                 f"RotaryPositionSpec over {len(self.axes)} axes needs at least {2 * len(self.axes)} rotated features "
-                f"in a head, but heads are {head_width} wide and the fraction is {self.fraction}."
+                f"in a head, but heads are {heads.width} wide and the fraction is {self.fraction}."
             )
         return RotaryPosition(self, frequencies)
 
@@ -197,7 +209,7 @@ class RotaryPosition(Position):
 
     def rotary(self, pos: Tensor) -> Rotary:
         # A special token's angle is that of 0, none; clamping is cheaper than a mask.
-        angle = _angles(_unexpanded(pos).clamp(min=0), self.axes, self.frequencies, self.base)  # B L axes F
+        angle = _angles(unexpanded(pos).clamp(min=0), self.axes, self.frequencies, self.base)  # B L axes F
         angle = angle.flatten(-2)[:, None]  # B 1 L R
         return Rotary(angle.cos(), angle.sin())
 
@@ -212,7 +224,7 @@ def _angles(pos: Tensor, axes: tuple[int, ...], frequencies: int, base: float) -
     return places[..., None] * base**-exponent
 
 
-def _unexpanded(pos: Tensor) -> Tensor:
+def unexpanded(pos: Tensor) -> Tensor:
     """One row instead of B, when all rows of a batch were expanded from it (images of one size)."""
     return pos[:1] if pos.stride(0) == 0 else pos
 

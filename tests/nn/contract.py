@@ -14,7 +14,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,20 @@ from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLU
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.pattern import (
+    AllOfSpec,
+    AnyOfSpec,
+    ChunksSpec,
+    GlobalSpec,
+    NeighbourhoodSpec,
+    PatternSpec,
+    RandomBlocksSpec,
+    StridedSpec,
+    WindowSpec,
+)
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import (
+    Heads,
     LearnedPositionSpec,
     Position,
     PositionSpec,
@@ -43,9 +55,11 @@ MEMORY_LENGTH, MEMORY_WIDTH = 5, 24
 class ToyBiasSpec(PositionSpec):
     """For these tests only: a learned slope per head on the distance in time, as the additive hook wants it."""
 
-    def build(self, width: int, head_width: int | None) -> ToyBias:
-        assert head_width is not None
-        return ToyBias(width // head_width)
+    needs: ClassVar = "bias"
+
+    def build(self, width: int, heads: Heads | None) -> ToyBias:
+        assert heads is not None
+        return ToyBias(heads.number)
 
 
 class ToyBias(Position):
@@ -66,6 +80,24 @@ MIXERS: dict[str, MixerSpec] = {
     "attention": AttentionSpec(heads=4),
     "attention_grouped": AttentionSpec(heads=4, key_value_heads=2),
     "attention_one_key_qk_norm": AttentionSpec(heads=4, key_value_heads=1, qk_norm=True, bias=False),
+    "attention_window": AttentionSpec(heads=4, pattern=WindowSpec(before=2, after=1)),
+    "attention_pattern": AttentionSpec(
+        heads=4,
+        key_value_heads=2,
+        pattern=AnyOfSpec((WindowSpec(1, 1), GlobalSpec(1), RandomBlocksSpec(size=2, blocks=1))),
+    ),
+    "attention_grid": AttentionSpec(heads=4, pattern=NeighbourhoodSpec(rows=0, columns=1)),
+}
+PATTERNS: dict[str, PatternSpec] = {
+    "window": WindowSpec(before=30, after=20),
+    "window_dilated": WindowSpec(before=6, after=0, dilation=3),
+    "chunks": ChunksSpec(size=40),
+    "global": GlobalSpec(tokens=3),
+    "random_blocks": RandomBlocksSpec(size=10, blocks=1),
+    "strided": StridedSpec(stride=60),
+    "neighbourhood": NeighbourhoodSpec(rows=2, columns=3),
+    "all_of": AllOfSpec((WindowSpec(before=60, after=60), StridedSpec(stride=7))),
+    "any_of": AnyOfSpec((WindowSpec(before=8, after=8), GlobalSpec(2), RandomBlocksSpec(size=16, blocks=1))),
 }
 POSITIONS: dict[str, PositionSpec] = {
     "nowhere": PositionSpec(),
@@ -105,12 +137,15 @@ FACTORS: dict[str, tuple[object, ...]] = {
     "padded": (False, True),
     "packed": (False, True),
     "norm": tuple(NORMS),
-    "placement": ("pre", "post"),
+    "placement": ("pre", "post", "sandwich", "parallel"),
     "feedforward": tuple(FEEDFORWARDS),
     "cross": tuple(CROSSES),
     "extras": (False, True),
 }
-REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset()
+REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
+    frozenset({("placement", "parallel"), other})
+    for other in (("cross", "same_width"), ("cross", "other_width"), ("feedforward", "none"))
+)
 """Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built."""
 
 TABLES: dict[type, tuple[str, dict]] = {
@@ -119,6 +154,7 @@ TABLES: dict[type, tuple[str, dict]] = {
     FeedForwardSpec: ("FEEDFORWARDS", FEEDFORWARDS),
     NormSpec: ("NORMS", NORMS),
     PoolSpec: ("POOLS", POOLS),
+    PatternSpec: ("PATTERNS", PATTERNS),
 }
 
 
@@ -146,7 +182,7 @@ class Case:
     placement: str
     feedforward: str
     cross: str
-    extras: bool  # what no mask concerns: a gain on what branches add, a norm of what enters
+    extras: bool  # what no mask concerns: gains on what branches add and on what passes by, a norm of what enters
 
     def __str__(self) -> str:
         seen = "+".join(name for name in ("padded", "packed") if getattr(self, name))
@@ -165,7 +201,9 @@ class Case:
             feedforward=FEEDFORWARDS[self.feedforward],
             cross=cross,
             norm=NORMS[self.norm],
-            placement=self.placement,
+            placement="pre" if self.placement == "parallel" else self.placement,
+            parallel=self.placement == "parallel",
+            skip_scale=0.8 if self.extras and self.placement != "parallel" else 1.0,
             layer_scale=0.5 if self.extras else None,
         )
         return StackSpec(
@@ -174,7 +212,7 @@ class Case:
             layer,
             POSITIONS[self.position],
             input_norm=self.extras,
-            final_norm=self.placement == "pre",
+            final_norm=self.placement != "post",
             memory_width=memory_width,
         )
 

@@ -18,6 +18,17 @@ from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.pattern import (
+    AllOfSpec,
+    AnyOfSpec,
+    ChunksSpec,
+    GlobalSpec,
+    NeighbourhoodSpec,
+    PatternSpec,
+    RandomBlocksSpec,
+    StridedSpec,
+    WindowSpec,
+)
 from mmformer.nn.position import (
     LearnedPositionSpec,
     PositionSpec,
@@ -40,9 +51,10 @@ def linear(module: nn.Linear, x: Array, rows: slice = slice(None)) -> Array:
     return y if module.bias is None else y + array(module.bias)[rows]
 
 
-def visibility(inputs: Inputs) -> Array:
+def visibility(inputs: Inputs, mixer: MixerSpec | None = None) -> Array:
     """B queries keys: whether a query sees a key, from the words of the documentation."""
     batch, length, _ = inputs.tokens.x.shape
+    pattern, pos = getattr(mixer, "pattern", None), inputs.tokens.pos.tolist()
     valid, segment = _listed(inputs.tokens.valid), _listed(inputs.tokens.segment)
     prefix = [0] * batch if inputs.prefix is None else inputs.prefix.tolist()
 
@@ -51,9 +63,49 @@ def visibility(inputs: Inputs) -> Array:
             return False
         if valid is not None and not valid[b][j]:
             return False
-        return segment is None or segment[b][i] == segment[b][j]
+        if segment is not None and segment[b][i] != segment[b][j]:
+            return False
+        return pattern is None or pattern_allows(pattern, order(b, i), order(b, j), pos[b][i], pos[b][j])
+
+    def order(b: int, i: int) -> int:
+        """How many real tokens of its segment stand before it."""
+        before = [k for k in range(i) if segment is None or segment[b][k] == segment[b][i]]
+        return sum(valid is None or valid[b][k] for k in before)
 
     return np.array([[[visible(b, i, j) for j in range(length)] for i in range(length)] for b in range(batch)])
+
+
+def pattern_allows(pattern: PatternSpec, i: int, j: int, here: list[int], there: list[int]) -> bool:
+    """Whether the i-th token may see the j-th, which stand here and there."""
+    match pattern:
+        case WindowSpec(before, after, step):
+            return j in range(i - before * step, i + after * step + 1, step)
+        case ChunksSpec(size):
+            return i // size == j // size
+        case GlobalSpec(tokens):
+            return i < tokens or j < tokens
+        case StridedSpec(stride):
+            return (i - j) % stride == 0
+        case RandomBlocksSpec(size, blocks, seed):
+            own = i // size
+            draws = [_finalised(own, draw, seed) % (own + 1) for draw in range(2 * blocks)]
+            return j // size in {own + 1 + value if draw % 2 else value for draw, value in enumerate(draws)}
+        case NeighbourhoodSpec(rows, columns, axes):
+            if here[0] == -1 or there[0] == -1:
+                return True
+            return all(abs(here[a] - there[a]) <= reach for a, reach in zip(axes, (rows, columns), strict=True))
+        case AllOfSpec(patterns):
+            return all(pattern_allows(each, i, j, here, there) for each in patterns)
+        case AnyOfSpec(patterns):
+            return any(pattern_allows(each, i, j, here, there) for each in patterns)
+    raise AssertionError(f"Write the meaning of {type(pattern).__name__} here.")
+
+
+def _finalised(x: int, draw: int, seed: int) -> int:
+    h = (x * 2654435761 + draw * 2246822507 + seed * 3266489909 + 668265263) % 2**31
+    for shift, factor in ((15, 739982445), (12, 695872825)):
+        h = ((h ^ (h >> shift)) * factor) % 2**31
+    return h ^ (h >> 15)
 
 
 def memory_visibility(inputs: Inputs) -> Array:
@@ -211,7 +263,7 @@ def mixed(spec: MixerSpec, module: nn.Module, *arguments: object) -> Callable[[A
 
 
 def stack_output(stack: Stack, inputs: Inputs) -> Array:
-    """The whole stack: positions, residual branches in either placement, norms at both ends."""
+    """The whole stack: positions, residual branches in each placement, norms at both ends."""
     spec, layer_spec = stack.spec, stack.spec.layer
     x, pos = array(inputs.tokens.x), inputs.tokens.pos.numpy()
     width = x.shape[-1]
@@ -220,27 +272,34 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
         x = x + np.array([[EMBEDDINGS[where](at, stack.position, place, width) for place in row] for row in pos])
     angles = bias = None
     if where in ROTATIONS:
-        head_width = layer_spec.mixer.head_width(width)
+        head_width = layer_spec.mixer.heads_of(width).width
         angles = [[ROTATIONS[where](at, place, head_width) for place in row] for row in pos]
     if where in BIASES:
 
         def bias(b: int, head: int, i: int, j: int) -> float:
             return BIASES[where](stack.position, head, pos[b, i], pos[b, j])
 
-    allowed, memory_allowed, memory = visibility(inputs), None, None
+    allowed, memory_allowed, memory = visibility(inputs, layer_spec.mixer), None, None
     if inputs.memory is not None:
         memory, memory_allowed = array(inputs.memory.x), memory_visibility(inputs)
 
     def normed(module: nn.Module) -> Callable[[Array], Array]:
         return per_token(NORMS[type(layer_spec.norm)], layer_spec.norm, module)
 
-    def branch(x: Array, residual: nn.Module, f: Callable[[Array], Array]) -> Array:
-        norm, gain = normed(residual.norm), 1.0 if layer_spec.layer_scale is None else array(residual.gain)
-        return x + gain * f(norm(x)) if layer_spec.placement == "pre" else norm(x + gain * f(x))
+    def branch(x: Array, residual: nn.Module, f: Callable[[Array], Array], entered: Array | None = None) -> Array:
+        gain, skip = 1.0 if layer_spec.layer_scale is None else array(residual.gain), layer_spec.skip_scale
+        if entered is not None:
+            return x + gain * f(entered)
+        norm = normed(residual.norm)
+        if layer_spec.placement == "post":
+            return norm(skip * x + gain * f(x))
+        y = f(norm(x))
+        return skip * x + gain * (normed(residual.inner_norm)(y) if layer_spec.placement == "sandwich" else y)
 
     if spec.input_norm:
         x = normed(stack.input_norm)(x)
     for layer in stack.layers:
+        entered = normed(layer.mixer_residual.norm)(x) if layer_spec.parallel else None
         mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, angles, bias)
         x = branch(x, layer.mixer_residual, mixer)
         if layer.cross is not None:
@@ -248,7 +307,7 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
             x = branch(x, layer.cross_residual, reader)
         if layer.feedforward is not None:
             f = per_token(FEEDFORWARDS[type(layer_spec.feedforward)], layer_spec.feedforward, layer.feedforward)
-            x = branch(x, layer.feedforward_residual, f)
+            x = branch(x, layer.feedforward_residual, f, entered)
     if spec.final_norm:
         x = normed(stack.norm)(x)
     return x

@@ -23,7 +23,7 @@ from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
 
 CPU = torch.device("cpu")
-ATTENTIONS = {name: spec for name, spec in MIXERS.items() if isinstance(spec, AttentionSpec)}
+ATTENTIONS = {name: spec for name, spec in MIXERS.items() if isinstance(spec, AttentionSpec) and spec.pattern is None}
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +15,16 @@ from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import Mixer, MixerSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.pattern import (
+    AllOfSpec,
+    AnyOfSpec,
+    ChunksSpec,
+    GlobalSpec,
+    NeighbourhoodSpec,
+    RandomBlocksSpec,
+    StridedSpec,
+    WindowSpec,
+)
 from mmformer.nn.pool import AttentionPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
 from mmformer.nn.stack import Stack, StackSpec
@@ -22,8 +33,11 @@ from mmformer.types import Tokens
 NAN = float("nan")
 
 
+@dataclass(frozen=True)
 class HeadlessSpec(MixerSpec):
-    """A mixer that has no heads to rotate."""
+    """A mixer that mixes and can nothing else."""
+
+    abilities = frozenset()  # type: ignore[assignment]
 
     def build(self, width: int, memory_width: int | None = None) -> Mixer:
         raise AssertionError("refused before it is built")
@@ -39,8 +53,35 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: AttentionSpec(dropout=-0.1), "AttentionSpec.dropout must be at least 0 and below 1, but is -0.1."),
     (lambda: AttentionSpec(dropout=NAN), "AttentionSpec.dropout must be at least 0 and below 1, but is nan."),
     (lambda: LayerSpec(dropout=1.0), "LayerSpec.dropout must be at least 0 and below 1, but is 1.0."),
-    (lambda: LayerSpec(placement="sandwich"), "LayerSpec.placement must be 'pre' or 'post', but is 'sandwich'."),
+    (lambda: LayerSpec(placement="mid"), "LayerSpec.placement must be 'pre', 'post' or 'sandwich', but is 'mid'."),
     (lambda: LayerSpec(layer_scale=0.0), "LayerSpec.layer_scale must be None or positive, but is 0.0."),
+    (lambda: WindowSpec(before=-1), "WindowSpec.before must be at least 0, but is -1."),
+    (lambda: WindowSpec(after=-1), "WindowSpec.after must be at least 0, but is -1."),
+    (lambda: WindowSpec(dilation=0), "WindowSpec.dilation must be at least 1, but is 0."),
+    (lambda: ChunksSpec(size=0), "ChunksSpec.size must be at least 1, but is 0."),
+    (lambda: GlobalSpec(tokens=0), "GlobalSpec.tokens must be at least 1, but is 0."),
+    (lambda: StridedSpec(stride=0), "StridedSpec.stride must be at least 1, but is 0."),
+    (lambda: RandomBlocksSpec(size=0), "RandomBlocksSpec.size must be at least 1, but is 0."),
+    (lambda: RandomBlocksSpec(blocks=0), "RandomBlocksSpec.blocks must be at least 1, but is 0."),
+    (lambda: RandomBlocksSpec(seed=-1), "RandomBlocksSpec.seed must be from 0 to 2^31 - 1, but is -1."),
+    (lambda: NeighbourhoodSpec(rows=-1), "NeighbourhoodSpec.rows must be at least 0, but is -1."),
+    (lambda: NeighbourhoodSpec(columns=-1), "NeighbourhoodSpec.columns must be at least 0, but is -1."),
+    (lambda: NeighbourhoodSpec(axes=(1, 1)), "NeighbourhoodSpec.axes must be two of 0 to 2, but is (1, 1)."),
+    (lambda: AllOfSpec((WindowSpec(),)), "AllOfSpec.patterns must be two or more, but is (WindowSpec("),
+    (lambda: AnyOfSpec(()), "AnyOfSpec.patterns must be two or more, but is ()."),
+    (
+        lambda: LayerSpec(cross=AttentionSpec(pattern=WindowSpec())),
+        "A reader of memory needs a mixer that reads a memory, but LayerSpec.cross is AttentionSpec(",
+    ),
+    (lambda: LayerSpec(placement="post", parallel=True), "LayerSpec.parallel must be false, unless placement is 'pre'"),
+    (lambda: LayerSpec(feedforward=None, parallel=True), "LayerSpec.parallel must be false, unless"),
+    (lambda: LayerSpec(skip_scale=0.0), "LayerSpec.skip_scale must be positive, but is 0.0."),
+    (lambda: StackSpec(16, 1, drop_path=0.1), "StackSpec.drop_path must be 0 where there is one layer, the first"),
+    (
+        lambda: StackSpec(16, 2, LayerSpec(dropout=0.1), pattern=(LayerSpec(),)),
+        "StackSpec.layer must be left out where there is a pattern",
+    ),
+    (lambda: StackSpec(16, 1, pattern=(LayerSpec(), LayerSpec())), "StackSpec.pattern must be no longer than depth, 1"),
     (lambda: GELUFeedForwardSpec(dropout=1.0), "GELUFeedForwardSpec.dropout must be at least 0 and below 1, but is 1"),
     (lambda: GELUFeedForwardSpec(ratio=0.0), "GELUFeedForwardSpec.ratio must be positive, but is 0.0."),
     (lambda: SwiGLUFeedForwardSpec(ratio=NAN), "SwiGLUFeedForwardSpec.ratio must be positive, but is nan."),
@@ -61,7 +102,10 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: RotaryPositionSpec(fraction=1.5), "RotaryPositionSpec.fraction must be above 0 and at most 1, but is 1."),
     (lambda: StackSpec(0, 1), "StackSpec.width must be at least 1, but is 0."),
     (lambda: StackSpec(8, 0), "StackSpec.depth must be at least 1, but is 0."),
-    (lambda: StackSpec(8, 1, memory_width=8), "StackSpec.memory_width must be None when the layer has no cross mixer"),
+    (
+        lambda: StackSpec(8, 1, memory_width=8),
+        "StackSpec.memory_width must be None when the layers have no cross mixer",
+    ),
     (
         lambda: StackSpec(8, 1, LayerSpec(cross=AttentionSpec()), memory_width=0),
         "StackSpec.memory_width must be at least 1, but is 0.",
@@ -106,8 +150,20 @@ BUILDS: list[tuple[Callable[[], object], str]] = [
         "needs at least 2 rotated features in a head, but heads are 4 wide and the fraction is 0.25.",
     ),
     (
-        lambda: StackSpec(16, 1, LayerSpec(HeadlessSpec()), RotaryPositionSpec()).build(),
-        "RotaryPositionSpec needs a mixer that has heads to rotate; this stack's mixer has none.",
+        lambda: StackSpec(16, 1, LayerSpec(HeadlessSpec()), RotaryPositionSpec()),
+        "RotaryPositionSpec needs a mixer that has queries and keys to rotate, but StackSpec.layer.mixer is "
+        "HeadlessSpec(), which does not: take AttentionSpec",
+    ),
+    (
+        lambda: LayerSpec(cross=HeadlessSpec()),
+        "A reader of memory needs a mixer that reads a memory, but LayerSpec.cross is HeadlessSpec(), which does not",
+    ),
+    (
+        lambda: StackSpec(
+            16, 2, pattern=(LayerSpec(AttentionSpec(2)), LayerSpec(AttentionSpec(4))), position=RotaryPositionSpec()
+        ).build(),
+        "RotaryPositionSpec makes one table for all layers, but their mixers have heads that differ, 2 of width 8 and "
+        "4 of width 4: give them the same heads.",
     ),
 ]
 
@@ -127,6 +183,16 @@ def plain(**options: object) -> Stack:
     return StackSpec(16, 2, LayerSpec(AttentionSpec(2), **options)).build()
 
 
+def able() -> Stack:
+    """One whose second mixer can nothing."""
+
+    class Built(HeadlessSpec):
+        def build(self, width: int, memory_width: int | None = None) -> Mixer:
+            return AttentionSpec(2).build(width)
+
+    return StackSpec(16, 2, pattern=(LayerSpec(AttentionSpec(2)), LayerSpec(Built()))).build()
+
+
 PASSES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: plain(cross=AttentionSpec(2))(tokens()),
@@ -140,6 +206,12 @@ PASSES: list[tuple[Callable[[], object], str]] = [
         lambda: plain()(tokens(), prefix=torch.tensor([1, 1])),
         "A prefix means something only in a causal pass: hand in causal=True.",
     ),
+    (lambda: able()(tokens(), causal=True), "This pass needs a mixer that lets a token see itself and those before it"),
+    (
+        lambda: able()(tokens()._replace(valid=torch.ones(2, 3, dtype=torch.bool))),
+        "This pass needs a mixer that passes over tokens that are not valid, but StackSpec.layer.mixer is",
+    ),
+    (lambda: able()(tokens(segment=True)), "needs a mixer that keeps the segments of a row apart"),
     (
         lambda: plain()(tokens(), intermediates=[0, 2, -1]),
         "Intermediates [2, -1] were asked for, but the layers are 0 to 1.",

@@ -15,6 +15,7 @@ from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.position import (
+    Heads,
     LearnedPositionSpec,
     PositionSpec,
     RotaryPositionSpec,
@@ -88,7 +89,7 @@ def test_axes_that_are_not_asked_for_do_not_matter() -> None:
         first = added(spec, one, 16)
         torch.manual_seed(0)
         assert torch.equal(first, added(spec, other, 16))
-    module = RotaryPositionSpec().build(16, 8)
+    module = RotaryPositionSpec().build(16, Heads(2, 8))
     assert torch.equal(module.rotary(one).cos, module.rotary(other).cos)
 
 
@@ -99,7 +100,7 @@ def test_special_tokens_stand_nowhere(axes: tuple[int, ...]) -> None:
     wave = added(SinusoidalPositionSpec(axes=axes), pos, 24)[0]
     assert bool((wave[0] == 0).all())
     assert bool((wave[1] != 0).any())  # place 0 has its cosines
-    table = RotaryPositionSpec(axes=axes).build(24, 12).rotary(pos)
+    table = RotaryPositionSpec(axes=axes).build(24, Heads(2, 12)).rotary(pos)
     assert bool((table.cos[..., 0, :] == 1).all())
     assert bool((table.sin[..., 0, :] == 0).all())
     assert bool((table.sin[..., 2, :] != 0).all())
@@ -114,7 +115,7 @@ def scores(spec: RotaryPositionSpec, pos: Tensor) -> Tensor:
     """B H L L products of the same queries and keys, rotated to pos."""
     draw = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, pos.shape[1], 16, generator=draw, dtype=torch.float64) for _ in range(2))
-    table = spec.build(32, 16).rotary(pos)
+    table = spec.build(32, Heads(2, 16)).rotary(pos)
     return rotate(query, table) @ rotate(key, table).mT
 
 
@@ -149,7 +150,7 @@ def test_rotation_keeps_norms_dtype_and_the_features_past_its_share() -> None:
     pos = at((0, 0, 0), (9, 3, 2), (31, 1, 5))
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
         x = torch.randn(1, 2, 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-        y = rotate(x, RotaryPositionSpec(fraction=0.5).build(32, 16).rotary(pos))
+        y = rotate(x, RotaryPositionSpec(fraction=0.5).build(32, Heads(2, 16)).rotary(pos))
         assert y.dtype == dtype
         assert torch.equal(y[..., 8:], x[..., 8:])
         assert torch.equal(y[:, :, 0], x[:, :, 0])

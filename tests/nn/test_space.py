@@ -49,7 +49,7 @@ def test_every_part_has_a_reference_meaning(base: type, meanings: str) -> None:
 
 
 def test_a_new_part_is_noticed() -> None:
-    new = type("NewSpec", (MixerSpec,), {"__module__": "mmformer.nn.new", "build": lambda *_: None})
+    new = type("NewSpec", (MixerSpec,), {"__module__": "mmformer.nn.new", "build": None, "abilities": None})
     assert new in concrete_specs(MixerSpec)
     assert MixerSpec not in concrete_specs(MixerSpec)  # abstract
     assert PositionSpec in concrete_specs(PositionSpec)  # no position

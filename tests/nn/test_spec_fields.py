@@ -25,6 +25,17 @@ from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLU
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.pattern import (
+    AllOfSpec,
+    AnyOfSpec,
+    ChunksSpec,
+    GlobalSpec,
+    NeighbourhoodSpec,
+    PatternSpec,
+    RandomBlocksSpec,
+    StridedSpec,
+    WindowSpec,
+)
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import (
     LearnedPositionSpec,
@@ -59,7 +70,28 @@ FIELDS: dict[type, dict[str, Change]] = {
         "qk_norm": Change(True, PARAMETERS),
         "bias": Change(False, PARAMETERS),
         "dropout": Change(0.5, TRAINING),
+        "pattern": Change(WindowSpec(1, 1), OUTPUT),
     },
+    WindowSpec: {
+        "before": Change(2, OUTPUT, {"before": 1, "after": 1}),
+        "after": Change(0, OUTPUT, {"before": 1, "after": 1}),
+        "dilation": Change(2, OUTPUT, {"before": 1, "after": 1}),
+    },
+    ChunksSpec: {"size": Change(3, OUTPUT)},
+    GlobalSpec: {"tokens": Change(2, OUTPUT)},
+    RandomBlocksSpec: {
+        "size": Change(2, OUTPUT, {"size": 1, "blocks": 1}),
+        "blocks": Change(2, OUTPUT, {"size": 1, "blocks": 1}),
+        "seed": Change(1, OUTPUT, {"size": 1, "blocks": 1}),
+    },
+    StridedSpec: {"stride": Change(3, OUTPUT)},
+    NeighbourhoodSpec: {
+        "rows": Change(0, OUTPUT, {"rows": 1, "columns": 0}),
+        "columns": Change(1, OUTPUT, {"rows": 1, "columns": 0}),
+        "axes": Change((0, 2), OUTPUT, {"rows": 1, "columns": 0}),
+    },
+    AllOfSpec: {"patterns": Change((WindowSpec(2, 2), StridedSpec(2)), OUTPUT)},
+    AnyOfSpec: {"patterns": Change((WindowSpec(1, 1), GlobalSpec()), OUTPUT)},
     GELUFeedForwardSpec: {**FEEDFORWARD, "approximate": Change("tanh", OUTPUT)},
     SwiGLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS)},
     LayerNormSpec: {"eps": Change(1.0, OUTPUT), "bias": Change(False, PARAMETERS)},
@@ -70,6 +102,8 @@ FIELDS: dict[type, dict[str, Change]] = {
         "cross": Change(AttentionSpec(heads=4), PARAMETERS),
         "norm": Change(RMSNormSpec(), PARAMETERS),
         "placement": Change("post", OUTPUT),
+        "parallel": Change(True, PARAMETERS),
+        "skip_scale": Change(0.5, OUTPUT),
         "dropout": Change(0.5, TRAINING),
         "layer_scale": Change(0.5, PARAMETERS),
     },
@@ -91,6 +125,8 @@ FIELDS: dict[type, dict[str, Change]] = {
         "position": Change(RotaryPositionSpec(), OUTPUT, {"width": 64, "depth": 1}),
         "input_norm": Change(True, PARAMETERS, {"width": 64, "depth": 1}),
         "final_norm": Change(False, PARAMETERS, {"width": 64, "depth": 1}),
+        "drop_path": Change(0.5, TRAINING, {"width": 64, "depth": 2}),
+        "pattern": Change((LayerSpec(placement="post"), LayerSpec()), OUTPUT, {"width": 64, "depth": 2}),
         "memory_width": Change(
             24, PARAMETERS, {"width": 64, "depth": 1, "layer": LayerSpec(cross=AttentionSpec(heads=4))}
         ),
@@ -112,7 +148,8 @@ def all_specs() -> set[type]:
     for info in pkgutil.iter_modules(mmformer.nn.__path__):
         module = importlib.import_module(f"mmformer.nn.{info.name}")
         for _, value in inspect.getmembers(module, inspect.isclass):
-            if dataclasses.is_dataclass(value) and hasattr(value, "build") and not inspect.isabstract(value):
+            builds = hasattr(value, "build") or issubclass(value, PatternSpec)
+            if dataclasses.is_dataclass(value) and builds and not inspect.isabstract(value):
                 found.add(value)
     return found
 
@@ -127,6 +164,8 @@ def settings(spec: object) -> StackSpec | PoolSpec:
             return StackSpec(width, depth, spec)
         case MixerSpec():
             return StackSpec(width, depth, LayerSpec(mixer=spec))
+        case PatternSpec():
+            return StackSpec(width, depth, LayerSpec(AttentionSpec(pattern=spec)))
         case FeedForwardSpec():
             return StackSpec(width, depth, LayerSpec(feedforward=spec))
         case NormSpec():
@@ -157,7 +196,7 @@ class Built:
         if isinstance(self.place, PoolSpec):
             return self.module(tokens).detach()
         memory = None
-        if self.place.layer.cross is not None:
+        if self.place.reads_memory:
             shape = (2, MEMORY_LENGTH, self.place.memory_width or width)
             x = torch.randn(shape, generator=draw, dtype=torch.float64)
             memory = Tokens(x, torch.zeros(2, MEMORY_LENGTH, 3, dtype=torch.int64))
@@ -193,7 +232,7 @@ def test_field_changes_something(spec: type, field: str) -> None:
     assert what_changes(one, dataclasses.replace(one, **{field: change.value})) == change.changes
 
 
-@pytest.mark.parametrize("field", FIELDS[AttentionSpec])
+@pytest.mark.parametrize("field", set(FIELDS[AttentionSpec]) - {"pattern"})
 def test_attention_field_changes_something_where_it_reads(field: str) -> None:
     """The same fields, of the mixer that reads memory and of the one in a pool."""
     change = FIELDS[AttentionSpec][field]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import nn_reference
@@ -9,16 +10,18 @@ import pytest
 import torch
 from contract import Case, Inputs, ToyBias, make_inputs, make_stack, randomise
 from contract_checks import decode
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.attention import AttentionSpec, KeyValue
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.mixer import Aux, KeyValue, Mixer, MixerSpec, State, View
-from mmformer.nn.position import RotaryPositionSpec
+from mmformer.nn.mask import Mask
+from mmformer.nn.mixer import Mixer, MixerSpec, State, View
+from mmformer.nn.norm import RMSNormSpec
+from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec
 from mmformer.nn.stack import Stack, StackSpec, StackState
-from mmformer.types import LossTerm, Tokens
+from mmformer.types import Aux, LossTerm, Tokens
 
 CASE = Case(
     mixer="attention_grouped",
@@ -168,6 +171,8 @@ def test_layers_share_nothing() -> None:
 class AskingSpec(MixerSpec):
     """For these tests: a mixer that changes nothing and asks for something to be minimised."""
 
+    abilities = frozenset({"cross"})  # type: ignore[assignment]
+
     def build(self, width: int, memory_width: int | None = None) -> Asking:
         return Asking()
 
@@ -229,7 +234,7 @@ def test_a_layer_scale_is_where_the_gains_start() -> None:
 def test_feedforward_is_its_loops(spec: FeedForwardSpec) -> None:
     module, x = randomise(spec.build(32)).double(), make_inputs(CASE).tokens.x
     meaning = nn_reference.FEEDFORWARDS[type(spec)]
-    equal(module(x), torch.from_numpy(nn_reference.per_token(meaning, spec, module)(x.numpy())))
+    equal(module(x)[0], torch.from_numpy(nn_reference.per_token(meaning, spec, module)(x.numpy())))
 
 
 def test_hidden_widths() -> None:
@@ -252,3 +257,50 @@ def test_no_memory_token_is_as_no_memory() -> None:
     nothing = torch.zeros(3, 4, 32, dtype=torch.float64)
     blind = inputs._replace(memory=Tokens(nothing, pos, torch.zeros(3, 4, dtype=torch.bool)))(stack)
     equal(inputs._replace(memory=Tokens(nothing[:, :0], pos[:, :0]))(stack), blind)
+
+
+def test_a_pattern_repeats_its_layers() -> None:
+    one, two = LayerSpec(AttentionSpec(4)), LayerSpec(AttentionSpec(2), SwiGLUFeedForwardSpec(), norm=RMSNormSpec())
+    hybrid = StackSpec(32, 5, pattern=(one, one, two), position=LearnedPositionSpec()).build()
+    assert [layer.mixer.heads for layer in hybrid.layers] == [4, 4, 2, 4, 4]
+    assert [type(layer.feedforward).__name__[:4] for layer in hybrid.layers] == ["GELU", "GELU", "SwiG", "GELU", "GELU"]
+    assert isinstance(hybrid.norm, nn.LayerNorm), "the first layer's"
+    same = StackSpec(32, 3, pattern=(one,), position=RotaryPositionSpec()).build()
+    plain = StackSpec(32, 3, one, RotaryPositionSpec()).build()
+    plain.load_state_dict(same.state_dict())
+    inputs = make_inputs(CASE, torch.float32)
+    assert torch.equal(same(inputs.tokens).tokens.x, plain(inputs.tokens).tokens.x)
+
+
+def test_some_layers_of_a_pattern_may_read_memory() -> None:
+    alone, reader = LayerSpec(AttentionSpec(4)), LayerSpec(AttentionSpec(4), cross=AttentionSpec(4))
+    stack = randomise(StackSpec(32, 4, pattern=(alone, reader)).build())
+    tokens = make_inputs(CASE, torch.float32).tokens
+    memory = tokens._replace(x=tokens.x + 1)
+    whole = stack(tokens, memory=memory, intermediates=range(4)).intermediates
+    other = stack(tokens, memory=tokens, intermediates=range(4)).intermediates
+    assert [bool(torch.equal(whole[i], other[i])) for i in range(4)] == [True, False, False, False]
+
+
+def test_branches_are_skipped_by_chance_more_often_the_later() -> None:
+    spec = StackSpec(32, 3, LayerSpec(AttentionSpec(4)), drop_path=0.8, final_norm=False)
+    stack = randomise(spec.build())
+    x = torch.randn(4000, 1, 32, generator=torch.Generator().manual_seed(0))
+    tokens = Tokens(x, torch.zeros(4000, 1, 3, dtype=torch.int64))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        seen = stack.train()(tokens, intermediates=range(3)).intermediates
+        layer = stack.layers[2]
+        y, _, _ = layer.mixer(layer.mixer_residual.enter(seen[1]), View(Mask()), None, False)
+        mixed = [layer.mixer_residual.leave(seen[1], y) - seen[1] for _ in range(5)]
+    before = [x, seen[0], seen[1]]
+    for index, chance in enumerate((0.0, 0.4, 0.8)):
+        both = (seen[index] == before[index]).all(-1).double().mean().item()  # mixer and feed-forward
+        assert both == pytest.approx(chance**2, abs=0.03)
+    added = torch.stack(mixed)  # 5 B 1 D
+    kept = added.abs().sum(-1) > 0
+    assert_close(added[kept], (y / 0.2).expand_as(added)[kept])
+    assert kept.double().mean().item() == pytest.approx(0.2, abs=0.02)
+    whole = dataclasses.replace(spec, drop_path=0.0).build()
+    whole.load_state_dict(stack.state_dict())
+    assert torch.equal(stack.eval()(tokens).tokens.x, whole.eval()(tokens).tokens.x)

@@ -1,0 +1,123 @@
+"""Sparse attention that computes only the blocks of pairs that a pattern may allow.
+
+Blocks of queries gather the blocks of keys that they may see, and attend to those: time and memory grow with what is
+seen, not with the square of the length. Blocks of queries that may see most keys, global tokens among them, attend to
+the whole row instead. The result is that of the dense mask.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmformer.nn.kernel import attend
+from mmformer.nn.mask import Mask
+from mmformer.nn.pattern import PatternSpec, span
+
+BLOCK = 128
+"""Tokens of a block: small blocks follow a window closely, large ones make large matrix products."""
+
+LEAST = 4 * BLOCK
+"""The shortest row that is cut into blocks."""
+
+WORTH = 0.5
+"""The largest share of the keys that a block of queries gathers; where it sees more, it attends to the whole row."""
+
+
+class Plan(NamedTuple):
+    """What is computed, made once a pass. A row's N blocks of queries are narrow (n of them) or wide."""
+
+    query: Tensor  # n BLOCK, int64: the indexes of the narrow blocks' tokens; past the row's end, its last
+    key: Tensor  # n (m BLOCK), int64: of the keys that each of them gathers
+    allowed: Tensor  # (B or 1) n BLOCK (m BLOCK), bool: the pairs that the mask allows, each key counted once
+    narrow: Tensor  # tokens of narrow blocks, int64, in order
+    wide: Tensor  # W, int64: the other tokens
+    wide_allowed: Tensor  # (B or 1) W L, bool: what they see
+
+
+def make_plan(mask: Mask, length: int, device: torch.device) -> Plan | None:
+    """The plan of a mask with a pattern over a row of a length; None where blocks would save nothing."""
+    assert mask.pattern is not None
+    if length < LEAST:
+        return None
+    bare = mask.valid is None and mask.key_segment is None and mask.prefix is None and mask.order is None
+    if bare and not mask.pattern.over_coordinates:
+        return _shared_plan(mask.pattern, mask.causal, length, device)
+    return _plan(mask, length, device)
+
+
+def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float) -> Tensor:
+    """What ``attend`` gives with the dense mask.
+
+    Args:
+        query: B H L width of a head.
+        key: B Hk L width.
+        value: B Hk L width.
+        plan: of the mask.
+        dropout: on the weights.
+    """
+    y = _attend_narrow(query, key, value, plan, dropout)[:, :, : len(plan.narrow)]
+    if not len(plan.wide):
+        return y
+    wide = attend(query[:, :, plan.wide], key, value, plan.wide_allowed[:, None], False, dropout)
+    back = torch.cat((plan.narrow, plan.wide)).argsort()
+    return torch.cat((y, wide), dim=2)[:, :, back]
+
+
+def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float) -> Tensor:
+    """B H (n BLOCK) width: the narrow blocks of queries, one after the other."""
+    batch, blocks = len(query), len(plan.query)
+    allowed = plan.allowed.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]  # (B n) 1 BLOCK (m BLOCK)
+
+    def gathered(x: Tensor, index: Tensor) -> Tensor:  # B h L width -> (B n) h tokens width
+        return x[:, :, index].transpose(1, 2).flatten(0, 1)
+
+    y = attend(gathered(query, plan.query), gathered(key, plan.key), gathered(value, plan.key), allowed, False, dropout)
+    return y.view(batch, blocks, *y.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+
+@lru_cache(maxsize=16)
+def _shared_plan(pattern: PatternSpec, causal: bool, length: int, device: torch.device) -> Plan | None:
+    """A plan that depends on no batch: every pass of this length shares it."""
+    return _plan(Mask(causal, pattern=pattern), length, device)
+
+
+def _plan(mask: Mask, length: int, device: torch.device) -> Plan | None:
+    assert mask.pattern is not None
+    places = mask.places(torch.arange(length, device=device))
+    occupied = mask.pattern.occupied(places, places, BLOCK)
+    if mask.key_segment is not None:
+        segments = span(mask.key_segment, BLOCK)
+        occupied = occupied & segments.meets(segments)
+    occupied = occupied.any(0)  # N N, in any sample
+    if mask.causal and mask.prefix is None:
+        occupied = occupied.tril()
+    number = len(occupied)
+    is_wide = occupied.sum(1) > max(WORTH * number, 1)
+    if is_wide.double().mean() > WORTH:
+        return None
+    narrow = torch.nonzero(~is_wide).flatten()  # n
+    most = int(occupied[narrow].sum(1).max())
+    chosen = (~occupied[narrow]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # n m: the occupied first
+    real = occupied[narrow].gather(1, chosen)
+    within = torch.arange(BLOCK, device=device)
+    query, key = (blocks[..., None] * BLOCK + within for blocks in (narrow, chosen))  # n BLOCK, n m BLOCK
+    counted = (real[..., None] & (key < length)).flatten(1)  # n (m BLOCK)
+    last = length - 1
+    allowed = mask.allowed(query.clamp(max=last), key.flatten(1).clamp(max=last))
+    assert allowed is not None
+    tokens = torch.arange(length, device=device)
+    in_wide = is_wide.repeat_interleave(BLOCK)[:length]
+    wide_allowed = mask.allowed(tokens[in_wide], tokens)
+    assert wide_allowed is not None
+    return Plan(
+        query.clamp(max=last),
+        key.flatten(1).clamp(max=last),
+        allowed & counted[None, :, None, :],
+        tokens[~in_wide],
+        tokens[in_wide],
+        wide_allowed,
+    )

@@ -1,0 +1,326 @@
+"""Which keys a query may see by where the two stand: the sparse patterns of the literature, and their combinations.
+
+A pattern is structure, as a mask is: ``allows`` is its meaning, for one pair; ``occupied`` says which blocks of pairs
+hold any, so that the rest is never computed (``nn/blocked.py``). What a pass allows (causality, padding, segments)
+comes on top. Places in a row are counted over the real tokens of a segment: neither padding nor what a row is shared
+with changes what a token sees.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.spec import family, require
+from mmformer.types import SPECIAL
+
+
+class Places(NamedTuple):
+    """Where tokens stand, in their row and on the coordinate axes; ``…`` are blocks of tokens, or nothing."""
+
+    order: Tensor  # (B or 1) … L, int64: how many real tokens of its segment stand before each
+    pos: Tensor | None = None  # (B or 1) … L A, int64; None: only patterns over the order are asked
+
+    def along(self, axis: int) -> Tensor:
+        """One coordinate: (B or 1) … L."""
+        assert self.pos is not None, "a pattern over coordinates was asked without them"
+        return self.pos[..., axis]
+
+
+class Span(NamedTuple):
+    """The least and the greatest value in each block of a row."""
+
+    least: Tensor  # (B or 1) blocks
+    most: Tensor  # (B or 1) blocks
+
+    def meets(self, other: Span, before: int = 0, after: int = 0) -> Tensor:
+        """(B or 1) blocks blocks: whether a block of the other's reaches one of these, widened."""
+        return (other.most[:, None, :] >= self.least[:, :, None] - before) & (
+            other.least[:, None, :] <= self.most[:, :, None] + after
+        )
+
+
+def span(value: Tensor, size: int, real: Tensor | None = None) -> Span:
+    """Of the blocks of ``size`` tokens of a row: (B or 1) L; tokens that are not real do not count."""
+    far = torch.iinfo(value.dtype).max // 4
+    low, high = (value, value) if real is None else (value.masked_fill(~real, far), value.masked_fill(~real, -far))
+    missing = -value.shape[1] % size
+    least = F.pad(low, (0, missing), value=far).view(len(low), -1, size).amin(-1)
+    most = F.pad(high, (0, missing), value=-far).view(len(high), -1, size).amax(-1)
+    return Span(least, most)
+
+
+@family
+@dataclass(frozen=True)
+class PatternSpec(ABC):
+    """A relation between the places of queries and keys."""
+
+    @property
+    def over_coordinates(self) -> bool:
+        """Whether it asks where tokens stand on the coordinate axes, and not in their row alone."""
+        return False
+
+    @abstractmethod
+    def allows(self, query: Places, key: Places) -> Tensor:
+        """(B or 1) … Q K, bool: True where a query may see a key."""
+
+    @abstractmethod
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        """Of whole rows: (B or 1), blocks of queries, blocks of keys, bool; False where no pair of them is allowed."""
+
+    def __and__(self, other: PatternSpec) -> AllOfSpec:
+        return AllOfSpec((self, other))
+
+    def __or__(self, other: PatternSpec) -> AnyOfSpec:
+        return AnyOfSpec((self, other))
+
+
+@dataclass(frozen=True)
+class WindowSpec(PatternSpec):
+    """A sliding window round each query (Longformer, Beltagy et al. 2020, §3.1); one-sided with ``after`` 0.
+
+    Attributes:
+        before: keys before the query's own place that it sees.
+        after: keys after it.
+        dilation: steps between the keys that are seen: the window reaches so many times as far. What is computed is
+            what it reaches.
+    """
+
+    before: int = 256
+    after: int = 256
+    dilation: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.before >= 0, self, "before", "at least 0")
+        require(self.after >= 0, self, "after", "at least 0")
+        require(self.dilation >= 1, self, "dilation", "at least 1")
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        ahead = key.order[..., None, :] - query.order[..., :, None]  # … Q K
+        near = (ahead >= -self.before * self.dilation) & (ahead <= self.after * self.dilation)
+        return near & (ahead % self.dilation == 0)
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        reach = self.before * self.dilation, self.after * self.dilation
+        return span(query.order, size).meets(span(key.order, size), *reach)
+
+
+@dataclass(frozen=True)
+class ChunksSpec(PatternSpec):
+    """Chunks of a row that see themselves only (block-local attention; Blockwise, Qiu et al. 2019).
+
+    Attributes:
+        size: tokens of a chunk.
+    """
+
+    size: int = 256
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, self, "size", "at least 1")
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        return query.order[..., :, None] // self.size == key.order[..., None, :] // self.size
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        return span(query.order // self.size, size).meets(span(key.order // self.size, size))
+
+
+@dataclass(frozen=True)
+class GlobalSpec(PatternSpec):
+    """The first tokens see all and are seen by all (Longformer's and BigBird's global tokens, here with the projections
+    of the others).
+
+    Attributes:
+        tokens: how many.
+    """
+
+    tokens: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 1, self, "tokens", "at least 1")
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        return (query.order[..., :, None] < self.tokens) | (key.order[..., None, :] < self.tokens)
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        asking, asked = (span(places.order, size).least < self.tokens for places in (query, key))
+        return asking[:, :, None] | asked[:, None, :]
+
+
+@dataclass(frozen=True)
+class RandomBlocksSpec(PatternSpec):
+    """Each block of queries sees some blocks of keys, drawn once (BigBird, Zaheer et al. 2020, §2).
+
+    What a block sees depends on its place and on the seed, not on the row's length: some of the blocks up to its own,
+    and as many of those after it, as far as there are.
+
+    Attributes:
+        size: tokens of a block.
+        blocks: that a block sees on each side, at random.
+        seed: of the draw.
+    """
+
+    size: int = 64
+    blocks: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, self, "size", "at least 1")
+        require(self.blocks >= 1, self, "blocks", "at least 1")
+        require(0 <= self.seed < 2**31, self, "seed", "from 0 to 2^31 - 1")
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        own = query.order[..., :, None] // self.size  # … Q 1
+        seen = key.order[..., None, :] // self.size  # … 1 K
+        allowed = torch.zeros_like(own == seen)
+        for drawn in self._drawn(own):
+            allowed |= seen == drawn
+        return allowed
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        asking, asked = span(query.order // self.size, size), span(key.order // self.size, size)
+        most = int(max(asking.most.max(), asked.most.max())) + 1
+        own = torch.arange(most, device=query.order.device)
+        drawn = torch.zeros(most, 2 * most + 1, device=own.device)
+        for block in self._drawn(own):
+            drawn[own, block] = 1.0
+        inside = [(own >= part.least[..., None]) & (own <= part.most[..., None]) for part in (asking, asked)]
+        return (inside[0].float() @ drawn[:, :most] @ inside[1].float().transpose(1, 2)) > 0
+
+    def _drawn(self, own: Tensor) -> Iterator[Tensor]:
+        """The blocks that blocks of these numbers see: among as many on the right as there are on the left."""
+        for draw in range(self.blocks):
+            yield _hash(own, 2 * draw, self.seed) % (own + 1)
+            yield own + 1 + _hash(own, 2 * draw + 1, self.seed) % (own + 1)
+
+
+@dataclass(frozen=True)
+class StridedSpec(PatternSpec):
+    """Every so many'th key, counted from the query (Sparse Transformer, Child et al. 2019, §4.2, its second head).
+
+    No block of pairs is empty: it is computed in full, and saves nothing; with a window of ``stride`` keys it is the
+    paper's strided attention.
+
+    Attributes:
+        stride: steps between the keys that are seen.
+    """
+
+    stride: int = 128
+
+    def __post_init__(self) -> None:
+        require(self.stride >= 1, self, "stride", "at least 1")
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        return (query.order[..., :, None] - key.order[..., None, :]) % self.stride == 0
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        asking, asked = (span(places.order, size).least for places in (query, key))
+        return torch.ones_like(asking[:, :, None] == asked[:, None, :])
+
+
+@dataclass(frozen=True)
+class NeighbourhoodSpec(PatternSpec):
+    """A patch sees those round it on the grid (Image Transformer, Parmar et al. 2018; NAT, Hassani et al. 2022, without
+    its shift at the borders). Special tokens see all and are seen by all.
+
+    Attributes:
+        rows: of patches above and below that are seen.
+        columns: of patches to the left and to the right.
+        axes: the coordinate axes of rows and columns.
+    """
+
+    rows: int = 3
+    columns: int = 3
+    axes: tuple[int, int] = (1, 2)
+
+    def __post_init__(self) -> None:
+        require(self.rows >= 0, self, "rows", "at least 0")
+        require(self.columns >= 0, self, "columns", "at least 0")
+        require(len(set(self.axes)) == 2 and all(0 <= axis < 3 for axis in self.axes), self, "axes", "two of 0 to 2")
+
+    @property
+    def over_coordinates(self) -> bool:
+        return True
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        special = (query.along(0)[..., :, None] == SPECIAL) | (key.along(0)[..., None, :] == SPECIAL)  # B … Q K
+        near = ~special
+        for axis, reach in zip(self.axes, (self.rows, self.columns), strict=True):
+            near = near & ((query.along(axis)[..., :, None] - key.along(axis)[..., None, :]).abs() <= reach)
+        return special | near
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        special = [places.along(0) == SPECIAL for places in (query, key)]
+        near = []
+        for axis, reach in zip(self.axes, (self.rows, self.columns), strict=True):
+            asking = span(query.along(axis), size, ~special[0])
+            near.append(asking.meets(span(key.along(axis), size, ~special[1]), reach, reach))
+        whole, seen = (span(mark.long(), size).most.bool() for mark in special)
+        return _joined(torch.logical_and, near) | whole[:, :, None] | seen[:, None, :]
+
+
+@dataclass(frozen=True)
+class AllOfSpec(PatternSpec):
+    """What all of some patterns allow; also written ``a & b``.
+
+    Attributes:
+        patterns: two or more.
+    """
+
+    patterns: tuple[PatternSpec, ...] = (WindowSpec(), StridedSpec())
+
+    def __post_init__(self) -> None:
+        require(len(self.patterns) >= 2, self, "patterns", "two or more")
+
+    @property
+    def over_coordinates(self) -> bool:
+        return any(pattern.over_coordinates for pattern in self.patterns)
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        return _joined(torch.logical_and, [pattern.allows(query, key) for pattern in self.patterns])
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        return _joined(torch.logical_and, [pattern.occupied(query, key, size) for pattern in self.patterns])
+
+
+@dataclass(frozen=True)
+class AnyOfSpec(PatternSpec):
+    """What any of some patterns allows; also written ``a | b``. A window, global tokens and random blocks are BigBird.
+
+    Attributes:
+        patterns: two or more.
+    """
+
+    patterns: tuple[PatternSpec, ...] = (WindowSpec(), GlobalSpec())
+
+    def __post_init__(self) -> None:
+        require(len(self.patterns) >= 2, self, "patterns", "two or more")
+
+    @property
+    def over_coordinates(self) -> bool:
+        return any(pattern.over_coordinates for pattern in self.patterns)
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        return _joined(torch.logical_or, [pattern.allows(query, key) for pattern in self.patterns])
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        return _joined(torch.logical_or, [pattern.occupied(query, key, size) for pattern in self.patterns])
+
+
+def _joined(join: Callable[[Tensor, Tensor], Tensor], parts: list[Tensor]) -> Tensor:
+    return reduce(join, parts)
+
+
+def _hash(x: Tensor, draw: int, seed: int) -> Tensor:
+    """Numbers that look drawn at random, of whole numbers: the finaliser of MurmurHash3, on 31 bits."""
+    h = (x * 0x9E3779B1 + draw * 0x85EBCA6B + seed * 0xC2B2AE35 + 0x27D4EB2F) & 0x7FFFFFFF
+    h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & 0x7FFFFFFF
+    h = ((h ^ (h >> 12)) * 0x297A2D39) & 0x7FFFFFFF
+    return h ^ (h >> 15)

@@ -1,0 +1,154 @@
+"""Sparse patterns: what each means, that no block is left out, and that blocks compute what the dense mask does."""
+
+from __future__ import annotations
+
+import nn_reference
+import pytest
+import torch
+from contract import PATTERNS
+from torch import Tensor
+from torch.testing import assert_close
+
+from mmformer.nn import blocked
+from mmformer.nn.blocked import attend_in_blocks, make_plan
+from mmformer.nn.kernel import attend
+from mmformer.nn.mask import Mask
+from mmformer.nn.pattern import PatternSpec, RandomBlocksSpec, WindowSpec
+from mmformer.nn.stack import _order
+
+CPU = torch.device("cpu")
+
+
+def grid(length: int, columns: int = 24) -> Tensor:
+    """1 L A: two special tokens, then rows of a picture."""
+    place = torch.arange(length - 2)
+    pos = torch.stack((torch.zeros_like(place), place // columns, place % columns), dim=-1)
+    return torch.cat((torch.full((2, 3), -1), pos))[None]
+
+
+def meaning(pattern: PatternSpec, pos: Tensor) -> Tensor:
+    rows = pos[0].tolist()
+    length = range(len(rows))
+    return torch.tensor(
+        [[nn_reference.pattern_allows(pattern, i, j, rows[i], rows[j]) for j in length] for i in length]
+    )
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_a_pattern_is_its_words(name: str) -> None:
+    pos = grid(330)
+    dense = Mask(pattern=PATTERNS[name], pos=pos).dense(330, 330)
+    assert dense is not None
+    assert torch.equal(dense[0, 0], meaning(PATTERNS[name], pos))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_block_that_holds_a_pair_is_left_out(name: str) -> None:
+    pattern, length, size = PATTERNS[name], 330, 16
+    mask = Mask(pattern=pattern, pos=grid(length))
+    places = mask.places(torch.arange(length))
+    occupied = pattern.occupied(places, places, size)[0]
+    dense = mask.dense(length, length)
+    assert dense is not None
+    missing = -length % size
+    blocks = (
+        torch.nn.functional.pad(dense[0, 0], (0, missing, 0, missing)).unflatten(1, (-1, size)).unflatten(0, (-1, size))
+    )
+    holds = blocks.any(3).any(1)
+    assert not bool((holds & ~occupied).any())
+    if name not in ("strided", "neighbourhood", "all_of"):  # whose blocks are told by what surrounds them
+        assert torch.equal(holds, occupied)
+
+
+def made(length: int, kind: str) -> Mask:
+    draw = torch.Generator().manual_seed(0)
+    valid = torch.rand(2, length, generator=draw) > 0.1
+    valid[1, length - 90 :] = False
+    segment = (torch.arange(length)[None] // torch.tensor([[70], [201]])).long()
+    segment[1, :60:2] = 9  # two that take turns
+    match kind:
+        case "plain":
+            return Mask()
+        case "causal":
+            return Mask(causal=True)
+        case "prefix":
+            return Mask(causal=True, prefix=torch.tensor([5, 200]))
+        case "padded":
+            return Mask(valid=valid, order=_order(valid, None))
+        case "packed":
+            return Mask(True, None, valid, segment, segment, order=_order(valid, segment))
+    raise AssertionError(kind)
+
+
+@pytest.mark.parametrize("kind", ["plain", "causal", "prefix", "padded", "packed"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_blocks_compute_what_the_dense_mask_does(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked, "BLOCK", 16)
+    monkeypatch.setattr(blocked, "LEAST", 64)
+    blocked._shared_plan.cache_clear()
+    length = 330
+    mask = made(length, kind)._replace(pattern=PATTERNS[name], pos=grid(length))
+    plan = make_plan(mask, length, CPU)
+    if plan is None:
+        # What is a sample's own, padding and segments, makes the blocks of one the blocks of all.
+        assert name == "strided" or (kind in ("padded", "packed") and name in ("all_of", "any_of"))
+        return
+    draw = torch.Generator().manual_seed(1)
+    shapes = ((2, 2, length, 4), (2, 1, length, 4), (2, 1, length, 4))
+    query, key, value = (torch.randn(s, generator=draw, dtype=torch.float64).requires_grad_() for s in shapes)
+    dense = mask.dense(length, length)
+    expected = attend(query, key, value, dense, False, 0.0)
+    found = attend_in_blocks(query, key, value, plan, 0.0)
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
+    for one, other in zip(
+        torch.autograd.grad((found * weight).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weight).sum(), (query, key, value)),
+        strict=True,
+    ):
+        assert_close(one, other, rtol=1e-11, atol=1e-11)
+    blocked._shared_plan.cache_clear()
+
+
+def test_what_a_window_computes_grows_with_the_length() -> None:
+    def pairs(length: int) -> int:
+        plan = make_plan(Mask(pattern=WindowSpec(256, 256)), length, CPU)
+        assert plan is not None
+        return plan.allowed.numel() + plan.wide_allowed.numel()
+
+    assert pairs(8192) == 2 * pairs(4096) == 4 * pairs(2048)
+    assert pairs(4096) <= 1.5 * 513 * 4096
+
+
+def test_what_a_random_block_sees_does_not_depend_on_the_length() -> None:
+    pattern = RandomBlocksSpec(size=4, blocks=2)
+    long, short = (Mask(pattern=pattern).dense(length, length) for length in (96, 40))
+    assert long is not None
+    assert short is not None
+    assert torch.equal(long[..., :40, :40], short)
+    other = Mask(pattern=RandomBlocksSpec(size=4, blocks=2, seed=1)).dense(96, 96)
+    assert other is not None
+    assert not torch.equal(other, long)
+    seen = long[0, 0, ::4, ::4].sum(1)
+    assert int(seen.max()) <= 4, "blocks on each side"
+
+
+def test_patterns_are_joined_by_operators() -> None:
+    window, strided = WindowSpec(2, 2), PATTERNS["strided"]
+    both, either = (Mask(pattern=each).dense(200, 200) for each in (window & strided, window | strided))
+    one, other = (Mask(pattern=each).dense(200, 200) for each in (window, strided))
+    assert one is not None
+    assert other is not None
+    assert both is not None
+    assert either is not None
+    assert torch.equal(both, one & other)
+    assert torch.equal(either, one | other)
+
+
+def test_places_are_counted_over_the_real_tokens_of_a_segment() -> None:
+    segment = torch.tensor([[0, 0, 1, 1, 0, 1]])
+    valid = torch.tensor([[True, False, True, True, True, True]])
+    assert _order(None, None) is None
+    assert torch.equal(_order(valid, None), torch.tensor([[0, 1, 1, 2, 3, 4]]))  # type: ignore[arg-type]
+    assert torch.equal(_order(None, segment), torch.tensor([[0, 1, 0, 1, 2, 2]]))  # type: ignore[arg-type]
+    assert torch.equal(_order(valid, segment), torch.tensor([[0, 1, 0, 1, 1, 2]]))  # type: ignore[arg-type]
