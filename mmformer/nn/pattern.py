@@ -9,7 +9,7 @@ with changes what a token sees.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import NamedTuple
@@ -263,59 +263,55 @@ class NeighbourhoodSpec(PatternSpec):
             asking = span(query.along(axis), size, ~special[0])
             near.append(asking.meets(span(key.along(axis), size, ~special[1]), reach, reach))
         whole, seen = (span(mark.long(), size).most.bool() for mark in special)
-        return _joined(torch.logical_and, near) | whole[:, :, None] | seen[:, None, :]
+        return near[0] & near[1] | whole[:, :, None] | seen[:, None, :]
 
 
 @dataclass(frozen=True)
-class AllOfSpec(PatternSpec):
-    """What all of some patterns allow; also written ``a & b``.
+class JoinedSpec(PatternSpec):
+    """What several patterns say together.
 
     Attributes:
         patterns: two or more.
     """
+
+    patterns: tuple[PatternSpec, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.patterns) >= 2, self, "patterns", "two or more")
+
+    @property
+    def over_coordinates(self) -> bool:
+        return any(pattern.over_coordinates for pattern in self.patterns)
+
+    @abstractmethod
+    def join(self, one: Tensor, other: Tensor) -> Tensor:
+        """What two of them say, of what each says."""
+
+    def allows(self, query: Places, key: Places) -> Tensor:
+        return reduce(self.join, [pattern.allows(query, key) for pattern in self.patterns])
+
+    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
+        return reduce(self.join, [pattern.occupied(query, key, size) for pattern in self.patterns])
+
+
+@dataclass(frozen=True)
+class AllOfSpec(JoinedSpec):
+    """What all of some patterns allow; also written ``a & b``."""
 
     patterns: tuple[PatternSpec, ...] = (WindowSpec(), StridedSpec())
 
-    def __post_init__(self) -> None:
-        require(len(self.patterns) >= 2, self, "patterns", "two or more")
-
-    @property
-    def over_coordinates(self) -> bool:
-        return any(pattern.over_coordinates for pattern in self.patterns)
-
-    def allows(self, query: Places, key: Places) -> Tensor:
-        return _joined(torch.logical_and, [pattern.allows(query, key) for pattern in self.patterns])
-
-    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
-        return _joined(torch.logical_and, [pattern.occupied(query, key, size) for pattern in self.patterns])
+    def join(self, one: Tensor, other: Tensor) -> Tensor:
+        return one & other
 
 
 @dataclass(frozen=True)
-class AnyOfSpec(PatternSpec):
-    """What any of some patterns allows; also written ``a | b``. A window, global tokens and random blocks are BigBird.
-
-    Attributes:
-        patterns: two or more.
-    """
+class AnyOfSpec(JoinedSpec):
+    """What any of some patterns allows; also written ``a | b``. BigBird is a window, global tokens, random blocks."""
 
     patterns: tuple[PatternSpec, ...] = (WindowSpec(), GlobalSpec())
 
-    def __post_init__(self) -> None:
-        require(len(self.patterns) >= 2, self, "patterns", "two or more")
-
-    @property
-    def over_coordinates(self) -> bool:
-        return any(pattern.over_coordinates for pattern in self.patterns)
-
-    def allows(self, query: Places, key: Places) -> Tensor:
-        return _joined(torch.logical_or, [pattern.allows(query, key) for pattern in self.patterns])
-
-    def occupied(self, query: Places, key: Places, size: int) -> Tensor:
-        return _joined(torch.logical_or, [pattern.occupied(query, key, size) for pattern in self.patterns])
-
-
-def _joined(join: Callable[[Tensor, Tensor], Tensor], parts: list[Tensor]) -> Tensor:
-    return reduce(join, parts)
+    def join(self, one: Tensor, other: Tensor) -> Tensor:
+        return one | other
 
 
 def _hash(x: Tensor, draw: int, seed: int) -> Tensor:
