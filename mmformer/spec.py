@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from mmformer.errors import InputError
 
@@ -22,6 +22,19 @@ def family(base: T) -> T:
     """Register a base spec (a class decorator)."""
     FAMILIES.append(base)
     return base
+
+
+class Catalogued:
+    """What the catalogue (``mmformer parts``) says of a part of a stack, beside its docstring and its fields.
+
+    In costs, L is the tokens of a row, D the width; the rest are fields.
+    """
+
+    cost: ClassVar[str]
+    """The order of its time for one row: ``"L·w·D"``."""
+
+    source: ClassVar[str]
+    """Where it comes from: authors, year, name, section."""
 
 
 def concrete(base: type) -> list[type]:

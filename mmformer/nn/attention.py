@@ -7,7 +7,7 @@ Vaswani et al. 2017 §3.2; grouped queries as in Ainslie et al. 2023; query–ke
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,11 @@ class AttentionSpec(MixerSpec):
         pattern: which keys a query may see by where the two stand; only blocks of pairs that it allows are computed
             (``nn/blocked.py``). None: all.
     """
+
+    cost: ClassVar[str] = "L²·D"
+    source: ClassVar[str] = (
+        "Vaswani et al. 2017, §3.2; grouped queries: Ainslie et al. 2023; qk_norm: ViT-22B, Dehghani et al. 2023, §2"
+    )
 
     heads: int = 8
     key_value_heads: int | None = None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmformer.spec import family, require, require_probability
+from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
 
 
 @family
 @dataclass(frozen=True)
-class FeedForwardSpec(ABC):
+class FeedForwardSpec(Catalogued, ABC):
     """A map of every token by itself.
 
     Attributes:
@@ -68,6 +68,9 @@ class GELUFeedForwardSpec(FeedForwardSpec):
         approximate: ``tanh`` is GPT-2's approximation, and somewhat cheaper; ``none`` is the GELU itself.
     """
 
+    cost: ClassVar[str] = "L·ratio·D²"
+    source: ClassVar[str] = "Hendrycks and Gimpel 2016"
+
     approximate: Literal["none", "tanh"] = "none"
 
     def __post_init__(self) -> None:
@@ -93,6 +96,9 @@ class GELUFeedForward(FeedForward):
 @dataclass(frozen=True)
 class SwiGLUFeedForwardSpec(FeedForwardSpec):
     """A SiLU-gated projection. The default ratio, 8/3, has the parameters of a GELU feed-forward of ratio 4."""
+
+    cost: ClassVar[str] = "L·ratio·D²"
+    source: ClassVar[str] = "Shazeer 2020, §2"
 
     ratio: float = 8 / 3
     bias: bool = False

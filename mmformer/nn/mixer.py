@@ -22,7 +22,7 @@ from mmformer.nn.blocked import Plan
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.position import Heads, Rotary
-from mmformer.spec import concrete, family
+from mmformer.spec import Catalogued, concrete, family
 from mmformer.types import Aux
 
 
@@ -43,7 +43,7 @@ its members in a NamedTuple of their own."""
 
 @family
 @dataclass(frozen=True)
-class MixerSpec(ABC):
+class MixerSpec(Catalogued, ABC):
     """A way to move information between tokens."""
 
     @property

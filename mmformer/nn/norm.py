@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
-from mmformer.spec import family, require
+from mmformer.spec import Catalogued, family, require
 
 
 @family
 @dataclass(frozen=True)
-class NormSpec(ABC):
+class NormSpec(Catalogued, ABC):
     """A normalisation over the last axis.
 
     Attributes:
@@ -37,6 +38,9 @@ class LayerNormSpec(NormSpec):
         bias: whether there is one.
     """
 
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "Ba et al. 2016"
+
     bias: bool = True
 
     def build(self, width: int) -> nn.Module:
@@ -46,6 +50,9 @@ class LayerNormSpec(NormSpec):
 @dataclass(frozen=True)
 class RMSNormSpec(NormSpec):
     """Divide by the root mean square and apply a gain."""
+
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "Zhang and Sennrich 2019"
 
     def build(self, width: int) -> nn.Module:
         return nn.RMSNorm(width, eps=self.eps)

@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmformer.spec import family, require
+from mmformer.spec import Catalogued, family, require
 from mmformer.types import SPECIAL
 
 
@@ -59,7 +59,7 @@ def span(value: Tensor, size: int, real: Tensor | None = None) -> Span:
 
 @family
 @dataclass(frozen=True)
-class PatternSpec(ABC):
+class PatternSpec(Catalogued, ABC):
     """A relation between the places of queries and keys."""
 
     @property
@@ -93,6 +93,9 @@ class WindowSpec(PatternSpec):
             what it reaches.
     """
 
+    cost: ClassVar[str] = "L·(before + after)·dilation·D"
+    source: ClassVar[str] = "Longformer, Beltagy et al. 2020, §3.1"
+
     before: int = 256
     after: int = 256
     dilation: int = 1
@@ -120,6 +123,9 @@ class ChunksSpec(PatternSpec):
         size: tokens of a chunk.
     """
 
+    cost: ClassVar[str] = "L·size·D"
+    source: ClassVar[str] = "Blockwise, Qiu et al. 2019"
+
     size: int = 256
 
     def __post_init__(self) -> None:
@@ -140,6 +146,9 @@ class GlobalSpec(PatternSpec):
     Attributes:
         tokens: how many.
     """
+
+    cost: ClassVar[str] = "L·tokens·D"
+    source: ClassVar[str] = "Longformer, Beltagy et al. 2020, §3.1; BigBird, Zaheer et al. 2020, §2"
 
     tokens: int = 1
 
@@ -166,6 +175,9 @@ class RandomBlocksSpec(PatternSpec):
         blocks: that a block sees on each side, at random.
         seed: of the draw.
     """
+
+    cost: ClassVar[str] = "L·size·blocks·D"
+    source: ClassVar[str] = "BigBird, Zaheer et al. 2020, §2"
 
     size: int = 64
     blocks: int = 3
@@ -212,6 +224,9 @@ class StridedSpec(PatternSpec):
         stride: steps between the keys that are seen.
     """
 
+    cost: ClassVar[str] = "L²·D"
+    source: ClassVar[str] = "Sparse Transformer, Child et al. 2019, §4.2"
+
     stride: int = 128
 
     def __post_init__(self) -> None:
@@ -235,6 +250,9 @@ class NeighbourhoodSpec(PatternSpec):
         columns: of patches to the left and to the right.
         axes: the coordinate axes of rows and columns.
     """
+
+    cost: ClassVar[str] = "L·rows·columns·D"
+    source: ClassVar[str] = "Image Transformer, Parmar et al. 2018; NAT, Hassani et al. 2022"
 
     rows: int = 3
     columns: int = 3
@@ -298,6 +316,9 @@ class JoinedSpec(PatternSpec):
 class AllOfSpec(JoinedSpec):
     """What all of some patterns allow; also written ``a & b``."""
 
+    cost: ClassVar[str] = "that of the narrowest"
+    source: ClassVar[str] = "Child et al. 2019, §4.2"
+
     patterns: tuple[PatternSpec, ...] = (WindowSpec(), StridedSpec())
 
     def join(self, one: Tensor, other: Tensor) -> Tensor:
@@ -307,6 +328,9 @@ class AllOfSpec(JoinedSpec):
 @dataclass(frozen=True)
 class AnyOfSpec(JoinedSpec):
     """What any of some patterns allows; also written ``a | b``. BigBird is a window, global tokens, random blocks."""
+
+    cost: ClassVar[str] = "the sum of theirs"
+    source: ClassVar[str] = "BigBird, Zaheer et al. 2020, §2"
 
     patterns: tuple[PatternSpec, ...] = (WindowSpec(), GlobalSpec())
 

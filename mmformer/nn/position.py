@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
-from mmformer.spec import family, require
+from mmformer.spec import Catalogued, family, require
 from mmformer.types import AXES, SPECIAL
 
 
@@ -50,8 +50,11 @@ def rotate(x: Tensor, table: Rotary) -> Tensor:
 
 @family
 @dataclass(frozen=True)
-class PositionSpec:
+class PositionSpec(Catalogued):
     """No position: attention sees a set."""
+
+    cost: ClassVar[str] = "0"
+    source: ClassVar[str] = "Vaswani et al. 2017, §3.5, without it"
 
     needs: ClassVar[Ability | None] = None
     """What a mixer must have that it serves; None: it serves all, through what enters the stack."""
@@ -82,6 +85,9 @@ class LearnedPositionSpec(PositionSpec):
         axes: coordinate axes (0 time, 1 row, 2 column); (0,) is text, (1, 2) an image.
         sizes: how many places each of the axes has. A token beyond them is refused.
     """
+
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "Gehring et al. 2017, §3.1"
 
     axes: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = (512,)
@@ -141,6 +147,9 @@ class SinusoidalPositionSpec(PositionSpec):
         base: the longest wave is 2π × base.
     """
 
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "Vaswani et al. 2017, §3.5; two axes: MAE, He et al. 2021"
+
     axes: tuple[int, ...] = (0,)
     base: float = 10_000.0
 
@@ -179,6 +188,9 @@ class RotaryPositionSpec(PositionSpec):
         base: the slowest rotation turns once in about 2π × base steps. Short axes (image grids) want a low one.
         fraction: share of a head's features that rotate; the rest carry content only.
     """
+
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "RoFormer, Su et al. 2021; two axes: RoPE-ViT, Heo et al. 2024"
 
     needs: ClassVar[Ability | None] = "rotary"
 
