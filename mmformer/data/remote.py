@@ -26,6 +26,10 @@ from mmformer.spec import require
 
 _BLOCK = 2**22
 
+_REFUSALS = (OSError, ValueError, ImportError, NotImplementedError)
+"""What fsspec's file systems raise: the place or the network (OSError), an address of no known kind (ValueError), one
+whose package is not installed (ImportError), one whose files cannot be listed (NotImplementedError)."""
+
 
 def is_remote(source: str | os.PathLike[str]) -> bool:
     """Whether it is a URL rather than a path."""
@@ -169,7 +173,7 @@ def find_urls(pattern: str) -> list[str]:
     try:
         files, place = url_to_fs(pattern)
         found = sorted(files.glob(place))
-    except (ImportError, ValueError, OSError, NotImplementedError) as error:
+    except _REFUSALS as error:
         raise InputError(f"{pattern} cannot be listed: {_reason(error)}") from error
     return [each if is_remote(each) else _moved(pattern, partial(_rooted_like, each)) for each in found]
 
@@ -213,22 +217,14 @@ def _fetch(url: str, target: Path, shard: Shard | None = None) -> str:
     Raises:
         InputError: it cannot be read, or is not what the manifest says.
     """
-    import fsspec
-
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".fetching-")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            try:
-                with fsspec.open(url, "rb") as remote:
-                    while block := remote.read(_BLOCK):
-                        digest.update(block)
-                        file.write(block)
-            except (FileNotFoundError, ImportError, ValueError, OSError) as error:
-                if isinstance(error, OSError) and error.filename == name:
-                    raise  # our own disk is full
-                raise InputError(f"{url} cannot be read: {_reason(error)}") from error
+            for block in _blocks(url):
+                digest.update(block)
+                file.write(block)  # an error of our own disk is not the address's
         if shard is not None and digest.hexdigest() != shard.sha256:
             raise InputError(
                 f"{url} has {Path(name).stat().st_size} bytes and the SHA-256 {digest.hexdigest()[:12]}…, but the "
@@ -238,6 +234,17 @@ def _fetch(url: str, target: Path, shard: Shard | None = None) -> str:
         return digest.hexdigest()
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _blocks(url: str) -> Iterator[bytes]:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as remote:
+            while block := remote.read(_BLOCK):
+                yield block
+    except _REFUSALS as error:
+        raise InputError(f"{url} cannot be read: {_reason(error)}") from error
 
 
 def _make_room(cache: CacheSpec, wanted: int, keep: Path) -> None:

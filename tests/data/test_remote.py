@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -189,3 +191,18 @@ def test_urls_are_joined_as_paths_are() -> None:
     assert join_url("s3://bucket/sets/small", "../tars/a.tar") == "s3://bucket/sets/tars/a.tar"
     assert join_url("zip://set::s3://bucket/x.zip", "a.tar") == "zip://set/a.tar::s3://bucket/x.zip"
     assert join_url("simplecache::s3://bucket/set", "a.tar") == "simplecache::s3://bucket/set/a.tar"
+
+
+def test_a_full_disk_here_is_no_mistake_of_the_address(
+    local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, mode: str) -> object:
+        os.close(descriptor)
+        return Path("/dev/full").open(mode, buffering=0)
+
+    monkeypatch.setattr(remote.os, "fdopen", full)
+    target = tmp_path / "kept" / "manifest.json"
+    with pytest.raises(OSError) as caught:
+        _fetch(f"file://{local / 'manifest.json'}", target)
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(target.parent.iterdir())
