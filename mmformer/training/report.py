@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mmformer
+from mmformer.data.classes import read_classes
 from mmformer.data.dataset import SampleDataset
 from mmformer.data.decode import decode_image
 from mmformer.data.opening import open_samples
@@ -57,22 +58,31 @@ def write_report(run: RunSpec, output: Path, scores: Mapping[str, Score]) -> lis
         for place, key in enumerate(keys)
     ]
     said = ["what it writes of each"] * bool(captions) + [f"the {LABELS} names that fit it best"] * bool(labels)
-    line = f"{len(cards)} pictures that training never saw: the name, {', '.join(said)}; the right one in green."
+    shown, right = (["the name"], "; the right one in green") if any(card.name for card in cards) else ([], "")
+    line = f"{len(cards)} pictures that training never saw: {', '.join(shown + said)}{right}."
     draw_sheet(output.name, [line], cards, _footer(scores)).save(output / "report.png", optimize=True)
     return cards
 
 
 def _names(data: DataSpec, split: str) -> list[str | None]:
-    """What the first samples are called, those that are shown among them: what decoders learn to write, or else texts;
-    None where the run reads neither.
+    """What the first samples are called, those that are shown among them: what decoders learn to write, or else texts,
+    or else their classes; None where the run reads none of these.
     """
     text = data.target or data.text
-    if text is None:
+    if text is not None:  # neither pictures nor sounds are decoded for it
+        texts = dataclasses.replace(data, text=text, target=None, image=None, audio=None, labels={})
+        dataset = _as_it_is(texts, split)
+        return [dataset[number].text for number in range(min(CANDIDATES, len(dataset)))]
+    if len(data.labels) != 1:
         return [None] * NUMBER
-    # Neither pictures nor sounds are decoded for it.
-    texts = dataclasses.replace(data, text=text, target=None, image=None, audio=None, labels={})
-    dataset = SampleDataset(texts, split, OrderSpec(shuffle=False), seed=0, training=False)
-    return [dataset[number].text for number in range(min(CANDIDATES, len(dataset)))]
+    ((label, spec),) = data.labels.items()
+    dataset, classes = _as_it_is(data, split), read_classes(spec.classes)
+    numbers = [dataset[number].labels[label] for number in range(min(NUMBER, len(dataset)))]
+    return [None if number < 0 else classes[number] for number in numbers]
+
+
+def _as_it_is(data: DataSpec, split: str) -> SampleDataset:
+    return SampleDataset(data, split, OrderSpec(shuffle=False), seed=0, training=False)
 
 
 def _labels(spec: ModelSpec, model: Predictor, files: list[bytes], names: list[str]) -> list[dict[str, float]]:
