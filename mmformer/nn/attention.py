@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmformer.errors import InputError
 from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.nn.blocked import attend_in_blocks
 from mmformer.nn.kernel import attend
-from mmformer.nn.mixer import Mixer, MixerSpec, State, View
+from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.position import Heads, rotate
 from mmformer.spec import require, require_probability
@@ -67,12 +66,7 @@ class AttentionSpec(MixerSpec):
         return self.pattern
 
     def heads_of(self, width: int) -> Heads:
-        if width % self.heads:
-            raise InputError(
-                f"AttentionSpec.heads must divide the stack's width, but {self.heads} heads do not divide {width}: "
-                f"take {_nearest_divisor(width, self.heads)} heads, or a width that is a multiple of {self.heads}."
-            )
-        return Heads(self.heads, width // self.heads)
+        return even_heads(self, width, self.heads)
 
     def build(self, width: int, memory_width: int | None = None) -> Attention:
         return Attention(self, width, memory_width)
@@ -149,7 +143,3 @@ class Attention(Mixer):
     @staticmethod
     def _normalise(x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
         return x if norm is None else F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
-
-
-def _nearest_divisor(width: int, heads: int) -> int:
-    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))

@@ -69,6 +69,21 @@ class MixerSpec(Catalogued, ABC):
         """
 
 
+def even_heads(spec: MixerSpec, width: int, heads: int) -> Heads:
+    """Heads that share a width out evenly.
+
+    Raises:
+        InputError: they cannot, and what could.
+    """
+    if width % heads:
+        nearest = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
+        raise InputError(
+            f"{type(spec).__name__}.heads must divide the stack's width, but {heads} heads do not divide {width}: "
+            f"take {nearest} heads, or a width that is a multiple of {heads}."
+        )
+    return Heads(heads, width // heads)
+
+
 def require_abilities(where: str, mixer: MixerSpec, needed: Iterable[Ability], why: str) -> None:
     """Refuse a mixer that cannot what it is to do.
 
