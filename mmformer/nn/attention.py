@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import MEANINGS, Ability
-from mmformer.nn.blocked import attend_in_blocks
 from mmformer.nn.kernel import attend
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.pattern import PatternSpec
+from mmformer.nn.plan import Sparse
 from mmformer.nn.position import Heads, rotate
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux
@@ -62,8 +62,8 @@ class AttentionSpec(MixerSpec):
         return frozenset(MEANINGS) - ({"cross"} if self.pattern is not None else set())
 
     @property
-    def sparse_in(self) -> PatternSpec | None:
-        return self.pattern
+    def sparse(self) -> Sparse | None:
+        return None if self.pattern is None else Sparse(self.pattern, self.dropout)
 
     def heads_of(self, width: int) -> Heads:
         return even_heads(self, width, self.heads)
@@ -112,7 +112,7 @@ class Attention(Mixer):
         dropout = self.dropout if self.training else 0.0
         plan = None if self.pattern is None else view.plans.get(self.pattern)
         if plan is not None:
-            return attend_in_blocks(query, seen.key, seen.value, plan, dropout)
+            return plan.attend(query, seen.key, seen.value, dropout)
         structure = view.mask._replace(pattern=self.pattern)
         bias = None if view.bias is None else view.bias.to(query.dtype)
         mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], bias, query.device)

@@ -27,8 +27,8 @@ WORTH = 0.5
 """The largest share of the keys that a block of queries gathers; where it sees more, it attends to the whole row."""
 
 
-class Plan(NamedTuple):
-    """What is computed, made once a pass. A row's N blocks of queries are narrow (n of them) or wide."""
+class BlockedPlan(NamedTuple):
+    """What is computed. A row's N blocks of queries are narrow (n of them) or wide."""
 
     query: Tensor  # n BLOCK, int64: the indexes of the narrow blocks' tokens; past the row's end, its last
     key: Tensor  # n (m BLOCK), int64: of the keys that each of them gathers
@@ -37,8 +37,16 @@ class Plan(NamedTuple):
     wide: Tensor  # W, int64: the other tokens
     wide_allowed: Tensor  # (B or 1) W L, bool: what they see
 
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        y = _attend_narrow(query, key, value, self, dropout)[:, :, : len(self.narrow)]
+        if not len(self.wide):
+            return y
+        wide = attend(query[:, :, self.wide], key, value, self.wide_allowed[:, None], False, dropout)
+        back = torch.cat((self.narrow, self.wide)).argsort()
+        return torch.cat((y, wide), dim=2)[:, :, back]
 
-def make_plan(mask: Mask, length: int, device: torch.device) -> Plan | None:
+
+def blocked_plan(mask: Mask, length: int, device: torch.device) -> BlockedPlan | None:
     """The plan of a mask with a pattern over a row of a length; None where blocks would save nothing."""
     assert mask.pattern is not None
     if length < LEAST:
@@ -49,25 +57,20 @@ def make_plan(mask: Mask, length: int, device: torch.device) -> Plan | None:
     return _plan(mask, length, device)
 
 
-def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float) -> Tensor:
-    """What ``attend`` gives with the dense mask.
-
-    Args:
-        query: B H L width of a head.
-        key: B Hk L width.
-        value: B Hk L width.
-        plan: of the mask.
-        dropout: on the weights.
-    """
-    y = _attend_narrow(query, key, value, plan, dropout)[:, :, : len(plan.narrow)]
-    if not len(plan.wide):
-        return y
-    wide = attend(query[:, :, plan.wide], key, value, plan.wide_allowed[:, None], False, dropout)
-    back = torch.cat((plan.narrow, plan.wide)).argsort()
-    return torch.cat((y, wide), dim=2)[:, :, back]
+def occupied_blocks(mask: Mask, length: int, device: torch.device) -> Tensor:
+    """(B or 1) N N, bool: False where a mask with a pattern allows no pair between two blocks."""
+    assert mask.pattern is not None
+    rows = next((len(part) for part in (mask.order, mask.pos) if part is not None), 1)
+    row = torch.arange(rows, device=device)[:, None]
+    places = mask.places(row, torch.arange(length, device=device)[None])
+    occupied = mask.pattern.occupied(places, places, BLOCK)
+    if mask.key_segment is not None:
+        segments = span(mask.key_segment, BLOCK)
+        occupied = occupied & segments.meets(segments)
+    return occupied.tril() if mask.causal and mask.prefix is None else occupied
 
 
-def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropout: float) -> Tensor:
+def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, plan: BlockedPlan, dropout: float) -> Tensor:
     """B H (n BLOCK) width: the narrow blocks of queries, one after the other."""
     batch, blocks = len(query), len(plan.query)
     allowed = plan.allowed.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]  # (B n) 1 BLOCK (m BLOCK)
@@ -80,21 +83,13 @@ def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, plan: Plan, dropou
 
 
 @lru_cache(maxsize=16)
-def _shared_plan(pattern: PatternSpec, causal: bool, length: int, device: torch.device) -> Plan | None:
+def _shared_plan(pattern: PatternSpec, causal: bool, length: int, device: torch.device) -> BlockedPlan | None:
     """A plan that depends on no batch: every pass of this length shares it."""
     return _plan(Mask(causal, pattern=pattern), length, device)
 
 
-def _plan(mask: Mask, length: int, device: torch.device) -> Plan | None:
-    assert mask.pattern is not None
-    places = mask.places(torch.arange(length, device=device))
-    occupied = mask.pattern.occupied(places, places, BLOCK)
-    if mask.key_segment is not None:
-        segments = span(mask.key_segment, BLOCK)
-        occupied = occupied & segments.meets(segments)
-    occupied = occupied.any(0)  # N N, in any sample
-    if mask.causal and mask.prefix is None:
-        occupied = occupied.tril()
+def _plan(mask: Mask, length: int, device: torch.device) -> BlockedPlan | None:
+    occupied = occupied_blocks(mask, length, device).any(0)  # N N, in any sample
     number = len(occupied)
     is_wide = occupied.sum(1) > max(WORTH * number, 1)
     if is_wide.double().mean() > WORTH:
@@ -113,7 +108,7 @@ def _plan(mask: Mask, length: int, device: torch.device) -> Plan | None:
     in_wide = is_wide.repeat_interleave(BLOCK)[:length]
     wide_allowed = mask.allowed(tokens[in_wide], tokens)
     assert wide_allowed is not None
-    return Plan(
+    return BlockedPlan(
         query.clamp(max=last),
         key.flatten(1).clamp(max=last),
         allowed & counted[None, :, None, :],

@@ -38,11 +38,6 @@ class Mask(NamedTuple):
         allowed = self.allowed(torch.arange(keys - queries, keys, device=device), torch.arange(keys, device=device))
         return None if allowed is None else allowed[:, None]
 
-    def places(self, index: Tensor) -> Places:
-        """Where the keys of some indexes stand: indexes of any shape."""
-        order = index[None] if self.order is None else self.order[:, index]
-        return Places(order, None if self.pos is None else self.pos[:, index])
-
     def allowed(self, query: Tensor, key: Tensor) -> Tensor | None:
         """Whether queries see keys; None when everything is seen.
 
@@ -53,21 +48,33 @@ class Mask(NamedTuple):
         Returns:
             (B or 1) … Q K, bool.
         """
+        each = [part for part in (self.prefix, self.valid, self.key_segment, self.pos, self.order) if part is not None]
+        row = torch.arange(max(map(len, each), default=1), device=query.device)
+        return self.sees(row.view(-1, *[1] * (query.dim() + 1)), query[None, ..., :, None], key[None, ..., None, :])
+
+    def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
+        """Whether queries see keys, element by element: the indexes of rows, queries and keys broadcast."""
         allowed: Tensor | None = None
-        inner = (None,) * (key.dim() - 1)  # the blocks, of what belongs to whole rows
         if self.causal:
-            allowed = (key[..., None, :] <= query[..., :, None])[None]
+            allowed = key <= query
             if self.prefix is not None:
-                allowed = allowed | (key[..., None, :] < self.prefix[:, *inner, None, None])
+                allowed = allowed | (key < self.prefix[row])
         if self.pattern is not None:
-            allowed = _both(allowed, self.pattern.allows(self.places(query), self.places(key)))
+            allowed = _both(allowed, self.pattern.allows(self.places(row, query), self.places(row, key)))
         if self.valid is not None:
-            allowed = _both(allowed, self.valid[:, key][..., None, :])
+            allowed = _both(allowed, self.valid[row, key])
         if self.query_segment is not None and self.key_segment is not None:
             past = self.key_segment.shape[1] - self.query_segment.shape[1]
-            same = self.query_segment[:, query - past][..., :, None] == self.key_segment[:, key][..., None, :]
-            allowed = _both(allowed, same)
+            allowed = _both(allowed, self.query_segment[row, query - past] == self.key_segment[row, key])
         return allowed
+
+    def places(self, row: Tensor, index: Tensor) -> Places:
+        """Where the keys of some indexes of some rows stand."""
+        order = index if self.order is None else self.order[row, index]
+        if self.pos is None:
+            return Places(order)
+        shared = row * 0 if len(self.pos) == 1 else row
+        return Places(order, tuple(axis[shared, index] for axis in self.pos.unbind(-1)))
 
     def sdpa(self, queries: int, keys: int, bias: Tensor | None, device: torch.device) -> tuple[Tensor | None, bool]:
         """The two arguments ``attn_mask`` and ``is_causal`` of ``scaled_dot_product_attention``.

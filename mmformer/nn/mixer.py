@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import MEANINGS, Ability
-from mmformer.nn.blocked import Plan
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
+from mmformer.nn.plan import Plan, Sparse
 from mmformer.nn.position import Heads, Rotary
 from mmformer.spec import Catalogued, concrete, family
 from mmformer.types import Aux
@@ -52,8 +52,8 @@ class MixerSpec(Catalogued, ABC):
         """What it can, with these settings."""
 
     @property
-    def sparse_in(self) -> PatternSpec | None:
-        """The pattern that it computes in blocks, of which it wants a plan; None: none."""
+    def sparse(self) -> Sparse | None:
+        """What it computes in blocks, of which it wants a plan; None: nothing."""
         return None
 
     def heads_of(self, width: int) -> Heads | None:

@@ -23,15 +23,15 @@ from mmformer.types import SPECIAL
 
 
 class Places(NamedTuple):
-    """Where tokens stand, in their row and on the coordinate axes; ``…`` are blocks of tokens, or nothing."""
+    """Where tokens stand, in their row and on the coordinate axes: tensors of any one shape."""
 
-    order: Tensor  # (B or 1) … L, int64: how many real tokens of its segment stand before each
-    pos: Tensor | None = None  # (B or 1) … L A, int64; None: only patterns over the order are asked
+    order: Tensor  # int64: how many real tokens of its segment stand before each
+    coordinates: tuple[Tensor, ...] | None = None  # int64, of each axis; None: only patterns over the order are asked
 
     def along(self, axis: int) -> Tensor:
-        """One coordinate: (B or 1) … L."""
-        assert self.pos is not None, "a pattern over coordinates was asked without them"
-        return self.pos[..., axis]
+        """One coordinate."""
+        assert self.coordinates is not None, "a pattern over coordinates was asked without them"
+        return self.coordinates[axis]
 
 
 class Span(NamedTuple):
@@ -69,11 +69,15 @@ class PatternSpec(Catalogued, ABC):
 
     @abstractmethod
     def allows(self, query: Places, key: Places) -> Tensor:
-        """(B or 1) … Q K, bool: True where a query may see a key."""
+        """Whether queries may see keys: bool, of the shape that places of both broadcast to. Element by element, so
+        that a kernel can ask it for one pair.
+        """
 
     @abstractmethod
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
-        """Of whole rows: (B or 1), blocks of queries, blocks of keys, bool; False where no pair of them is allowed."""
+        """Of whole rows, (B or 1) L: (B or 1), blocks of queries, blocks of keys, bool; False where no pair of them is
+        allowed.
+        """
 
     def __and__(self, other: PatternSpec) -> AllOfSpec:
         return AllOfSpec((self, other))
@@ -106,7 +110,7 @@ class WindowSpec(PatternSpec):
         require(self.dilation >= 1, self, "dilation", "at least 1")
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        ahead = key.order[..., None, :] - query.order[..., :, None]  # … Q K
+        ahead = key.order - query.order
         near = (ahead >= -self.before * self.dilation) & (ahead <= self.after * self.dilation)
         return near & (ahead % self.dilation == 0)
 
@@ -132,7 +136,7 @@ class ChunksSpec(PatternSpec):
         require(self.size >= 1, self, "size", "at least 1")
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        return query.order[..., :, None] // self.size == key.order[..., None, :] // self.size
+        return query.order // self.size == key.order // self.size
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
         return span(query.order // self.size, size).meets(span(key.order // self.size, size))
@@ -156,7 +160,7 @@ class GlobalSpec(PatternSpec):
         require(self.tokens >= 1, self, "tokens", "at least 1")
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        return (query.order[..., :, None] < self.tokens) | (key.order[..., None, :] < self.tokens)
+        return (query.order < self.tokens) | (key.order < self.tokens)
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
         asking, asked = (span(places.order, size).least < self.tokens for places in (query, key))
@@ -189,12 +193,8 @@ class RandomBlocksSpec(PatternSpec):
         require(0 <= self.seed < 2**31, self, "seed", "from 0 to 2^31 - 1")
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        own = query.order[..., :, None] // self.size  # … Q 1
-        seen = key.order[..., None, :] // self.size  # … 1 K
-        allowed = torch.zeros_like(own == seen)
-        for drawn in self._drawn(own):
-            allowed |= seen == drawn
-        return allowed
+        own, seen = query.order // self.size, key.order // self.size
+        return reduce(torch.logical_or, [seen == drawn for drawn in self._drawn(own)])
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
         asking, asked = span(query.order // self.size, size), span(key.order // self.size, size)
@@ -233,7 +233,7 @@ class StridedSpec(PatternSpec):
         require(self.stride >= 1, self, "stride", "at least 1")
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        return (query.order[..., :, None] - key.order[..., None, :]) % self.stride == 0
+        return (query.order - key.order) % self.stride == 0
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
         asking, asked = (span(places.order, size).least for places in (query, key))
@@ -268,10 +268,10 @@ class NeighbourhoodSpec(PatternSpec):
         return True
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        special = (query.along(0)[..., :, None] == SPECIAL) | (key.along(0)[..., None, :] == SPECIAL)  # B … Q K
+        special = (query.along(0) == SPECIAL) | (key.along(0) == SPECIAL)
         near = ~special
         for axis, reach in zip(self.axes, (self.rows, self.columns), strict=True):
-            near = near & ((query.along(axis)[..., :, None] - key.along(axis)[..., None, :]).abs() <= reach)
+            near = near & ((query.along(axis) - key.along(axis)).abs() <= reach)
         return special | near
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:

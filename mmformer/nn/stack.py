@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
-from mmformer.nn.blocked import Plan, make_plan
 from mmformer.nn.layer import LayerSpec, LayerState
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View, require_abilities
 from mmformer.nn.pattern import PatternSpec
+from mmformer.nn.plan import Plan, make_plan
 from mmformer.nn.position import Heads, PositionSpec, unexpanded
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux, LossTerm, Tokens
@@ -126,8 +126,7 @@ class Stack(nn.Module):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
         self.spec, self.abilities = spec, spec.abilities
-        sparse = (layer.mixer.sparse_in for layer in spec.layers)
-        self.patterns = {pattern for pattern in sparse if pattern is not None}
+        self.sparse = {layer.mixer.sparse for layer in spec.layers if layer.mixer.sparse is not None}
         self.position = spec.position.build(spec.width, spec.heads())
         last = max(1, spec.depth - 1)
         self.layers = nn.ModuleList(
@@ -180,7 +179,7 @@ class Stack(nn.Module):
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
         bias = self.position.bias(tokens.pos, pos)
         plans: dict[PatternSpec, Plan] = {}
-        if self.patterns:
+        if self.sparse:
             mask = mask._replace(pos=unexpanded(pos), order=_order(valid, segment))
             # A bias is dense already, and decoding has few queries.
             if bias is None and tokens.x.shape[1] == pos.shape[1]:
@@ -209,8 +208,13 @@ class Stack(nn.Module):
         return StackOutput(Tokens(self.norm(x), tokens.pos, tokens.valid, tokens.segment), after, aux, kept)
 
     def _plans(self, mask: Mask, x: Tensor) -> dict[PatternSpec, Plan]:
-        made = {each: make_plan(mask._replace(pattern=each), x.shape[1], x.device) for each in self.patterns}
-        return {pattern: plan for pattern, plan in made.items() if plan is not None}
+        plans: dict[PatternSpec, Plan] = {}
+        for pattern in dict.fromkeys(each.pattern for each in self.sparse):
+            dropout = max(each.dropout for each in self.sparse if each.pattern == pattern) if self.training else 0.0
+            plan = make_plan(mask._replace(pattern=pattern), x.shape[1], x.device, dropout)
+            if plan is not None:
+                plans[pattern] = plan
+        return plans
 
     def _check(
         self, causal: bool, prefix: Tensor | None, memory: Tokens | None, intermediates: Collection[int]

@@ -7,13 +7,17 @@ import pytest
 import torch
 from contract import PATTERNS
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from torch.testing import assert_close
 
 from mmformer.nn import blocked
-from mmformer.nn.blocked import attend_in_blocks, make_plan
+from mmformer.nn import plan as plan_module
+from mmformer.nn.blocked import blocked_plan
+from mmformer.nn.flex import flex_plan
 from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec, RandomBlocksSpec, WindowSpec
+from mmformer.nn.plan import make_plan
 from mmformer.nn.stack import _order
 
 CPU = torch.device("cpu")
@@ -46,7 +50,7 @@ def test_a_pattern_is_its_words(name: str) -> None:
 def test_no_block_that_holds_a_pair_is_left_out(name: str) -> None:
     pattern, length, size = PATTERNS[name], 330, 16
     mask = Mask(pattern=pattern, pos=grid(length))
-    places = mask.places(torch.arange(length))
+    places = mask.places(torch.zeros(1, 1, dtype=torch.int64), torch.arange(length)[None])
     occupied = pattern.occupied(places, places, size)[0]
     dense = mask.dense(length, length)
     assert dense is not None
@@ -88,7 +92,7 @@ def test_blocks_compute_what_the_dense_mask_does(name: str, kind: str, monkeypat
     blocked._shared_plan.cache_clear()
     length = 330
     mask = made(length, kind)._replace(pattern=PATTERNS[name], pos=grid(length))
-    plan = make_plan(mask, length, CPU)
+    plan = blocked_plan(mask, length, CPU)
     if plan is None:
         # What is a sample's own, padding and segments, makes the blocks of one the blocks of all.
         assert name == "strided" or (kind in ("padded", "packed") and name in ("all_of", "any_of"))
@@ -98,7 +102,7 @@ def test_blocks_compute_what_the_dense_mask_does(name: str, kind: str, monkeypat
     query, key, value = (torch.randn(s, generator=draw, dtype=torch.float64).requires_grad_() for s in shapes)
     dense = mask.dense(length, length)
     expected = attend(query, key, value, dense, False, 0.0)
-    found = attend_in_blocks(query, key, value, plan, 0.0)
+    found = plan.attend(query, key, value, 0.0)
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
     for one, other in zip(
@@ -110,9 +114,54 @@ def test_blocks_compute_what_the_dense_mask_does(name: str, kind: str, monkeypat
     blocked._shared_plan.cache_clear()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")  # as it is meant to be here
+@pytest.mark.parametrize("kind", ["plain", "causal", "prefix", "padded", "packed"])
+@pytest.mark.parametrize("name", PATTERNS)
+def test_flex_computes_what_the_dense_mask_does(name: str, kind: str) -> None:
+    """Its forward pass: on the CPU there is no other."""
+    length = 330
+    mask = made(length, kind)._replace(pattern=PATTERNS[name], pos=grid(length))
+    plan = flex_plan(mask, length, CPU)
+    assert plan is not None
+    draw = torch.Generator().manual_seed(1)
+    shapes = ((2, 2, length, 4), (2, 1, length, 4), (2, 1, length, 4))
+    query, key, value = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
+    found = plan.attend(query, key, value, 0.0)
+    assert_close(found, attend(query, key, value, mask.dense(length, length), False, 0.0), rtol=1e-12, atol=1e-12)
+    if name == "window" and kind == "causal":  # 330 tokens are three blocks: the third is too far for the first
+        assert plan.blocks.kv_num_blocks.tolist() == [[[1, 2, 2]]]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_flex_compiles_a_pattern() -> None:
+    """What the fused kernel is asked of one pair is element by element, for every pattern."""
+    length = 300
+    query, key, value = torch.randn(3, 2, 2, length, 16).unbind(0)
+    compiled = torch.compile(flex_attention)
+    for pattern in PATTERNS.values():
+        mask = made(length, "packed")._replace(pattern=pattern, pos=grid(length))
+        plan = flex_plan(mask, length, CPU)
+        assert plan is not None
+        found = compiled(query, key, value, block_mask=plan.blocks)
+        assert_close(found, attend(query, key, value, mask.dense(length, length), False, 0.0))
+
+
+def test_a_plan_is_flex_where_it_can_be() -> None:
+    mask, cuda = Mask(pattern=WindowSpec(2, 2)), torch.device("cuda")
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("flex_plan", "blocked_plan"):
+            patch.setattr(plan_module, kind, lambda *_, kind=kind: asked.append(kind))
+        make_plan(mask, 600, cuda, 0.0)
+        make_plan(mask, 600, cuda, 0.1)  # which flex cannot drop
+        make_plan(mask, 600, CPU, 0.0)
+    assert asked == ["flex_plan", "blocked_plan", "blocked_plan"]
+
+
 def test_what_a_window_computes_grows_with_the_length() -> None:
     def pairs(length: int) -> int:
-        plan = make_plan(Mask(pattern=WindowSpec(256, 256)), length, CPU)
+        plan = blocked_plan(Mask(pattern=WindowSpec(256, 256)), length, CPU)
         assert plan is not None
         return plan.allowed.numel() + plan.wide_allowed.numel()
 

@@ -1,0 +1,52 @@
+"""Sparse attention through PyTorch's flex attention: one fused kernel that skips the blocks a pattern leaves empty.
+
+Which blocks those are is told by the pattern, not found by asking for every pair. On the CPU flex has no backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from mmformer.nn.blocked import BLOCK, occupied_blocks
+from mmformer.nn.mask import Mask
+
+
+class FlexPlan(NamedTuple):
+    """The blocks of pairs that hold any, and which of their pairs are allowed."""
+
+    blocks: BlockMask
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        assert not dropout, "flex attention drops no weights; make_plan knows"
+        grouped = query.shape[1] != key.shape[1]
+        return _kernel(query.device.type)(query, key, value, block_mask=self.blocks, enable_gqa=grouped)
+
+
+def flex_plan(mask: Mask, length: int, device: torch.device) -> FlexPlan | None:
+    """The plan of a mask with a pattern over a row of a length; None where it is one block."""
+    if length <= BLOCK:
+        return None
+    occupied = occupied_blocks(mask, length, device)[:, None]  # (B or 1) 1 N N
+    number = occupied.sum(-1, dtype=torch.int32)
+    first = (~occupied).to(torch.uint8).argsort(dim=-1, stable=True).int()  # the occupied ones
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        allowed = mask.sees(row, query, key)
+        assert allowed is not None, "there is a pattern"
+        return allowed
+
+    lengths = (length, length)
+    return FlexPlan(BlockMask.from_kv_blocks(number, first, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=lengths))
+
+
+@lru_cache(maxsize=2)
+def _kernel(device: str) -> Callable[..., Tensor]:
+    """Uncompiled, it would hold all scores."""
+    kernel: Callable[..., Tensor] = torch.compile(flex_attention) if device == "cuda" else flex_attention
+    return kernel

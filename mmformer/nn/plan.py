@@ -1,0 +1,44 @@
+"""How a sparse pattern is computed, decided once a pass for all layers that have it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from mmformer.nn.blocked import blocked_plan
+from mmformer.nn.flex import flex_plan
+from mmformer.nn.mask import Mask
+from mmformer.nn.pattern import PatternSpec
+
+
+class Sparse(NamedTuple):
+    """What a mixer wants computed in blocks."""
+
+    pattern: PatternSpec
+    dropout: float = 0.0  # on the weights, in training
+
+
+class Plan(Protocol):
+    """What is computed of a mask."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """What ``kernel.attend`` gives with the dense mask.
+
+        Args:
+            query: B H L width of a head.
+            key: B Hk L width.
+            value: B Hk L width.
+            dropout: on the weights.
+        """
+
+
+def make_plan(mask: Mask, length: int, device: torch.device, dropout: float) -> Plan | None:
+    """The plan of a mask with a pattern over a row of a length; None where blocks would save nothing.
+
+    On CUDA it is PyTorch's flex attention, a fused kernel; elsewhere, and where weights are dropped, which flex cannot,
+    blocks are gathered.
+    """
+    make = flex_plan if device.type == "cuda" and not dropout else blocked_plan
+    return make(mask, length, device)
