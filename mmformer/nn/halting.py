@@ -1,0 +1,107 @@
+"""Adaptive computation time: each token is worked on until it is done, and says when that is.
+
+After each application of a layer, a unit gives the chance that a token halts there. It halts where its chances add up
+to the threshold, or at the last application. What leaves the stack is the mean of the token's states, each weighed by
+its chance, the last one by what the others left of 1; this is where the unit's gradient comes from. A token that has
+halted is there for others as it then was: its state is copied from application to application.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.spec import Catalogued, require
+from mmformer.types import LossTerm
+
+
+@dataclass(frozen=True)
+class HaltingSpec(Catalogued):
+    """Each token goes through as many applications of the layers as it needs; the stack's depth is the most.
+
+    In evaluation, the stack stops where no token of a batch goes on, unless it carries a state.
+
+    Attributes:
+        threshold: a token halts where its chances add up to it (Graves: 1 - ε, with ε = 0.01).
+        ponder_cost: what an application costs a token, as a loss (Graves's τ): the mean over tokens of the number of
+            applications and of the last one's weight, times this, is asked to be minimised, as ``ponder``.
+    """
+
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "Graves 2016, §2.2; for each token: Universal Transformers, Dehghani et al. 2019, §2.2"
+
+    threshold: float = 0.99
+    ponder_cost: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(0 < self.threshold < 1, self, "threshold", "above 0 and below 1")
+        require(self.ponder_cost > 0, self, "ponder_cost", "positive: nothing else makes tokens halt early")
+
+    def build(self, width: int) -> Halting:
+        """The unit for a stack's width."""
+        return Halting(self, width)
+
+
+class Pondering(NamedTuple):
+    """How far each token has come."""
+
+    mean: Tensor  # B L D: the states so far, weighed
+    spent: Tensor  # B L, float32 at least: of its chances, which add up to 1
+    cost: Tensor  # B L, float32 at least: applications, and the last one's weight where it has halted
+    running: Tensor  # B L, bool: it has not halted
+    real: Tensor  # B L, bool
+
+
+class Halting(nn.Module):
+    def __init__(self, spec: HaltingSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.ones_(self.bias)  # tokens halt soon at first (Graves, §3)
+
+    def begin(self, x: Tensor, valid: Tensor | None) -> Pondering:
+        """Before the first application. Padding does not run; its mean is zero."""
+        real = x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
+        zero = x.new_zeros(x.shape[:2], dtype=_exact(x))
+        return Pondering(torch.zeros_like(x), zero, zero, real, real)
+
+    def forward(self, before: Tensor, after: Tensor, past: Pondering, last: bool) -> tuple[Tensor, Pondering]:
+        """Weigh the states that left an application.
+
+        Args:
+            before: B L D, what entered it.
+            after: B L D, what left it.
+            past: how far tokens had come.
+            last: it is the last application there is.
+
+        Returns:
+            What enters the next one, and how far tokens have come.
+        """
+        with torch.autocast(after.device.type, enabled=False):
+            exact = _exact(after)
+            chance = (after.to(exact) @ self.weight.to(exact) + self.bias.to(exact)).sigmoid()  # B L
+        enough = past.spent + chance >= self.spec.threshold
+        halts = past.running & (torch.ones_like(enough) if last else enough)
+        left = 1 - past.spent
+        share = torch.where(halts, left, chance) * past.running
+        spend = past.running * chance
+        cost = past.cost + past.running + halts * left
+        mean = past.mean + share[..., None].to(after.dtype) * after
+        x = torch.where(past.running[..., None], after, before)
+        return x, Pondering(mean, past.spent + spend, cost, past.running & ~halts, past.real)
+
+    def asked(self, pondered: Pondering) -> LossTerm:
+        """The ponder cost, over real tokens."""
+        return LossTerm(self.spec.ponder_cost * pondered.cost.sum().float(), pondered.real.sum().float())
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,194 @@
+"""First weights by name: how the matrices of a stack's layers are drawn, each by what it is for.
+
+Parts say what their matrices are for (``Part.roles``), and an initialisation says how each kind is drawn; neither knows
+the other. What a part does not name keeps the start that it gives itself, as norms, gains and recurrences do.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.spec import Catalogued, family, require
+
+Role = Literal["query", "key", "value", "inner", "output"]
+"""What a matrix is for: ``output`` is a branch's last, whose products the residual sum adds; ``inner`` all others of a
+feed-forward, and those of a mixer that make no queries, keys or values."""
+
+
+class Rows(NamedTuple):
+    """Rows of a matrix that are drawn as a matrix of their own; several are often multiplied by at once."""
+
+    role: Role
+    number: int | None = None  # None: all that there are
+
+
+Roles = Mapping[str, tuple[Rows, ...]]
+"""The path of a linear map in a part, or of a parameter (… out in) that has no bias -> its rows, from the first on."""
+
+
+class Part(nn.Module):
+    """What a residual branch is made of: a mixer or a feed-forward."""
+
+    def roles(self) -> Roles:
+        """What its matrices are for. Those that are not named keep the start that their module gives them."""
+        return {}
+
+
+@family
+@dataclass(frozen=True)
+class InitialisationSpec(Catalogued, ABC):
+    """How the matrices of a stack's layers are drawn, and what their biases are at first."""
+
+    cost: ClassVar[str] = "0"
+
+    @abstractmethod
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        """Fill them in place.
+
+        Args:
+            weight: … out in; matrices that are stacked are drawn alike.
+            bias: … out; None: there is none.
+            branches: how many residual branches the stack has, two for most layers.
+        """
+
+
+@dataclass(frozen=True)
+class GPT2InitialisationSpec(InitialisationSpec):
+    """Normal; what residual sums add is drawn smaller by √branches, so that their variance does not grow with depth.
+
+    Attributes:
+        std: standard deviation of all but residual outputs.
+    """
+
+    source: ClassVar[str] = "GPT-2, Radford et al. 2019, §2.3"
+
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, self, "std", "positive")
+
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        nn.init.normal_(weight, std=self.std / math.sqrt(branches) if role == "output" else self.std)
+        _zero(bias)
+
+
+@dataclass(frozen=True)
+class TruncatedNormalInitialisationSpec(InitialisationSpec):
+    """Normal, cut off at two standard deviations, all matrices alike (BERT, ViT).
+
+    Attributes:
+        std: of the normal distribution before it is cut; what is drawn has 0.88 of it.
+    """
+
+    source: ClassVar[str] = "BERT, Devlin et al. 2019, in its code; ViT as in DeiT, Touvron et al. 2021, §6"
+
+    std: float = 0.02
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, self, "std", "positive")
+
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        nn.init.trunc_normal_(weight, std=self.std, a=-2 * self.std, b=2 * self.std)
+        _zero(bias)
+
+
+@dataclass(frozen=True)
+class XavierInitialisationSpec(InitialisationSpec):
+    """Uniform, with a variance of 2 / (in + out); queries, keys and values are matrices of their own."""
+
+    source: ClassVar[str] = "Glorot and Bengio 2010, §4.2.1; ViT, Dosovitskiy et al. 2021, in its code"
+
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        bound = math.sqrt(6 / sum(weight.shape[-2:]))
+        nn.init.uniform_(weight, -bound, bound)
+        _zero(bias)
+
+
+@dataclass(frozen=True)
+class T5InitialisationSpec(InitialisationSpec):
+    """Normal, with a variance of 1 / in.
+
+    T5 draws queries smaller by √(width of a head) besides, in place of dividing scores by it. Here attention divides,
+    so that scores start as T5's do.
+
+    Attributes:
+        factor: on all standard deviations.
+    """
+
+    source: ClassVar[str] = "T5, Raffel et al. 2020, in its code"
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.factor > 0, self, "factor", "positive")
+
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        nn.init.normal_(weight, std=self.factor / math.sqrt(weight.shape[-1]))
+        _zero(bias)
+
+
+@dataclass(frozen=True)
+class ZeroResidualInitialisationSpec(InitialisationSpec):
+    """Every branch adds nothing at first: its last matrix is zero. All others keep the start that they have."""
+
+    source: ClassVar[str] = (
+        "Fixup, Zhang et al. 2019, §3; as adaLN-Zero, Peebles and Xie 2022, §3.2"
+    )
+
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        if role == "output":
+            nn.init.zeros_(weight)
+            _zero(bias)
+
+
+@dataclass(frozen=True)
+class DeepNormInitialisationSpec(InitialisationSpec):
+    """Xavier's normal; values, outputs and feed-forwards smaller by β = (4 × branches)^-¼: what ``placement: deep``
+    goes with, and what its stacks have unasked.
+    """
+
+    source: ClassVar[str] = "DeepNet, Wang et al. 2022, §3, figure 2"
+
+    def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
+        gain = 1.0 if role in ("query", "key") else (4 * branches) ** -0.25
+        nn.init.normal_(weight, std=gain * math.sqrt(2 / sum(weight.shape[-2:])))
+        _zero(bias)
+
+
+def drawn_by(spec: InitialisationSpec, part: Part, branches: int) -> dict[nn.Module, list[Callable[[], None]]]:
+    """What is to be called after a module's own ``reset_parameters``, for the modules of a part that have matrices."""
+    calls: dict[nn.Module, list[Callable[[], None]]] = {}
+    for path, rows in part.roles().items():
+        parent, _, name = path.rpartition(".")
+        owner: nn.Module = part.get_submodule(parent)
+        found = getattr(owner, name)
+        weight, bias = (found.weight, found.bias) if isinstance(found, nn.Linear) else (found, None)
+        owner = found if isinstance(found, nn.Linear) else owner
+        calls.setdefault(owner, []).append(_call(spec, weight, bias, rows, branches))
+    return calls
+
+
+def _call(
+    spec: InitialisationSpec, weight: Tensor, bias: Tensor | None, rows: tuple[Rows, ...], branches: int
+) -> Callable[[], None]:
+    @torch.no_grad()
+    def call() -> None:
+        sizes = [weight.shape[-2] if each.number is None else each.number for each in rows]
+        weights = torch.split(weight, sizes, dim=-2)
+        biases = [None] * len(rows) if bias is None else torch.split(bias, sizes, dim=-1)
+        for each, own_weight, own_bias in zip(rows, weights, biases, strict=True):
+            spec.draw(own_weight, own_bias, each.role, branches)
+
+    return call
+
+
+def _zero(bias: Tensor | None) -> None:
+    if bias is not None:
+        nn.init.zeros_(bias)
