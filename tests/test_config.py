@@ -41,7 +41,8 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
-from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec

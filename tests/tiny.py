@@ -26,7 +26,8 @@ from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.position import SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.tokenizers.image import ImagePatchesSpec

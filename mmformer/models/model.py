@@ -15,7 +15,6 @@ from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.head import Head, HeadSpec
 from mmformer.nn.ability import Ability
-from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
@@ -231,15 +230,13 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
 
 def _require_places(where: str, tokenizer: TokenizerSpec, name: str, stack: StackSpec) -> None:
     """Refuse a stack whose learned positions have no row for some of a tokenizer's tokens."""
-    if not isinstance(stack.position, LearnedPositionSpec):
-        return
-    for axis, size in zip(stack.position.axes, stack.position.sizes, strict=True):
+    for axis, size in stack.position.limits.items():
         places = tokenizer.places[axis]
         if places is not None and places > size:
             raise InputError(
                 f"model.stacks.{name}.position has {size} places on axis {axis}, but the tokens of {where} stand at up "
-                f"to {places} ({type(tokenizer).__name__}): raise LearnedPositionSpec.sizes to {places}, or let the "
-                f"tokenizer make fewer."
+                f"to {places} ({type(tokenizer).__name__}): raise {type(stack.position).__name__}.sizes to {places}, or "
+                f"let the tokenizer make fewer."
             )
 
 

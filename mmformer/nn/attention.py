@@ -58,8 +58,9 @@ class AttentionSpec(MixerSpec):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        # Places in a row mean nothing between tokens and a memory.
-        return frozenset(MEANINGS) - ({"cross"} if self.pattern is not None else set())
+        # Places in a row mean nothing between tokens and a memory; queries of a group share a key.
+        lacking = {"cross": self.pattern is not None, "rotary_heads": self.key_value_heads not in (None, self.heads)}
+        return frozenset(ability for ability in MEANINGS if not lacking.get(ability))
 
     @property
     def sparse(self) -> Sparse | None:

@@ -1,14 +1,15 @@
-"""Where a token stands: additive tables, fixed waves, and rotation, over any of the coordinate axes.
+"""Where a token stands, over any of the coordinate axes: the hooks, and what is added to tokens (tables and waves).
 
 A position is three hooks that do nothing by default: ``embed`` adds to the input of a stack, ``rotary`` gives the
-tables that attention rotates queries and keys by, ``bias`` adds to attention scores. The stack owns its position and
-asks each hook once a pass. Special tokens (coordinate -1) have a row of their own in a learned table and are neither
-moved by waves nor rotated.
+tables that attention rotates queries and keys by (``nn/rotary.py``), ``bias`` adds to attention scores
+(``nn/bias.py``). The stack owns its position and asks each hook once a pass. Special tokens (coordinate -1) have rows
+of their own in learned tables and are neither moved by waves nor rotated.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -25,8 +26,8 @@ from mmformer.types import AXES, SPECIAL
 class Rotary(NamedTuple):
     """Rotation tables for the first 2R features of every head."""
 
-    cos: Tensor  # B or 1, 1, L, R, float32
-    sin: Tensor  # B or 1, 1, L, R, float32
+    cos: Tensor  # B or 1, H or 1, L, R, float32
+    sin: Tensor  # B or 1, H or 1, L, R, float32
 
 
 class Heads(NamedTuple):
@@ -56,8 +57,13 @@ class PositionSpec(Catalogued):
     cost: ClassVar[str] = "0"
     source: ClassVar[str] = "Vaswani et al. 2017, §3.5, without it"
 
-    needs: ClassVar[Ability | None] = None
-    """What a mixer must have that it serves; None: it serves all, through what enters the stack."""
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+    """What a mixer must have that it serves; nothing: it serves all, through what enters the stack."""
+
+    @property
+    def limits(self) -> Mapping[int, int]:
+        """How many places an axis has, where it has an end."""
+        return {}
 
     def build(self, width: int, heads: Heads | None) -> Position:
         """Args: width of the stack; heads: of the mixers that it serves, None where none has heads."""
@@ -76,6 +82,11 @@ class Position(nn.Module):
     def bias(self, query_pos: Tensor, key_pos: Tensor) -> Tensor | None:  # B Q A, B K A -> (B or 1) (H or 1) Q K
         return None
 
+    def resized(self, weight: Tensor, spec: PositionSpec) -> Tensor | None:
+        """The table that a position of another spec has learned as its ``weight``, for this one's sizes; None: neither
+        is such a table, or they differ in more than their sizes."""
+        return None
+
 
 @dataclass(frozen=True)
 class LearnedPositionSpec(PositionSpec):
@@ -84,18 +95,27 @@ class LearnedPositionSpec(PositionSpec):
     Attributes:
         axes: coordinate axes (0 time, 1 row, 2 column); (0,) is text, (1, 2) an image.
         sizes: how many places each of the axes has. A token beyond them is refused.
+        learned: sizes of the table that is learned, which each pass resizes to ``sizes`` (bicubic over two axes, linear
+            over one): weights that were trained at one size serve another. None: as ``sizes``.
     """
 
     cost: ClassVar[str] = "L·D"
-    source: ClassVar[str] = "Gehring et al. 2017, §3.1"
+    source: ClassVar[str] = "Gehring et al. 2017, §3.1; another size: ViT, Dosovitskiy et al. 2020, §3.2"
 
     axes: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = (512,)
+    learned: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _require_axes(self, self.axes)
-        require(len(self.sizes) == len(self.axes), self, "sizes", f"one size for each of the axes {self.axes}")
-        require(all(size >= 1 for size in self.sizes), self, "sizes", "at least 1 each")
+        require_axes(self, self.axes)
+        require_sizes(self, self.axes, self.sizes)
+        if self.learned is not None:
+            good = len(self.learned) == len(self.axes) <= 2 and all(size >= 1 for size in self.learned)
+            require(good, self, "learned", f"None, or one size for each of the axes {self.axes}, of which two at most")
+
+    @property
+    def limits(self) -> Mapping[int, int]:
+        return dict(zip(self.axes, self.sizes, strict=True))
 
     def build(self, width: int, heads: Heads | None) -> LearnedPosition:
         return LearnedPosition(self, width)
@@ -107,7 +127,8 @@ class LearnedPosition(Position):
     def __init__(self, spec: LearnedPositionSpec, width: int) -> None:
         super().__init__()
         self.axes, self.sizes = spec.axes, spec.sizes
-        self.weight = nn.Parameter(torch.empty(math.prod(spec.sizes) + 1, width))
+        self.learned = spec.learned or spec.sizes
+        self.weight = nn.Parameter(torch.empty(math.prod(self.learned) + 1, width))  # the special tokens' row first
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -115,24 +136,22 @@ class LearnedPosition(Position):
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         shared = unexpanded(pos)
-        self._check(shared)
+        require_inside(self, self.axes, self.sizes, shared)
         row = torch.zeros_like(shared[..., 0])
         for axis, size in zip(self.axes, self.sizes, strict=True):
             row = row * size + shared[..., axis].clamp(min=0)
         row = torch.where(shared[..., self.axes[0]] == SPECIAL, 0, row + 1)
-        return x + F.embedding(row, self.weight).to(x.dtype)
+        return x + F.embedding(row, self._table()).to(x.dtype)
 
-    def _check(self, pos: Tensor) -> None:
-        # Reading a maximum would make an accelerator wait, and its own index check catches the same mistake.
-        if torch.compiler.is_compiling() or pos.device.type != "cpu" or not pos.numel():
-            return
-        for axis, size in zip(self.axes, self.sizes, strict=True):
-            highest = int(pos[..., axis].max())
-            if highest >= size:
-                raise InputError(
-                    f"LearnedPosition has {size} places on axis {axis}, but a token stands at {highest}: "
-                    f"raise LearnedPositionSpec.sizes, or shorten the input."
-                )
+    def _table(self) -> Tensor:
+        if self.learned == self.sizes:
+            return self.weight
+        return torch.cat((self.weight[:1], resample(self.weight[1:], self.learned, self.sizes)))
+
+    def resized(self, weight: Tensor, spec: PositionSpec) -> Tensor | None:
+        if not isinstance(spec, LearnedPositionSpec) or spec.axes != self.axes or len(self.axes) > 2:
+            return None
+        return torch.cat((weight[:1], resample(weight[1:], spec.learned or spec.sizes, self.learned)))
 
 
 @dataclass(frozen=True)
@@ -154,7 +173,7 @@ class SinusoidalPositionSpec(PositionSpec):
     base: float = 10_000.0
 
     def __post_init__(self) -> None:
-        _require_axes(self, self.axes)
+        require_axes(self, self.axes)
         require(self.base > 1, self, "base", "above 1")
 
     def build(self, width: int, heads: Heads | None) -> SinusoidalPosition:
@@ -173,67 +192,26 @@ class SinusoidalPosition(Position):
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         shared = unexpanded(pos)
-        angle = _angles(shared, self.axes, self.width // (2 * len(self.axes)), self.base)  # B L axes F
+        turning = rates(self.width // (2 * len(self.axes)), self.base, pos.device)
+        angle = angles(shared, self.axes, turning)  # B L axes F
         wave = torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(-2)  # B L D
         special = shared[..., self.axes[0]] == SPECIAL
         return x + wave.masked_fill(special[..., None], 0.0).to(x.dtype)
 
 
-@dataclass(frozen=True)
-class RotaryPositionSpec(PositionSpec):
-    """Rotary position over one or more axes (RoFormer, Su et al. 2021; over two axes as in RoPE-ViT, Heo et al. 2024).
+def rates(frequencies: int, base: float, device: torch.device) -> Tensor:
+    """How far each wave turns in a step, from 1 down to nearly 1 / base: frequencies, float32.
 
-    Attributes:
-        axes: coordinate axes (0 time, 1 row, 2 column); each rotates an equal share of the features.
-        base: the slowest rotation turns once in about 2π × base steps. Short axes (image grids) want a low one.
-        fraction: share of a head's features that rotate; the rest carry content only.
+    They are computed on each pass: a buffer would be lost when a model is built on the meta device.
     """
-
-    cost: ClassVar[str] = "L·D"
-    source: ClassVar[str] = "RoFormer, Su et al. 2021; two axes: RoPE-ViT, Heo et al. 2024"
-
-    needs: ClassVar[Ability | None] = "rotary"
-
-    axes: tuple[int, ...] = (0,)
-    base: float = 10_000.0
-    fraction: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require_axes(self, self.axes)
-        require(self.base > 1, self, "base", "above 1")
-        require(0 < self.fraction <= 1, self, "fraction", "above 0 and at most 1")
-
-    def build(self, width: int, heads: Heads | None) -> RotaryPosition:
-        assert heads is not None, "StackSpec refuses a stack without heads"
-        frequencies = int(heads.width * self.fraction) // (2 * len(self.axes))
-        if frequencies < 1:
-            raise InputError(
-                f"RotaryPositionSpec over {len(self.axes)} axes needs at least {2 * len(self.axes)} rotated features "
-                f"in a head, but heads are {heads.width} wide and the fraction is {self.fraction}."
-            )
-        return RotaryPosition(self, frequencies)
+    exponent = torch.arange(frequencies, device=device, dtype=torch.float32) / frequencies
+    return base**-exponent
 
 
-class RotaryPosition(Position):
-    def __init__(self, spec: RotaryPositionSpec, frequencies: int) -> None:
-        super().__init__()
-        self.axes, self.base, self.frequencies = spec.axes, spec.base, frequencies
-
-    def rotary(self, pos: Tensor) -> Rotary:
-        # A special token's angle is that of 0, none; clamping is cheaper than a mask.
-        angle = _angles(unexpanded(pos).clamp(min=0), self.axes, self.frequencies, self.base)  # B L axes F
-        angle = angle.flatten(-2)[:, None]  # B 1 L R
-        return Rotary(angle.cos(), angle.sin())
-
-
-def _angles(pos: Tensor, axes: tuple[int, ...], frequencies: int, base: float) -> Tensor:
-    """Position times frequency, in float32: B L A -> B L len(axes) frequencies.
-
-    The frequencies are computed on each pass: a buffer would be lost when a model is built on the meta device.
-    """
-    exponent = torch.arange(frequencies, device=pos.device, dtype=torch.float32) / frequencies
+def angles(pos: Tensor, axes: tuple[int, ...], turning: Tensor) -> Tensor:
+    """Position times rate, in float32: B L A -> B L len(axes) frequencies."""
     places = torch.stack([pos[..., axis] for axis in axes], dim=-1).float()  # B L axes
-    return places[..., None] * base**-exponent
+    return places[..., None] * turning
 
 
 def unexpanded(pos: Tensor) -> Tensor:
@@ -241,6 +219,51 @@ def unexpanded(pos: Tensor) -> Tensor:
     return pos[:1] if pos.stride(0) == 0 else pos
 
 
-def _require_axes(spec: PositionSpec, axes: tuple[int, ...]) -> None:
+def require_axes(spec: PositionSpec, axes: tuple[int, ...]) -> None:
+    """Refuse coordinate axes that there are not, or that are named twice."""
     good = len(axes) >= 1 and len(set(axes)) == len(axes) and all(0 <= axis < AXES for axis in axes)
     require(good, spec, "axes", f"different axes out of 0 to {AXES - 1}")
+
+
+def require_sizes(spec: PositionSpec, axes: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """Refuse a table's sizes that do not fit its axes."""
+    require(len(sizes) == len(axes), spec, "sizes", f"one size for each of the axes {axes}")
+    require(all(size >= 1 for size in sizes), spec, "sizes", "at least 1 each")
+
+
+def require_inside(position: Position, axes: tuple[int, ...], sizes: tuple[int, ...], pos: Tensor) -> None:
+    """Refuse tokens that stand past a table's end.
+
+    Raises:
+        InputError: how far the table goes on which axis, where the token stands, what to raise.
+    """
+    # Reading a maximum would make an accelerator wait, and its own index check catches the same mistake.
+    if torch.compiler.is_compiling() or pos.device.type != "cpu" or not pos.numel():
+        return
+    for axis, size in zip(axes, sizes, strict=True):
+        highest = int(pos[..., axis].max())
+        if highest >= size:
+            name = type(position).__name__
+            raise InputError(
+                f"{name} has {size} places on axis {axis}, but a token stands at {highest}: "
+                f"raise {name}Spec.sizes, or shorten the input."
+            )
+
+
+def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+    """A table over a grid, for a grid of other sizes: bicubic over two axes, linear over one, antialiased.
+
+    As ``resample_abs_pos_embed`` of timm does.
+
+    Args:
+        table: (product of old) D.
+        old: sizes of its grid, of one or two axes.
+        new: sizes of the grid that is wanted.
+    """
+    if old == new:
+        return table
+    height, width = (1, *old)[-2:]
+    grid = table.float().T.reshape(1, -1, height, width)  # 1 D height width
+    mode = "bicubic" if len(old) == 2 else "bilinear"  # over one row, bilinear is linear
+    grid = F.interpolate(grid, (1, *new)[-2:], mode=mode, antialias=True)
+    return grid[0].flatten(1).T.to(table.dtype)

@@ -59,9 +59,10 @@ class StackSpec:
         require(self.depth > 1 or not self.drop_path, self, "drop_path", "0 where there is one layer, the first")
         require(not self.pattern or self.layer == LayerSpec(), self, "layer", "left out where there is a pattern")
         require(len(self.pattern) <= self.depth, self, "pattern", f"no longer than depth, {self.depth}")
-        needed = self.position.needs
-        if needed is not None and not any(needed in layer.mixer.abilities for layer in self.layers):
-            require_abilities("StackSpec.layer.mixer", self.layers[0].mixer, [needed], type(self.position).__name__)
+        needed, mixers = self.position.needs, [layer.mixer for layer in self.layers]
+        # A mixer that reads some of what a position gives has to read all of it.
+        for mixer in [mixer for mixer in mixers if needed & mixer.abilities] or mixers[:1]:
+            require_abilities("StackSpec.layer.mixer", mixer, sorted(needed), type(self.position).__name__)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -91,9 +92,9 @@ class StackSpec:
             InputError: mixers that it serves have different ones.
         """
         needed = self.position.needs
-        served = [layer.mixer for layer in self.layers if needed is None or needed in layer.mixer.abilities]
+        served = [layer.mixer for layer in self.layers if needed <= layer.mixer.abilities]
         found = {mixer: heads for mixer in served if (heads := mixer.heads_of(self.width)) is not None}
-        if needed is not None and len(set(found.values())) > 1:
+        if needed and len(set(found.values())) > 1:
             told = " and ".join(f"{heads.number} of width {heads.width}" for heads in dict.fromkeys(found.values()))
             raise InputError(
                 f"{type(self.position).__name__} makes one table for all layers, but their mixers have heads that "

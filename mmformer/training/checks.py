@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mmformer.errors import InputError, nearest
-from mmformer.nn.position import LearnedPositionSpec
 from mmformer.spec import Parts
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
@@ -119,15 +118,13 @@ def _check_native(run: RunSpec, patch: int, budget: int) -> None:
     stacks = {encoder.stack for encoder in reading.values()}
     stacks |= {decoder.stack for decoder in model.decoders.values() if {*decoder.read_as("prefix")} & {*reading}}
     for name in sorted(stacks):
-        position = model.stacks[name].position
-        if isinstance(position, LearnedPositionSpec):
-            sizes = dict(zip(position.axes, position.sizes, strict=True))
-            if min(sizes.get(1, budget), sizes.get(2, budget)) < budget:
-                raise InputError(
-                    f"model.stacks.{name}.position has {position.sizes} places on the axes {position.axes}, but "
-                    f"a picture in its own proportions (fit: native) may have {budget} rows or columns of "
-                    f"patches: take SinusoidalPositionSpec or RotaryPositionSpec over the axes (1, 2)."
-                )
+        limits = model.stacks[name].position.limits
+        if min(limits.get(1, budget), limits.get(2, budget)) < budget:
+            raise InputError(
+                f"model.stacks.{name}.position has {tuple(limits.values())} places on the axes {tuple(limits)}, but "
+                f"a picture in its own proportions (fit: native) may have {budget} rows or columns of patches: take "
+                f"SinusoidalPositionSpec or RotaryPositionSpec over the axes (1, 2)."
+            )
 
 
 def _check_evaluation(run: RunSpec) -> None:

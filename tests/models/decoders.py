@@ -15,7 +15,7 @@ from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import RotaryPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec

@@ -17,7 +17,8 @@ from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec
+from mmformer.nn.position import LearnedPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.types import Batch, Text

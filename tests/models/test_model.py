@@ -18,7 +18,8 @@ from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.norm import LayerNormSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
-from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.position import LearnedPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec

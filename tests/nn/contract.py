@@ -36,14 +36,8 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
-from mmformer.nn.position import (
-    Heads,
-    LearnedPositionSpec,
-    Position,
-    PositionSpec,
-    RotaryPositionSpec,
-    SinusoidalPositionSpec,
-)
+from mmformer.nn.position import Heads, LearnedPositionSpec, Position, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
 from mmformer.types import Tokens
 
@@ -55,7 +49,7 @@ MEMORY_LENGTH, MEMORY_WIDTH = 5, 24
 class ToyBiasSpec(PositionSpec):
     """For these tests only: a learned slope per head on the distance in time, as the additive hook wants it."""
 
-    needs: ClassVar = "bias"
+    needs: ClassVar = frozenset({"bias"})
 
     def build(self, width: int, heads: Heads | None) -> ToyBias:
         assert heads is not None

@@ -29,12 +29,8 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
-from mmformer.nn.position import (
-    LearnedPositionSpec,
-    PositionSpec,
-    RotaryPositionSpec,
-    SinusoidalPositionSpec,
-)
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import Stack
 
 Array = np.ndarray

@@ -18,7 +18,7 @@ from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
-from mmformer.nn.position import RotaryPosition, RotaryPositionSpec
+from mmformer.nn.rotary import RotaryPosition, RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
 

@@ -26,7 +26,8 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.pool import AttentionPoolSpec
-from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.position import LearnedPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Tokens
 

@@ -15,7 +15,8 @@ from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.packing import fill_rows, pack
 from mmformer.nn.pool import ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
-from mmformer.nn.position import PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.position import PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.types import Text, Tokens

@@ -14,14 +14,8 @@ from torch.testing import assert_close
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import (
-    Heads,
-    LearnedPositionSpec,
-    PositionSpec,
-    RotaryPositionSpec,
-    SinusoidalPositionSpec,
-    rotate,
-)
+from mmformer.nn.position import Heads, LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec, rotate
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
 

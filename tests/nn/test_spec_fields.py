@@ -37,12 +37,8 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
-from mmformer.nn.position import (
-    LearnedPositionSpec,
-    PositionSpec,
-    RotaryPositionSpec,
-    SinusoidalPositionSpec,
-)
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
 

@@ -19,7 +19,8 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View
 from mmformer.nn.norm import RMSNormSpec
-from mmformer.nn.position import LearnedPositionSpec, RotaryPositionSpec
+from mmformer.nn.position import LearnedPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import Stack, StackSpec, StackState
 from mmformer.types import Aux, LossTerm, Tokens
 

@@ -14,7 +14,7 @@ from mmformer.errors import InputError
 from mmformer.models.encoder import EncoderSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import RotaryPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatches, SpectrogramPatchesSpec
 from mmformer.types import Audio, Tokens

@@ -13,7 +13,8 @@ from tiny import VOCABULARY, tiny_batch, tiny_model
 
 from mmformer.errors import InputError
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
-from mmformer.nn.position import LearnedPositionSpec, PositionSpec, RotaryPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
 from mmformer.types import Batch, Text

@@ -25,7 +25,7 @@ from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import RotaryPositionSpec
+from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
