@@ -1,14 +1,17 @@
-"""The position-wise half of a layer: GELU (Hendrycks and Gimpel 2016) and SwiGLU (Shazeer 2020, §2)."""
+"""The position-wise half of a layer: hidden units between two projections, plain or gated."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
 
@@ -16,28 +19,15 @@ from mmformer.types import Aux
 @family
 @dataclass(frozen=True)
 class FeedForwardSpec(Catalogued, ABC):
-    """A map of every token by itself.
+    """What a layer does to its tokens after they have been mixed."""
 
-    Attributes:
-        ratio: hidden width over model width.
-        multiple: the hidden width is rounded up to a multiple of this.
-        bias: whether the projections have biases.
-        dropout: on the hidden units.
-    """
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What a stack can with it: all, where every token is mapped by itself."""
+        return frozenset(MEANINGS)
 
-    ratio: float = 4.0
-    multiple: int = 8
-    bias: bool = True
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.ratio > 0, self, "ratio", "positive")
-        require(self.multiple >= 1, self, "multiple", "at least 1")
-        require_probability(self, "dropout")
-
-    def hidden(self, width: int) -> int:
-        """The hidden width for a model width."""
-        return -(-max(1, int(width * self.ratio)) // self.multiple) * self.multiple
+    def require_able(self, where: str, needed: Iterable[Ability], why: str) -> None:
+        """Refuse it where it cannot what it is to do (see ``require_abilities``); ``where`` is the field with it."""
 
     @abstractmethod
     def build(self, width: int) -> FeedForward:
@@ -61,59 +51,161 @@ class FeedForward(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class GELUFeedForwardSpec(FeedForwardSpec):
-    """Two projections with a GELU between them.
+class DenseFeedForwardSpec(FeedForwardSpec, ABC):
+    """A map of every token by itself: to hidden units, and back.
 
     Attributes:
-        approximate: ``tanh`` is GPT-2's approximation, and somewhat cheaper; ``none`` is the GELU itself.
+        ratio: hidden width over model width.
+        multiple: the hidden width is rounded up to a multiple of this.
+        bias: whether the projections have biases.
+        dropout: on the hidden units.
     """
 
     cost: ClassVar[str] = "L·ratio·D²"
-    source: ClassVar[str] = "Hendrycks and Gimpel 2016"
+    gated: ClassVar[bool] = False
+    """Whether every hidden unit is the product of an activated feature and another one."""
 
-    approximate: Literal["none", "tanh"] = "none"
+    ratio: float = 4.0
+    multiple: int = 8
+    bias: bool = True
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.approximate in ("none", "tanh"), self, "approximate", "'none' or 'tanh'")
+        require(self.ratio > 0, self, "ratio", "positive")
+        require(self.multiple >= 1, self, "multiple", "at least 1")
+        require_probability(self, "dropout")
 
-    def build(self, width: int) -> GELUFeedForward:
-        return GELUFeedForward(self, width)
+    def hidden(self, width: int) -> int:
+        """The hidden width for a model width."""
+        return -(-max(1, int(width * self.ratio)) // self.multiple) * self.multiple
+
+    def features(self, width: int) -> int:
+        """The width of what the first projection makes: two features for each hidden unit where it is gated."""
+        return self.hidden(width) * (2 if self.gated else 1)
+
+    @abstractmethod
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation, feature by feature."""
+
+    def units(self, features: Tensor) -> Tensor:
+        """The hidden units of what the first projection makes: … features -> … hidden."""
+        if not self.gated:
+            return self.activate(features)
+        gate, up = features.chunk(2, dim=-1)
+        return self.activate(gate) * up
+
+    def build(self, width: int) -> FeedForward:
+        return GatedFeedForward(self, width) if self.gated else PlainFeedForward(self, width)
 
 
-class GELUFeedForward(FeedForward):
-    def __init__(self, spec: GELUFeedForwardSpec, width: int) -> None:
+class PlainFeedForward(FeedForward):
+    def __init__(self, spec: DenseFeedForwardSpec, width: int) -> None:
         super().__init__()
-        self.approximate = spec.approximate
-        self.up = nn.Linear(width, spec.hidden(width), bias=spec.bias)
+        self.spec = spec
+        self.up = nn.Linear(width, spec.features(width), bias=spec.bias)
         self.dropout = nn.Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        return self.down(self.dropout(F.gelu(self.up(x), approximate=self.approximate))), {}
+        return self.down(self.dropout(self.spec.units(self.up(x)))), {}
+
+
+class GatedFeedForward(FeedForward):
+    def __init__(self, spec: DenseFeedForwardSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.gate_up = nn.Linear(width, spec.features(width), bias=spec.bias)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
+        return self.down(self.dropout(self.spec.units(self.gate_up(x)))), {}
 
 
 @dataclass(frozen=True)
-class SwiGLUFeedForwardSpec(FeedForwardSpec):
+class GELUFeedForwardSpec(DenseFeedForwardSpec):
+    """Two projections with a GELU between them.
+
+    Attributes:
+        approximate: ``tanh`` is GPT-2's approximation, and somewhat cheaper; ``sigmoid`` is x σ(1.702 x), CLIP's
+            QuickGELU; ``none`` is the GELU itself.
+    """
+
+    source: ClassVar[str] = "Hendrycks and Gimpel 2016, §2"
+
+    approximate: Literal["none", "tanh", "sigmoid"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self.approximate in ("none", "tanh", "sigmoid")
+        require(known, self, "approximate", "'none', 'tanh' or 'sigmoid'")
+
+    def activate(self, x: Tensor) -> Tensor:
+        if self.approximate == "sigmoid":
+            return x * torch.sigmoid(1.702 * x)
+        return F.gelu(x, approximate=self.approximate)
+
+
+@dataclass(frozen=True)
+class ReLUFeedForwardSpec(DenseFeedForwardSpec):
+    """Two projections with a rectifier between them.
+
+    Attributes:
+        squared: what it lets through is squared, as in Primer.
+    """
+
+    source: ClassVar[str] = "Vaswani et al. 2017, §3.3; squared: So et al. 2021, Primer, §3"
+
+    squared: bool = False
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.relu(x).square() if self.squared else F.relu(x)
+
+
+@dataclass(frozen=True)
+class SwiGLUFeedForwardSpec(DenseFeedForwardSpec):
     """A SiLU-gated projection. The default ratio, 8/3, has the parameters of a GELU feed-forward of ratio 4."""
 
-    cost: ClassVar[str] = "L·ratio·D²"
     source: ClassVar[str] = "Shazeer 2020, §2"
+    gated: ClassVar[bool] = True
 
     ratio: float = 8 / 3
     bias: bool = False
 
-    def build(self, width: int) -> SwiGLUFeedForward:
-        return SwiGLUFeedForward(self, width)
+    def activate(self, x: Tensor) -> Tensor:
+        return F.silu(x)
 
 
-class SwiGLUFeedForward(FeedForward):
-    def __init__(self, spec: SwiGLUFeedForwardSpec, width: int) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(width, 2 * spec.hidden(width), bias=spec.bias)
-        self.dropout = nn.Dropout(spec.dropout)
-        self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
+@dataclass(frozen=True)
+class GLUFeedForwardSpec(DenseFeedForwardSpec):
+    """A projection gated by another one: SwiGLU's siblings.
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # B L hidden, twice
-        return self.down(self.dropout(F.silu(gate) * up)), {}
+    Attributes:
+        gate: the gate's activation: ``gelu`` makes GEGLU, ``gelu_tanh`` the same by its approximation (T5 1.1),
+            ``relu`` ReGLU, ``sigmoid`` the GLU itself, ``identity`` the bilinear one.
+    """
+
+    source: ClassVar[str] = "Dauphin et al. 2016; Shazeer 2020, §2"
+    gated: ClassVar[bool] = True
+
+    ratio: float = 8 / 3
+    bias: bool = False
+    gate: Literal["gelu", "gelu_tanh", "relu", "sigmoid", "identity"] = "gelu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = self.gate in ("gelu", "gelu_tanh", "relu", "sigmoid", "identity")
+        require(known, self, "gate", "'gelu', 'gelu_tanh', 'relu', 'sigmoid' or 'identity'")
+
+    def activate(self, x: Tensor) -> Tensor:
+        match self.gate:
+            case "gelu":
+                return F.gelu(x)
+            case "gelu_tanh":
+                return F.gelu(x, approximate="tanh")
+            case "relu":
+                return F.relu(x)
+            case "sigmoid":
+                return torch.sigmoid(x)
+            case "identity":
+                return x

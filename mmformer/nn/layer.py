@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmformer.nn.ability import Ability, require_abilities
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
-from mmformer.nn.mixer import MixerSpec, State, View, require_abilities
+from mmformer.nn.mixer import MixerSpec, State, View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux
@@ -60,6 +61,11 @@ class LayerSpec:
         require(fits or not self.parallel, self, "parallel", allowed)
         if self.cross is not None:
             require_abilities("LayerSpec.cross", self.cross, ["cross"], "A reader of memory")
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What its mixer and its feed-forward can."""
+        return self.mixer.abilities & (self.mixer if self.feedforward is None else self.feedforward).abilities
 
     def build(self, width: int, memory_width: int | None = None, drop_path: float = 0.0) -> Layer:
         """The module; ``drop_path`` is the chance that a sample skips a branch in training."""

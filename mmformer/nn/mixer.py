@@ -9,20 +9,21 @@ layer again and count them twice.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmformer.errors import InputError
-from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.ability import Ability
+from mmformer.nn.initialisation import Part
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, Sparse
 from mmformer.nn.position import Heads, Rotary
-from mmformer.spec import Catalogued, concrete, family
+from mmformer.spec import Catalogued, family
 from mmformer.types import Aux
 
 
@@ -84,26 +85,7 @@ def even_heads(spec: MixerSpec, width: int, heads: int) -> Heads:
     return Heads(heads, width // heads)
 
 
-def require_abilities(where: str, mixer: MixerSpec, needed: Iterable[Ability], why: str) -> None:
-    """Refuse a mixer that cannot what it is to do.
-
-    Args:
-        where: the field that names the mixer.
-        why: what needs it, as the beginning of a sentence: "A decoder".
-
-    Raises:
-        InputError: which ability it lacks, and which mixers have it.
-    """
-    for ability in needed:
-        if ability not in mixer.abilities:
-            having = sorted(spec.__name__ for spec in concrete(MixerSpec) if ability in spec().abilities)
-            raise InputError(
-                f"{why} needs a mixer that {MEANINGS[ability]}, but {where} is {mixer}, which does not: "
-                f"take {' or '.join(having)}."
-            )
-
-
-class Mixer(nn.Module, ABC):
+class Mixer(Part, ABC):
     """The module that a MixerSpec builds."""
 
     @abstractmethod
