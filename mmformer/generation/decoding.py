@@ -11,7 +11,7 @@ from torch import Tensor
 from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
-from mmformer.nn.stack import StackState
+from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
 

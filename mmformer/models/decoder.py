@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.nn.cross_entropy import linear_cross_entropy
-from mmformer.nn.stack import Stack, StackState
+from mmformer.nn.stack import Stack
+from mmformer.nn.state import StackState
 from mmformer.spec import require, require_probability
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.types import Aux, LossTerm, Text, Tokens

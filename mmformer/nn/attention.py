@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import attend
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.pattern import PatternSpec
@@ -98,6 +99,12 @@ class Attention(Mixer):
         self.query_norm = nn.RMSNorm(self.head_width, eps=1e-6) if spec.qk_norm else None
         self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if spec.qk_norm else None
         self.out = nn.Linear(width, width, bias=spec.bias)
+
+    def roles(self) -> Roles:
+        shared = self.key_value_heads * self.head_width
+        query, key_value = Rows("query", self.heads * self.head_width), (Rows("key", shared), Rows("value", shared))
+        entering: Roles = {"q": (query,), "kv": key_value} if hasattr(self, "kv") else {"qkv": (query, *key_value)}
+        return {**entering, "out": (Rows("output"),)}
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         past = None if state is None else KeyValue(*state)

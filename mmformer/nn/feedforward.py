@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.initialisation import Part, Roles, Rows
 from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
 
@@ -34,7 +35,7 @@ class FeedForwardSpec(Catalogued, ABC):
         """The module for a stack's width."""
 
 
-class FeedForward(nn.Module, ABC):
+class FeedForward(Part, ABC):
     """The module that a FeedForwardSpec builds."""
 
     @abstractmethod
@@ -106,6 +107,9 @@ class PlainFeedForward(FeedForward):
         self.dropout = nn.Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
 
+    def roles(self) -> Roles:
+        return {"up": (Rows("inner"),), "down": (Rows("output"),)}
+
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
         return self.down(self.dropout(self.spec.units(self.up(x)))), {}
 
@@ -117,6 +121,10 @@ class GatedFeedForward(FeedForward):
         self.gate_up = nn.Linear(width, spec.features(width), bias=spec.bias)
         self.dropout = nn.Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
+
+    def roles(self) -> Roles:
+        hidden = Rows("inner", self.down.in_features)
+        return {"gate_up": (hidden, hidden), "down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
         return self.down(self.dropout(self.spec.units(self.gate_up(x)))), {}

@@ -10,11 +10,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mmformer.errors import InputError
 from mmformer.spec import Catalogued, family, require
 
 Role = Literal["query", "key", "value", "inner", "output"]
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
 
 
 Roles = Mapping[str, tuple[Rows, ...]]
-"""The path of a linear map in a part, or of a parameter (… out in) that has no bias -> its rows, from the first on."""
+"""The path of a linear map in a part, or of a parameter (… out in) without a bias -> its rows, from the first on."""
 
 
 class Part(nn.Module):
@@ -138,9 +139,7 @@ class T5InitialisationSpec(InitialisationSpec):
 class ZeroResidualInitialisationSpec(InitialisationSpec):
     """Every branch adds nothing at first: its last matrix is zero. All others keep the start that they have."""
 
-    source: ClassVar[str] = (
-        "Fixup, Zhang et al. 2019, §3; as adaLN-Zero, Peebles and Xie 2022, §3.2"
-    )
+    source: ClassVar[str] = "Fixup, Zhang et al. 2019, §3; as adaLN-Zero, Peebles and Xie 2022, §3.2"
 
     def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
         if role == "output":
@@ -162,21 +161,32 @@ class DeepNormInitialisationSpec(InitialisationSpec):
         _zero(bias)
 
 
-def drawn_by(spec: InitialisationSpec, part: Part, branches: int) -> dict[nn.Module, list[Callable[[], None]]]:
-    """What is to be called after a module's own ``reset_parameters``, for the modules of a part that have matrices."""
+def drawn_by(spec: InitialisationSpec, branch: Part, branches: int) -> dict[nn.Module, list[Callable[[], None]]]:
+    """What is to be called after a module's own ``reset_parameters``, for the modules of a branch that have matrices.
+
+    Raises:
+        InputError: the branch does not say what its matrices are for.
+    """
     calls: dict[nn.Module, list[Callable[[], None]]] = {}
-    for path, rows in part.roles().items():
-        parent, _, name = path.rpartition(".")
-        owner: nn.Module = part.get_submodule(parent)
-        found = getattr(owner, name)
-        weight, bias = (found.weight, found.bias) if isinstance(found, nn.Linear) else (found, None)
-        owner = found if isinstance(found, nn.Linear) else owner
-        calls.setdefault(owner, []).append(_call(spec, weight, bias, rows, branches))
+    for part in branch.modules():
+        for path, rows in part.roles().items() if isinstance(part, Part) else ():
+            parent, _, name = path.rpartition(".")
+            owner: nn.Module = part.get_submodule(parent)
+            found = getattr(owner, name)
+            if isinstance(found, nn.Module):
+                calls.setdefault(found, []).append(_call(spec, found.weight, found.bias, rows, branches))
+            else:
+                calls.setdefault(owner, []).append(_call(spec, found, None, rows, branches))
+    if not calls and any(parameter.ndim > 1 for parameter in branch.parameters()):
+        raise InputError(
+            f"{type(spec).__name__} draws matrices by what they are for, but {type(branch).__name__} does not say that "
+            f"of its own: leave StackSpec.initialisation out."
+        )
     return calls
 
 
 def _call(
-    spec: InitialisationSpec, weight: Tensor, bias: Tensor | None, rows: tuple[Rows, ...], branches: int
+    spec: InitialisationSpec, weight: Any, bias: Any, rows: tuple[Rows, ...], branches: int
 ) -> Callable[[], None]:
     @torch.no_grad()
     def call() -> None:

@@ -2,7 +2,8 @@
 
 Where the norms stand is decided here and nowhere else: ``pre`` normalises what enters a branch (GPT-2, ViT), ``post``
 normalises the sum that leaves it (the original Transformer, BERT), ``sandwich`` normalises what enters a branch and
-what leaves it, before the sum (CogView, Ding et al. 2021, §2.4; Gemma 2).
+what leaves it, before the sum (CogView, Ding et al. 2021, §2.4; Gemma 2). ``deep`` is DeepNorm (Wang et al. 2022,
+§3): ``post``, with what passes a branch by made larger, and some of the first weights smaller, by the stack's depth.
 """
 
 from __future__ import annotations
@@ -31,30 +32,36 @@ class LayerSpec:
         feedforward: on each token; None: the layer has none.
         cross: reads memory, between mixer and feed-forward; None: the layer reads none.
         norm: of each branch.
-        placement: of the norms: before a branch, after its residual sum, or on both sides of a branch.
+        placement: of the norms: before a branch (``pre``), after its residual sum (``post``; ``deep``, DeepNorm, whose
+            constants follow from the stack's depth), or on both sides of a branch (``sandwich``).
         parallel: mixer and feed-forward read one norm of the same tokens, and are summed (PaLM, Chowdhery et al. 2022,
             §2; ViT-22B): their products can be fused, at a little less quality a parameter.
-        skip_scale: a factor on what passes each branch by (DeepNorm's α, Wang et al. 2022, §3: (2 × depth)^¼ with
-            ``post``); 1: none.
+        skip_scale: a factor on what passes each branch by; 1: none.
         dropout: on what a branch adds.
         layer_scale: where a learned gain on each channel of what a branch adds starts (CaiT, Touvron et al. 2021,
             §2.1): small values let a deep or young stack begin near the identity; None: there is no such gain.
+        branch_scale: a factor on what each branch adds (Granite's residual multiplier, 0.22, say); 1: none.
     """
 
     mixer: MixerSpec = AttentionSpec()
     feedforward: FeedForwardSpec | None = GELUFeedForwardSpec()
     cross: MixerSpec | None = None
     norm: NormSpec = LayerNormSpec()
-    placement: Literal["pre", "post", "sandwich"] = "pre"
+    placement: Literal["pre", "post", "sandwich", "deep"] = "pre"
     parallel: bool = False
     skip_scale: float = 1.0
     dropout: float = 0.0
     layer_scale: float | None = None
+    branch_scale: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.layer_scale is None or self.layer_scale > 0, self, "layer_scale", "None or positive")
-        require(self.placement in ("pre", "post", "sandwich"), self, "placement", "'pre', 'post' or 'sandwich'")
-        require(self.skip_scale > 0, self, "skip_scale", "positive")
+        placements = ("pre", "post", "sandwich", "deep")
+        require(self.placement in placements, self, "placement", "'pre', 'post', 'sandwich' or 'deep'")
+        for name in ("skip_scale", "branch_scale"):
+            require(getattr(self, name) > 0, self, name, "positive")
+            free = self.placement != "deep" or getattr(self, name) == 1
+            require(free, self, name, "1 where placement is 'deep', which follows from the stack's depth")
         require_probability(self, "dropout")
         fits = self.placement == "pre" and self.feedforward is not None and self.cross is None and self.skip_scale == 1
         allowed = "false, unless placement is 'pre' and skip_scale 1, with a feedforward and without cross"
@@ -67,9 +74,14 @@ class LayerSpec:
         """What its mixer and its feed-forward can."""
         return self.mixer.abilities & (self.mixer if self.feedforward is None else self.feedforward).abilities
 
-    def build(self, width: int, memory_width: int | None = None, drop_path: float = 0.0) -> Layer:
-        """The module; ``drop_path`` is the chance that a sample skips a branch in training."""
-        return Layer(self, width, memory_width, drop_path)
+    @property
+    def branches(self) -> int:
+        """How many residual branches it has."""
+        return 1 + (self.cross is not None) + (self.feedforward is not None)
+
+    def build(self, width: int, memory_width: int | None = None, branches: int | None = None) -> Layer:
+        """The module; ``branches`` is the number of residual branches of the whole stack, None: the layer's own."""
+        return Layer(self, width, memory_width, branches or self.branches)
 
 
 class LayerState(NamedTuple):
@@ -82,9 +94,11 @@ class LayerState(NamedTuple):
 class Residual(nn.Module):
     """The norms, the gain, the dropout and the sum of one branch; the branch itself is the layer's."""
 
-    def __init__(self, spec: LayerSpec, width: int, drop_path: float, normed: bool = True) -> None:
+    def __init__(self, spec: LayerSpec, width: int, branches: int, normed: bool = True) -> None:
         super().__init__()
-        self.spec, self.drop_path = spec, drop_path
+        self.spec, self.post = spec, spec.placement in ("post", "deep")
+        # DeepNorm's α, (2 × depth)^¼, or (3 × depth)^¼ where layers read memory: each layer has so many branches.
+        self.skip_scale = branches**0.25 if spec.placement == "deep" else spec.skip_scale
         self.gain = None if spec.layer_scale is None else nn.Parameter(torch.empty(width))
         self.norm = spec.norm.build(width) if normed else nn.Identity()
         self.inner_norm = spec.norm.build(width) if spec.placement == "sandwich" else nn.Identity()
@@ -96,39 +110,40 @@ class Residual(nn.Module):
             nn.init.constant_(self.gain, self.spec.layer_scale)
 
     def enter(self, x: Tensor) -> Tensor:
-        return x if self.spec.placement == "post" else self.norm(x)
+        return x if self.post else self.norm(x)
 
-    def leave(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sum of what came in and what the branch made of it."""
+    def leave(self, x: Tensor, y: Tensor, drop_path: float = 0.0) -> Tensor:
+        """The sum of what came in and what the branch made of it, which some samples go without by chance."""
         if self.spec.placement == "sandwich":
             y = self.inner_norm(y.to(x.dtype))  # autocast leaves a branch's end in half the precision
-        y = self._dropped(self.dropout(y if self.gain is None else y * self.gain))
-        x = (x if self.spec.skip_scale == 1 else x * self.spec.skip_scale) + y
-        return self.norm(x) if self.spec.placement == "post" else x
+        y = self._dropped(self.dropout(y if self.gain is None else y * self.gain), drop_path)
+        y = y if self.spec.branch_scale == 1 else y * self.spec.branch_scale
+        x = (x if self.skip_scale == 1 else x * self.skip_scale) + y
+        return self.norm(x) if self.post else x
 
-    def _dropped(self, y: Tensor) -> Tensor:
+    def _dropped(self, y: Tensor, chance: float) -> Tensor:
         """Nothing for some samples, by chance; more for the others, so that the mean is the same."""
-        if not self.training or not self.drop_path:
+        if not self.training or not chance:
             return y
-        kept = torch.rand(len(y), 1, 1, device=y.device) >= self.drop_path
-        return y * (kept / (1 - self.drop_path)).to(y.dtype)
+        kept = torch.rand(len(y), 1, 1, device=y.device) >= chance
+        return y * (kept / (1 - chance)).to(y.dtype)
 
 
 class Layer(nn.Module):
-    def __init__(self, spec: LayerSpec, width: int, memory_width: int | None, drop_path: float) -> None:
+    def __init__(self, spec: LayerSpec, width: int, memory_width: int | None, branches: int) -> None:
         super().__init__()
         self.mixer = spec.mixer.build(width)
-        self.mixer_residual = Residual(spec, width, drop_path)
+        self.mixer_residual = Residual(spec, width, branches)
         self.cross = None if spec.cross is None else spec.cross.build(width, memory_width or width)
-        self.cross_residual = None if spec.cross is None else Residual(spec, width, drop_path)
+        self.cross_residual = None if spec.cross is None else Residual(spec, width, branches)
         self.parallel = spec.parallel
         self.feedforward = None if spec.feedforward is None else spec.feedforward.build(width)
         self.feedforward_residual = None
         if spec.feedforward is not None:
-            self.feedforward_residual = Residual(spec, width, drop_path, normed=not spec.parallel)
+            self.feedforward_residual = Residual(spec, width, branches, normed=not spec.parallel)
 
     def forward(
-        self, x: Tensor, view: View, memory: View | None, state: LayerState | None
+        self, x: Tensor, view: View, memory: View | None, state: LayerState | None, drop_path: float = 0.0
     ) -> tuple[Tensor, LayerState | None, Aux]:
         """Apply the branches in turn.
 
@@ -137,20 +152,21 @@ class Layer(nn.Module):
             view: what the mixer may look at.
             memory: what the cross mixer may look at; ignored only when the layer has no cross mixer.
             state: to go on from (empty at first), or None to carry nothing.
+            drop_path: the chance that a sample skips a branch, in training.
         """
         keep = state is not None
         past = state or LayerState()
         entered = self.mixer_residual.enter(x)
         y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
-        x = self.mixer_residual.leave(x, y)
+        x = self.mixer_residual.leave(x, y, drop_path)
         cross_state = None
         if self.cross is not None and self.cross_residual is not None and memory is not None:
             y, cross_state, more = self.cross(self.cross_residual.enter(x), memory, past.cross, keep)
-            x = self.cross_residual.leave(x, y)
+            x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
         if self.feedforward is not None and self.feedforward_residual is not None:
             valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens
             y, more = self.feedforward(entered if self.parallel else self.feedforward_residual.enter(x), valid)
-            x = self.feedforward_residual.leave(x, y)
+            x = self.feedforward_residual.leave(x, y, drop_path)
             aux = {**aux, **more}
         return x, (LayerState(mixer_state, cross_state) if keep else None), aux

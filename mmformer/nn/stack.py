@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,15 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.errors import InputError
-from mmformer.nn.ability import Ability
-from mmformer.nn.layer import LayerSpec, LayerState
+from mmformer.nn.ability import Ability, require_abilities
+from mmformer.nn.halting import HaltingSpec
+from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
+from mmformer.nn.layer import Layer, LayerSpec, LayerState
 from mmformer.nn.mask import Mask
-from mmformer.nn.mixer import View, require_abilities
+from mmformer.nn.mixer import View
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, make_plan
 from mmformer.nn.position import Heads, PositionSpec, unexpanded
+from mmformer.nn.run import Ran, Step, run_layers, run_until_halted
+from mmformer.nn.sharing import SharingSpec
+from mmformer.nn.state import StackState, counted, described
 from mmformer.spec import require, require_probability
-from mmformer.types import Aux, LossTerm, Tokens
+from mmformer.types import Aux, Tokens
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class StackSpec:
 
     Attributes:
         width: of every token, D.
-        depth: number of layers.
+        depth: number of layers, or with ``sharing`` how often one of them is applied.
         layer: what each of them is.
         position: where tokens stand, for all layers alike.
         input_norm: normalise what enters the first layer, positions added (with that layer's norm; CLIP's and BERT's).
@@ -37,6 +42,11 @@ class StackSpec:
             evenly down to 0 in the first (stochastic depth, Huang et al. 2016, §3).
         pattern: layers that follow one another in place of ``layer``, from the first again until there are ``depth``: a
             hybrid's ``[mamba, mamba, attention]``, say. Where some have a cross mixer, the others pass memory by.
+        input_dropout: on what enters the first layer, positions added and normalised.
+        sharing: apply few layers several times; None: each layer once.
+        halting: let each token go through as many layers as it needs; None: all go through all.
+        initialisation: how the layers' matrices are drawn; None: each part's own start, or DeepNorm's where the norms'
+            placement is ``deep``.
     """
 
     width: int
@@ -48,6 +58,10 @@ class StackSpec:
     memory_width: int | None = None
     drop_path: float = 0.0
     pattern: tuple[LayerSpec, ...] = ()
+    input_dropout: float = 0.0
+    sharing: SharingSpec | None = None
+    halting: HaltingSpec | None = None
+    initialisation: InitialisationSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.width >= 1, self, "width", "at least 1")
@@ -58,17 +72,45 @@ class StackSpec:
         require_probability(self, "drop_path")
         require(self.depth > 1 or not self.drop_path, self, "drop_path", "0 where there is one layer, the first")
         require(not self.pattern or self.layer == LayerSpec(), self, "layer", "left out where there is a pattern")
-        require(len(self.pattern) <= self.depth, self, "pattern", f"no longer than depth, {self.depth}")
+        require_probability(self, "input_dropout")
+        fewer = self.sharing is None or self.sharing.distinct < self.depth
+        require(fewer, self, "sharing", f"of fewer distinct layers than depth, {self.depth}")
+        limit = "depth" if self.sharing is None else "sharing.distinct"
+        require(len(self.pattern) <= self.distinct, self, "pattern", f"no longer than {limit}, {self.distinct}")
+        require(self.halting is None or self.depth > 1, self, "halting", "None where there is one layer")
+        self._require_deep()
         needed, mixers = self.position.needs, [layer.mixer for layer in self.layers]
         # A mixer that reads some of what a position gives has to read all of it.
         for mixer in [mixer for mixer in mixers if needed & mixer.abilities] or mixers[:1]:
             require_abilities("StackSpec.layer.mixer", mixer, sorted(needed), type(self.position).__name__)
 
+    def _require_deep(self) -> None:
+        deep = [layer.placement == "deep" for layer in self.pattern or (self.layer,)]
+        require(all(deep) or not any(deep), self, "pattern", "of layers whose placement is 'deep', or of none that is")
+        fits = self.initialisation is None or isinstance(self.initialisation, DeepNormInitialisationSpec) == deep[0]
+        only = "one that goes with the norms' placement: DeepNorm's with 'deep', and any other without"
+        require(fits, self, "initialisation", only)
+
+    @property
+    def distinct(self) -> int:
+        """How many layers have weights of their own."""
+        return self.depth if self.sharing is None else self.sharing.distinct
+
+    @property
+    def applied(self) -> tuple[int, ...]:
+        """Which of the distinct layers is applied, time after time."""
+        return tuple(range(self.depth)) if self.sharing is None else self.sharing.applied(self.depth)
+
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
-        """What each of the layers is."""
+        """What each of the layers is, application by application."""
         pattern = self.pattern or (self.layer,)
-        return tuple(pattern[index % len(pattern)] for index in range(self.depth))
+        return tuple(pattern[index % len(pattern)] for index in self.applied)
+
+    @property
+    def branches(self) -> int:
+        """How many residual branches tokens go through."""
+        return sum(layer.branches for layer in self.layers)
 
     @property
     def reads_memory(self) -> bool:
@@ -78,12 +120,14 @@ class StackSpec:
     @property
     def abilities(self) -> frozenset[Ability]:
         """What all of its mixers can."""
-        return frozenset.intersection(*(layer.mixer.abilities for layer in self.layers))
+        return frozenset.intersection(*(layer.abilities for layer in self.layers))
 
     def require_able(self, where: str, needed: Iterable[Ability], why: str) -> None:
-        """Refuse the stack where one of its mixers cannot what it is to do (see ``require_abilities``)."""
+        """Refuse the stack where one of its parts cannot what it is to do (see ``require_abilities``)."""
         for layer in self.layers:
             require_abilities(f"{where}.layer.mixer", layer.mixer, needed, why)
+            if layer.feedforward is not None:
+                layer.feedforward.require_able(f"{where}.layer.feedforward", needed, why)
 
     def heads(self) -> Heads | None:
         """The heads that its position serves.
@@ -106,16 +150,6 @@ class StackSpec:
         return Stack(self)
 
 
-class StackState(NamedTuple):
-    """What decoding carries: the layers' states and the description of the tokens that they hold."""
-
-    layers: tuple[LayerState, ...]
-    pos: Tensor | None = None  # B L A
-    valid: Tensor | None = None  # B L
-    segment: Tensor | None = None  # B L
-    prefix: Tensor | None = None  # B: of the first call, whose tokens must hold it
-
-
 class StackOutput(NamedTuple):
     tokens: Tokens
     state: StackState | None  # only when one was handed in
@@ -129,18 +163,35 @@ class Stack(nn.Module):
         self.spec, self.abilities = spec, spec.abilities
         self.sparse = {layer.mixer.sparse for layer in spec.layers if layer.mixer.sparse is not None}
         self.position = spec.position.build(spec.width, spec.heads())
-        last = max(1, spec.depth - 1)
+        last, firsts = max(1, spec.depth - 1), dict(zip(spec.applied, spec.layers, strict=True))
+        self.drop_path = [spec.drop_path * index / last for index in range(spec.depth)]
         self.layers = nn.ModuleList(
-            layer.build(spec.width, spec.memory_width, spec.drop_path * index / last)
-            for index, layer in enumerate(spec.layers)
+            firsts[index].build(spec.width, spec.memory_width, spec.branches) for index in range(spec.distinct)
         )
+        self.halting = None if spec.halting is None else spec.halting.build(spec.width)
         norm = spec.layers[0].norm
         self.input_norm = norm.build(spec.width) if spec.input_norm else nn.Identity()
+        self.input_dropout = nn.Dropout(spec.input_dropout)
         self.norm = norm.build(spec.width) if spec.final_norm else nn.Identity()
+        self.may_stop = True  # in evaluation, where nothing is left to do; processes that share layers may not
+        for calls in self.drawn().values():
+            for call in calls:
+                call()
+
+    def drawn(self) -> dict[nn.Module, list[Callable[[], None]]]:
+        """What draws a module's parameters by the spec's initialisation, after its own ``reset_parameters``."""
+        deep = self.spec.layers[0].placement == "deep"
+        spec = self.spec.initialisation or (DeepNormInitialisationSpec() if deep else None)
+        found: dict[nn.Module, list[Callable[[], None]]] = {}
+        for layer in self.layers if spec is not None else ():
+            for part in layer.children():
+                if isinstance(part, Part) and spec is not None:
+                    found |= drawn_by(spec, part, self.spec.branches)
+        return found
 
     def empty_state(self) -> StackState:
         """What to hand in at the first of several calls that go on from one another."""
-        return StackState(tuple(LayerState() for _ in self.layers))
+        return StackState(tuple(LayerState() for _ in range(self.spec.depth)))
 
     def forward(
         self,
@@ -151,6 +202,7 @@ class Stack(nn.Module):
         memory: Tokens | None = None,
         state: StackState | None = None,
         intermediates: Collection[int] = (),
+        span: range | None = None,
     ) -> StackOutput:
         """Run the layers.
 
@@ -161,13 +213,18 @@ class Stack(nn.Module):
                 the first call, whose tokens hold all of it, and remembered.
             memory: read by the layers' cross mixers; needed when they have them, refused when not.
             state: what the last call returned, or ``empty_state()`` to begin.
-            intermediates: layers, 0 the first, whose outputs are to be returned.
+            intermediates: layers, 0 the first, whose outputs are to be returned; of a layer that is applied several
+                times, each application counts.
+            span: the layers to run; None: all. Positions come before the first of all layers, and the final norm after
+                the last: a pass in several spans, each over the tokens that left the one before, is the whole pass.
 
         Raises:
             InputError: memory is missing or is not read; a prefix or a state without causal; an intermediate that is
-                no layer.
+                no layer; a span with a state or with halting.
         """
+        span = range(self.spec.depth) if span is None else span
         self._check(causal, prefix, memory, intermediates)
+        self._check_span(span, state)
         self._check_abilities(tokens, causal, prefix, state)
         past = state or StackState(())
         if state is not None and not causal:
@@ -176,12 +233,12 @@ class Stack(nn.Module):
             if prefix is not None and past.prefix is None:
                 raise InputError("A prefix belongs to the first of the calls that go on from one another.")
             prefix = past.prefix
-        pos, valid, segment = _described(past, tokens)
+        pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
         bias = self.position.bias(tokens.pos, pos)
         plans: dict[PatternSpec, Plan] = {}
         if self.sparse:
-            mask = mask._replace(pos=unexpanded(pos), order=_order(valid, segment))
+            mask = mask._replace(pos=unexpanded(pos), order=counted(valid, segment))
             # A bias is dense already, and decoding has few queries.
             if bias is None and tokens.x.shape[1] == pos.shape[1]:
                 plans = self._plans(mask, tokens.x)
@@ -191,22 +248,38 @@ class Stack(nn.Module):
             seen = Mask(valid=memory.valid, query_segment=tokens.segment, key_segment=memory.segment)
             reading = View(seen, memory=memory.x)
 
-        x = self.input_norm(self.position.embed(tokens.x, tokens.pos))  # B L D
-        states: list[LayerState] = []
-        aux: Aux = {}
-        kept: dict[int, Tensor] = {}
-        for index, layer in enumerate(self.layers):
-            x, layer_state, more = layer(x, view, reading, None if state is None else past.layers[index])
-            if layer_state is not None:
-                states.append(layer_state)
-            if index in intermediates:
-                kept[index] = x
-            for name, term in more.items():
-                before = aux.get(name)
-                aux[name] = term if before is None else LossTerm(before.total + term.total, before.items + term.items)
-        after = None if state is None else StackState(tuple(states), pos, valid, segment, prefix)
+        x = tokens.x  # B L D
+        if span.start == 0:
+            x = self.input_dropout(self.input_norm(self.position.embed(x, tokens.pos)))
+        ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates)
+        x = self.norm(ran.x) if span.stop == self.spec.depth else ran.x
+        after = None if state is None else StackState(ran.states, pos, valid, segment, prefix)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
-        return StackOutput(Tokens(self.norm(x), tokens.pos, tokens.valid, tokens.segment), after, aux, kept)
+        return StackOutput(Tokens(x, tokens.pos, tokens.valid, tokens.segment), after, ran.aux, ran.intermediates)
+
+    def _run(
+        self,
+        x: Tensor,
+        view: View,
+        reading: View | None,
+        past: tuple[LayerState, ...] | None,
+        span: range,
+        intermediates: Collection[int],
+    ) -> Ran:
+        """Apply the layers of a span, in the way that the spec has them run."""
+        spec = self.spec
+        signalled = spec.sharing is not None and spec.sharing.step_signal
+        steps = [Step(i, self._layer(spec.applied[i]), self.drop_path[i], signalled) for i in span]
+        if self.halting is None:
+            return run_layers(x, steps, view, reading, past, intermediates)
+        known = not self.training and not torch.compiler.is_compiling() and not x.is_meta
+        may_stop = self.may_stop and known
+        return run_until_halted(x, steps, view, reading, past, intermediates, self.halting, may_stop)
+
+    def _layer(self, index: int) -> Layer:
+        layer = self.layers[index]
+        assert isinstance(layer, Layer)
+        return layer
 
     def _plans(self, mask: Mask, x: Tensor) -> dict[PatternSpec, Plan]:
         plans: dict[PatternSpec, Plan] = {}
@@ -227,9 +300,16 @@ class Stack(nn.Module):
             raise InputError("Memory was handed in, but this stack's layers have no cross mixer: set LayerSpec.cross.")
         if prefix is not None and not causal:
             raise InputError("A prefix means something only in a causal pass: hand in causal=True.")
-        wrong = [index for index in intermediates if not 0 <= index < len(self.layers)]
+        wrong = [index for index in intermediates if not 0 <= index < self.spec.depth]
         if wrong:
-            raise InputError(f"Intermediates {wrong} were asked for, but the layers are 0 to {len(self.layers) - 1}.")
+            raise InputError(f"Intermediates {wrong} were asked for, but the layers are 0 to {self.spec.depth - 1}.")
+
+    def _check_span(self, span: range, state: StackState | None) -> None:
+        whole = range(self.spec.depth)
+        if span != whole and (state is not None or self.halting is not None):
+            raise InputError("Some of the layers alone cannot be run with a state, or where tokens halt: run them all.")
+        if span.step != 1 or not span or span.start < 0 or span.stop > whole.stop:
+            raise InputError(f"The layers {span} were to be run, but those that follow one another are {whole}.")
 
     def _check_abilities(self, tokens: Tokens, causal: bool, prefix: Tensor | None, state: StackState | None) -> None:
         asked: dict[Ability, bool] = {
@@ -241,36 +321,3 @@ class Stack(nn.Module):
         }
         if not self.abilities >= {ability for ability, wanted in asked.items() if wanted}:
             self.spec.require_able("StackSpec", [ability for ability, wanted in asked.items() if wanted], "This pass")
-
-
-def _order(valid: Tensor | None, segment: Tensor | None) -> Tensor | None:
-    """How many real tokens of its segment stand before each token: B L; None: as many as stand before it."""
-    if segment is None:
-        return None if valid is None else valid.long().cumsum(1) - valid.long()
-    # Sorted by segment, places are counted along each; then everything goes back to where it was.
-    counted = torch.ones_like(segment) if valid is None else valid.long()
-    by_segment = segment.argsort(dim=1, stable=True)
-    before = counted.gather(1, by_segment).cumsum(1) - counted.gather(1, by_segment)
-    ordered = segment.gather(1, by_segment)
-    begins = torch.ones_like(ordered, dtype=torch.bool)
-    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    start = before.masked_fill(~begins, -1).cummax(1).values
-    return torch.empty_like(before).scatter_(1, by_segment, before - start)
-
-
-def _described(past: StackState, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """pos, valid and segment of all keys: those in the state, then the new tokens."""
-    if past.pos is None:
-        return tokens.pos, tokens.valid, tokens.segment
-    pos = torch.cat((past.pos, tokens.pos), dim=1)
-    valid = None
-    if past.valid is not None or tokens.valid is not None:
-        new = tokens.x.new_ones(tokens.x.shape[:2], dtype=torch.bool) if tokens.valid is None else tokens.valid
-        old = new.new_ones(past.pos.shape[:2]) if past.valid is None else past.valid
-        valid = torch.cat((old, new), dim=1)
-    if (past.segment is None) != (tokens.segment is None):
-        raise InputError("Either all calls that go on from one another have segments, or none has.")
-    segment = None
-    if past.segment is not None and tokens.segment is not None:
-        segment = torch.cat((past.segment, tokens.segment), dim=1)
-    return pos, valid, segment

@@ -57,6 +57,7 @@ def shard(model: Model, mesh: Any) -> None:
     for stack in model.stacks.values():
         for layer in stack.layers:  # type: ignore[union-attr]
             fully_shard(layer, mesh=mesh)
+        stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
     fully_shard(model, mesh=mesh)
 
 

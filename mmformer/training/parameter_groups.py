@@ -99,18 +99,21 @@ def _chosen(names: Sequence[str], groups: Sequence[GroupSpec]) -> dict[str, Grou
 
 
 def layers_above(model: nn.Module, name: str) -> int:
-    """How far below the end of its stack a parameter is: 0 for what follows the stack, 1 for its last layer."""
+    """How far below the end of its stack a parameter is: 0 for what follows the stack, 1 for its last layer.
+
+    Layers that are applied several times count once.
+    """
     assert isinstance(model, Model), "only what has stacks has layers"
     layer = re.match(r"stacks\.(\w+)\.layers\.(\d+)\.", name)
     if layer:
-        return model.spec.stacks[layer[1]].depth - int(layer[2])
+        return model.spec.stacks[layer[1]].distinct - int(layer[2])
     below = re.match(r"stacks\.(\w+)\.(?:position|input_norm)\.", name)
     if below:
-        return model.spec.stacks[below[1]].depth + 1
+        return model.spec.stacks[below[1]].distinct + 1
     part = re.match(r"(encoders|decoders)\.(\w+)\.(?:tokenizer|special|bridges)\b", name)
     if part:
         parts: Mapping[str, Any] = getattr(model.spec, part[1])
-        return model.spec.stacks[parts[part[2]].stack].depth + 1
+        return model.spec.stacks[parts[part[2]].stack].distinct + 1
     return 0
 
 

@@ -12,6 +12,13 @@ import torch
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.halting import HaltingSpec
+from mmformer.nn.initialisation import (
+    DeepNormInitialisationSpec,
+    GPT2InitialisationSpec,
+    T5InitialisationSpec,
+    TruncatedNormalInitialisationSpec,
+)
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import Mixer, MixerSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
@@ -28,6 +35,7 @@ from mmformer.nn.pattern import (
 from mmformer.nn.pool import AttentionPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Tokens
 
@@ -54,7 +62,40 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: AttentionSpec(dropout=-0.1), "AttentionSpec.dropout must be at least 0 and below 1, but is -0.1."),
     (lambda: AttentionSpec(dropout=NAN), "AttentionSpec.dropout must be at least 0 and below 1, but is nan."),
     (lambda: LayerSpec(dropout=1.0), "LayerSpec.dropout must be at least 0 and below 1, but is 1.0."),
-    (lambda: LayerSpec(placement="mid"), "LayerSpec.placement must be 'pre', 'post' or 'sandwich', but is 'mid'."),
+    (lambda: LayerSpec(placement="mid"), "LayerSpec.placement must be 'pre', 'post', 'sandwich' or 'deep', but is"),
+    (lambda: LayerSpec(branch_scale=0.0), "LayerSpec.branch_scale must be positive, but is 0.0."),
+    (
+        lambda: LayerSpec(placement="deep", skip_scale=2.0),
+        "LayerSpec.skip_scale must be 1 where placement is 'deep', which follows from the stack's depth, but is 2.0.",
+    ),
+    (lambda: LayerSpec(placement="deep", branch_scale=0.5), "LayerSpec.branch_scale must be 1 where placement is"),
+    (
+        lambda: StackSpec(16, 2, LayerSpec(placement="deep"), initialisation=GPT2InitialisationSpec()),
+        "StackSpec.initialisation must be one that goes with the norms' placement: DeepNorm's with 'deep', and any",
+    ),
+    (
+        lambda: StackSpec(16, 2, initialisation=DeepNormInitialisationSpec()),
+        "StackSpec.initialisation must be one that goes with the norms' placement",
+    ),
+    (
+        lambda: StackSpec(16, 2, pattern=(LayerSpec(), LayerSpec(placement="deep"))),
+        "StackSpec.pattern must be of layers whose placement is 'deep', or of none that is",
+    ),
+    (lambda: GPT2InitialisationSpec(std=0.0), "GPT2InitialisationSpec.std must be positive, but is 0.0."),
+    (lambda: TruncatedNormalInitialisationSpec(std=0.0), "TruncatedNormalInitialisationSpec.std must be positive"),
+    (lambda: T5InitialisationSpec(factor=0.0), "T5InitialisationSpec.factor must be positive, but is 0.0."),
+    (lambda: SharingSpec(distinct=0), "SharingSpec.distinct must be at least 1, but is 0."),
+    (lambda: SharingSpec(order="cycle"), "SharingSpec.order must be left out with one distinct layer, which has but"),
+    (lambda: SharingSpec(2, order="back"), "SharingSpec.order must be 'sequence' or 'cycle', but is 'back'."),
+    (lambda: StackSpec(16, 2, sharing=SharingSpec(2)), "StackSpec.sharing must be of fewer distinct layers than depth"),
+    (
+        lambda: StackSpec(16, 4, pattern=(LayerSpec(), LayerSpec()), sharing=SharingSpec(1)),
+        "StackSpec.pattern must be no longer than sharing.distinct, 1, but is",
+    ),
+    (lambda: HaltingSpec(threshold=1.0), "HaltingSpec.threshold must be above 0 and below 1, but is 1.0."),
+    (lambda: HaltingSpec(ponder_cost=0.0), "HaltingSpec.ponder_cost must be positive: nothing else makes tokens halt"),
+    (lambda: StackSpec(16, 1, halting=HaltingSpec()), "StackSpec.halting must be None where there is one layer"),
+    (lambda: StackSpec(16, 1, input_dropout=1.0), "StackSpec.input_dropout must be at least 0 and below 1, but is 1"),
     (lambda: LayerSpec(layer_scale=0.0), "LayerSpec.layer_scale must be None or positive, but is 0.0."),
     (lambda: WindowSpec(before=-1), "WindowSpec.before must be at least 0, but is -1."),
     (lambda: WindowSpec(after=-1), "WindowSpec.after must be at least 0, but is -1."),

@@ -18,7 +18,7 @@ from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec, RandomBlocksSpec, WindowSpec
 from mmformer.nn.plan import make_plan
-from mmformer.nn.stack import _order
+from mmformer.nn.state import counted
 
 CPU = torch.device("cpu")
 
@@ -78,9 +78,9 @@ def made(length: int, kind: str) -> Mask:
         case "prefix":
             return Mask(causal=True, prefix=torch.tensor([5, 200]))
         case "padded":
-            return Mask(valid=valid, order=_order(valid, None))
+            return Mask(valid=valid, order=counted(valid, None))
         case "packed":
-            return Mask(True, None, valid, segment, segment, order=_order(valid, segment))
+            return Mask(True, None, valid, segment, segment, order=counted(valid, segment))
     raise AssertionError(kind)
 
 
@@ -197,7 +197,7 @@ def test_patterns_are_joined_by_operators() -> None:
 def test_places_are_counted_over_the_real_tokens_of_a_segment() -> None:
     segment = torch.tensor([[0, 0, 1, 1, 0, 1]])
     valid = torch.tensor([[True, False, True, True, True, True]])
-    assert _order(None, None) is None
-    assert torch.equal(_order(valid, None), torch.tensor([[0, 1, 1, 2, 3, 4]]))  # type: ignore[arg-type]
-    assert torch.equal(_order(None, segment), torch.tensor([[0, 1, 0, 1, 2, 2]]))  # type: ignore[arg-type]
-    assert torch.equal(_order(valid, segment), torch.tensor([[0, 1, 0, 1, 1, 2]]))  # type: ignore[arg-type]
+    assert counted(None, None) is None
+    assert torch.equal(counted(valid, None), torch.tensor([[0, 1, 1, 2, 3, 4]]))  # type: ignore[arg-type]
+    assert torch.equal(counted(None, segment), torch.tensor([[0, 1, 0, 1, 2, 2]]))  # type: ignore[arg-type]
+    assert torch.equal(counted(valid, segment), torch.tensor([[0, 1, 0, 1, 1, 2]]))  # type: ignore[arg-type]
