@@ -263,7 +263,8 @@ def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tenso
     if old == new:
         return table
     height, width = (1, *old)[-2:]
-    grid = table.float().T.reshape(1, -1, height, width)  # 1 D height width
+    precise = table.to(torch.promote_types(table.dtype, torch.float32))
+    grid = precise.T.reshape(1, -1, height, width)  # 1 D height width
     mode = "bicubic" if len(old) == 2 else "bilinear"  # over one row, bilinear is linear
     grid = F.interpolate(grid, (1, *new)[-2:], mode=mode, antialias=True)
     return grid[0].flatten(1).T.to(table.dtype)

@@ -14,12 +14,13 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
@@ -36,38 +37,20 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
-from mmformer.nn.position import Heads, LearnedPositionSpec, Position, PositionSpec, SinusoidalPositionSpec
-from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
+from mmformer.nn.rotary_scaling import (
+    LinearScalingSpec,
+    Llama3ScalingSpec,
+    NTKScalingSpec,
+    RotaryScalingSpec,
+    YaRNScalingSpec,
+)
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
 from mmformer.types import Tokens
 
 BATCH, LENGTH, WIDTH, DEPTH = 3, 9, 32, 2
 MEMORY_LENGTH, MEMORY_WIDTH = 5, 24
-
-
-@dataclass(frozen=True)
-class ToyBiasSpec(PositionSpec):
-    """For these tests only: a learned slope per head on the distance in time, as the additive hook wants it."""
-
-    needs: ClassVar = frozenset({"bias"})
-
-    def build(self, width: int, heads: Heads | None) -> ToyBias:
-        assert heads is not None
-        return ToyBias(heads.number)
-
-
-class ToyBias(Position):
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.slope = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.slope)
-
-    def bias(self, query_pos: Tensor, key_pos: Tensor) -> Tensor:
-        distance = (query_pos[:, None, :, None, 0] - key_pos[:, None, None, :, 0]).abs()  # B 1 Q K
-        return self.slope[:, None, None] * distance
 
 
 MIXERS: dict[str, MixerSpec] = {
@@ -93,16 +76,28 @@ PATTERNS: dict[str, PatternSpec] = {
     "all_of": AllOfSpec((WindowSpec(before=60, after=60), StridedSpec(stride=7))),
     "any_of": AnyOfSpec((WindowSpec(before=8, after=8), GlobalSpec(2), RandomBlocksSpec(size=16, blocks=1))),
 }
+SCALINGS: dict[str, RotaryScalingSpec] = {
+    "linear": LinearScalingSpec(3.0),
+    "ntk": NTKScalingSpec(3.0),
+    "yarn": YaRNScalingSpec(4.0, length=16, fast=2.0, slow=0.5),
+    "llama3": Llama3ScalingSpec(4.0, length=16, fast=2.0, slow=0.5),
+}
 POSITIONS: dict[str, PositionSpec] = {
     "nowhere": PositionSpec(),
     "learned": LearnedPositionSpec(axes=(0,), sizes=(16,)),
     "learned_grid": LearnedPositionSpec(axes=(1, 2), sizes=(2, 3)),
+    "learned_resized": LearnedPositionSpec(axes=(1, 2), sizes=(2, 3), learned=(3, 2)),
     "sinusoidal": SinusoidalPositionSpec(axes=(0,)),
     "sinusoidal_grid": SinusoidalPositionSpec(axes=(1, 2), base=100.0),
     "rotary": RotaryPositionSpec(axes=(0,)),
     "rotary_grid": RotaryPositionSpec(axes=(1, 2), base=100.0),
     "rotary_three_axes_part": RotaryPositionSpec(axes=(2, 0, 1), base=50.0, fraction=0.75),
-    "toy_bias": ToyBiasSpec(),
+    "rotary_yarn": RotaryPositionSpec(scaling=SCALINGS["yarn"]),
+    "rotary_mixed": MixedRotaryPositionSpec(),
+    "alibi": ALiBiPositionSpec(),
+    "alibi_grid": ALiBiPositionSpec(axes=(1, 2)),
+    "relative_bucket": RelativeBucketPositionSpec(buckets=6, max_distance=5),
+    "relative_grid": RelativeGridPositionSpec(sizes=(2, 3)),
 }
 FEEDFORWARDS: dict[str, FeedForwardSpec | None] = {
     "gelu": GELUFeedForwardSpec(ratio=2.0),
@@ -139,12 +134,17 @@ FACTORS: dict[str, tuple[object, ...]] = {
 REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
     frozenset({("placement", "parallel"), other})
     for other in (("cross", "same_width"), ("cross", "other_width"), ("feedforward", "none"))
+) | frozenset(
+    frozenset({("mixer", mixer), ("position", position)})
+    for mixer, position in itertools.product(MIXERS, POSITIONS)
+    if not POSITIONS[position].needs <= MIXERS[mixer].abilities
 )
 """Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built."""
 
 TABLES: dict[type, tuple[str, dict]] = {
     MixerSpec: ("MIXERS", MIXERS),
     PositionSpec: ("POSITIONS", POSITIONS),
+    RotaryScalingSpec: ("SCALINGS", SCALINGS),
     FeedForwardSpec: ("FEEDFORWARDS", FEEDFORWARDS),
     NormSpec: ("NORMS", NORMS),
     PoolSpec: ("POOLS", POOLS),
@@ -212,8 +212,9 @@ class Case:
 
     @property
     def float32_tables(self) -> bool:
-        """Waves and rotations are computed in float32 whatever the tokens are."""
-        return isinstance(POSITIONS[self.position], SinusoidalPositionSpec | RotaryPositionSpec)
+        """Waves, rotations and distances are computed in float32 whatever the tokens are."""
+        exact = (LearnedPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec)
+        return type(POSITIONS[self.position]) not in (PositionSpec, *exact)
 
 
 def covering_array() -> list[Case]:

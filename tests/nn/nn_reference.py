@@ -1,17 +1,18 @@
 """What the parts mean, written as loops over samples, heads, queries and keys, in float64 and without torch.nn.
 
-Slow and plain on purpose; it shares nothing with mmformer.nn but the parameters and the specs. A new mixer, position,
-feed-forward or norm enters its meaning into the table at the end.
+Slow and plain on purpose; it shares nothing with mmformer.nn but the parameters and the specs. A new mixer,
+feed-forward or norm enters its meaning into the table at the end, a position in ``position_reference.py``.
 """
 
 from __future__ import annotations
 
-import cmath
+import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
-from contract import Inputs, ToyBias, ToyBiasSpec
+from contract import Inputs
+from position_reference import BIASES, EMBEDDINGS, ROTATIONS, array
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
@@ -29,16 +30,11 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
-from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
-from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.position import PositionSpec
 from mmformer.nn.stack import Stack
 
 Array = np.ndarray
-Angles = list[list[list[float]]]  # sample, token, rotated pair of features -> angle
-
-
-def array(x: Tensor) -> Array:
-    return x.detach().double().cpu().numpy()
+Turns = list[list[list[list[complex]]]]  # sample, head, token, rotated pair of features -> what multiplies it
 
 
 def linear(module: nn.Linear, x: Array, rows: slice = slice(None)) -> Array:
@@ -154,47 +150,16 @@ def swiglu(spec: SwiGLUFeedForwardSpec, module: nn.Module, x: Array) -> Array:
     return linear(module.down, gate / (1 + np.exp(-gate)) * linear(module.gate_up, x, slice(hidden, None)))
 
 
-# Positions: what is added to a token, the angles that its heads turn by, the bias between two tokens
-
-
-def learned(spec: LearnedPositionSpec, module: nn.Module, place: Array, width: int) -> Array:
-    table = array(module.weight)
-    if place[spec.axes[0]] == -1:
-        return table[0]
-    grid = table[1:].reshape(*spec.sizes, width)
-    return grid[tuple(place[list(spec.axes)])]
-
-
-def sinusoidal(spec: SinusoidalPositionSpec, module: nn.Module, place: Array, width: int) -> Array:
-    if place[spec.axes[0]] == -1:
-        return np.zeros(width)
-    share, wave = width // len(spec.axes), []
-    for axis in spec.axes:
-        rates = [spec.base ** (-2 * k / share) for k in range(share // 2)]
-        wave += [math.sin(place[axis] * rate) for rate in rates] + [math.cos(place[axis] * rate) for rate in rates]
-    return np.array(wave)
-
-
-def rotary_angles(spec: RotaryPositionSpec, place: Array, head_width: int) -> list[float]:
-    count = int(head_width * spec.fraction) // (2 * len(spec.axes))
-    turns = [0 if place[axis] == -1 else place[axis] for axis in spec.axes]
-    return [turn * spec.base ** (-k / count) for turn in turns for k in range(count)]
-
-
-def turn(x: Array, angles: list[float]) -> Array:
-    """Features i and i + len(angles) as one complex number, multiplied by a unit one."""
-    y, half = x.copy(), len(angles)
-    for i, angle in enumerate(angles):
-        z = complex(x[i], x[i + half]) * cmath.exp(1j * angle)
+def turn(x: Array, turns: list[complex]) -> Array:
+    """Features i and i + len(turns) as one complex number, multiplied by another."""
+    y, half = x.copy(), len(turns)
+    for i, factor in enumerate(turns):
+        z = complex(x[i], x[i + half]) * factor
         y[i], y[i + half] = z.real, z.imag
     return y
 
 
-def toy_bias(module: ToyBias, head: int, query: Array, key: Array) -> float:
-    return array(module.slope)[head] * abs(int(query[0]) - int(key[0]))
-
-
-# Mixers: (spec, module, x, memory, allowed, angles, bias) -> (what the heads join to, y)
+# Mixers: (spec, module, x, memory, allowed, turns, bias) -> (what the heads join to, y)
 
 
 def attention(
@@ -203,7 +168,7 @@ def attention(
     x: Array,
     memory: Array | None,
     allowed: Array,
-    angles: Angles | None = None,
+    turns: Turns | None = None,
     bias: Callable[[int, int, int, int], float] | None = None,
 ) -> tuple[Array, Array]:
     batch, _, width = x.shape
@@ -228,9 +193,9 @@ def attention(
                 gain_of_q, gain_of_k = array(module.query_norm.weight), array(module.key_norm.weight)
                 queries = [q / math.sqrt((q @ q) / size + 1e-6) * gain_of_q for q in queries]
                 keys = [k / math.sqrt((k @ k) / size + 1e-6) * gain_of_k for k in keys]
-            if angles is not None:
-                queries = [turn(q, angles[b][i]) for i, q in enumerate(queries)]
-                keys = [turn(k, angles[b][j]) for j, k in enumerate(keys)]
+            if turns is not None:
+                queries = [turn(q, turns[b][head][i]) for i, q in enumerate(queries)]
+                keys = [turn(k, turns[b][head][j]) for j, k in enumerate(keys)]
             for i, q in enumerate(queries):
                 scores = {}
                 for j, k in enumerate(keys):
@@ -243,9 +208,6 @@ def attention(
 
 NORMS = {LayerNormSpec: layer_norm, RMSNormSpec: rms_norm}
 FEEDFORWARDS = {GELUFeedForwardSpec: gelu, SwiGLUFeedForwardSpec: swiglu}
-EMBEDDINGS = {LearnedPositionSpec: learned, SinusoidalPositionSpec: sinusoidal}
-ROTATIONS = {RotaryPositionSpec: rotary_angles}
-BIASES = {ToyBiasSpec: toy_bias}
 POSITIONS = {PositionSpec, *EMBEDDINGS, *ROTATIONS, *BIASES}
 MIXERS = {AttentionSpec: attention}
 
@@ -266,14 +228,15 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
     where, at = type(spec.position), spec.position
     if where in EMBEDDINGS:
         x = x + np.array([[EMBEDDINGS[where](at, stack.position, place, width) for place in row] for row in pos])
-    angles = bias = None
+    turns = bias = None
+    heads = layer_spec.mixer.heads_of(width)
     if where in ROTATIONS:
-        head_width = layer_spec.mixer.heads_of(width).width
-        angles = [[ROTATIONS[where](at, place, head_width) for place in row] for row in pos]
+        turn_of = functools.partial(ROTATIONS[where], at, stack.position)
+        turns = [[[turn_of(place, h, heads.width) for place in row] for h in range(heads.number)] for row in pos]
     if where in BIASES:
 
         def bias(b: int, head: int, i: int, j: int) -> float:
-            return BIASES[where](stack.position, head, pos[b, i], pos[b, j])
+            return BIASES[where](at, stack.position, heads.number, head, pos[b, i], pos[b, j])
 
     allowed, memory_allowed, memory = visibility(inputs, layer_spec.mixer), None, None
     if inputs.memory is not None:
@@ -296,7 +259,7 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
         x = normed(stack.input_norm)(x)
     for layer in stack.layers:
         entered = normed(layer.mixer_residual.norm)(x) if layer_spec.parallel else None
-        mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, angles, bias)
+        mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, turns, bias)
         x = branch(x, layer.mixer_residual, mixer)
         if layer.cross is not None:
             reader = mixed(layer_spec.cross, layer.cross, memory, memory_allowed)
