@@ -22,6 +22,16 @@ import mmformer.nn
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.halting import HaltingSpec
+from mmformer.nn.initialisation import (
+    DeepNormInitialisationSpec,
+    GPT2InitialisationSpec,
+    InitialisationSpec,
+    T5InitialisationSpec,
+    TruncatedNormalInitialisationSpec,
+    XavierInitialisationSpec,
+    ZeroResidualInitialisationSpec,
+)
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
@@ -39,10 +49,13 @@ from mmformer.nn.pattern import (
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import StackSpec
+from mmformer.spec import Catalogued
 from mmformer.types import Tokens
 
 PARAMETERS, OUTPUT, TRAINING = "the parameters", "the output", "the output in training only"
+ASKED, START = "what is asked to be minimised", "the first weights"
 
 
 class Change(NamedTuple):
@@ -102,6 +115,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "skip_scale": Change(0.5, OUTPUT),
         "dropout": Change(0.5, TRAINING),
         "layer_scale": Change(0.5, PARAMETERS),
+        "branch_scale": Change(0.5, OUTPUT),
     },
     PositionSpec: {},
     LearnedPositionSpec: {
@@ -122,11 +136,27 @@ FIELDS: dict[type, dict[str, Change]] = {
         "input_norm": Change(True, PARAMETERS, {"width": 64, "depth": 1}),
         "final_norm": Change(False, PARAMETERS, {"width": 64, "depth": 1}),
         "drop_path": Change(0.5, TRAINING, {"width": 64, "depth": 2}),
+        "input_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1}),
+        "sharing": Change(SharingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
+        "halting": Change(HaltingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
+        "initialisation": Change(GPT2InitialisationSpec(), START, {"width": 64, "depth": 1}),
         "pattern": Change((LayerSpec(placement="post"), LayerSpec()), OUTPUT, {"width": 64, "depth": 2}),
         "memory_width": Change(
             24, PARAMETERS, {"width": 64, "depth": 1, "layer": LayerSpec(cross=AttentionSpec(heads=4))}
         ),
     },
+    SharingSpec: {
+        "distinct": Change(2, PARAMETERS),
+        "order": Change("cycle", OUTPUT, {"distinct": 2}),
+        "step_signal": Change(True, OUTPUT),
+    },
+    HaltingSpec: {"threshold": Change(0.3, OUTPUT), "ponder_cost": Change(0.5, ASKED)},
+    GPT2InitialisationSpec: {"std": Change(0.1, START)},
+    TruncatedNormalInitialisationSpec: {"std": Change(0.1, START)},
+    T5InitialisationSpec: {"factor": Change(0.5, START)},
+    XavierInitialisationSpec: {},
+    ZeroResidualInitialisationSpec: {},
+    DeepNormInitialisationSpec: {},
     ClassTokenPoolSpec: {},
     MeanPoolSpec: {},
     LastPoolSpec: {},
@@ -144,7 +174,7 @@ def all_specs() -> set[type]:
     for info in pkgutil.iter_modules(mmformer.nn.__path__):
         module = importlib.import_module(f"mmformer.nn.{info.name}")
         for _, value in inspect.getmembers(module, inspect.isclass):
-            builds = hasattr(value, "build") or issubclass(value, PatternSpec)
+            builds = hasattr(value, "build") or issubclass(value, Catalogued)
             if dataclasses.is_dataclass(value) and builds and not inspect.isabstract(value):
                 found.add(value)
     return found
@@ -158,6 +188,12 @@ def settings(spec: object) -> StackSpec | PoolSpec:
             return spec
         case LayerSpec():
             return StackSpec(width, depth, spec)
+        case SharingSpec():
+            return StackSpec(width, 4, sharing=spec)
+        case HaltingSpec():
+            return StackSpec(width, 4, halting=spec)
+        case InitialisationSpec():
+            return StackSpec(width, depth, initialisation=spec)
         case MixerSpec():
             return StackSpec(width, depth, LayerSpec(mixer=spec))
         case PatternSpec():
@@ -176,8 +212,11 @@ class Built:
 
     def __init__(self, spec: object) -> None:
         self.place = settings(spec)
+        torch.manual_seed(0)
         module = self.place.build() if isinstance(self.place, StackSpec) else self.place.build(64)
         assert isinstance(module, nn.Module)
+        self.start = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        self.asked: dict[str, Tensor] = {}
         self.module = randomise(module).double()
         self.parameters = {name: parameter.shape for name, parameter in self.module.named_parameters()}
 
@@ -196,7 +235,9 @@ class Built:
             shape = (2, MEMORY_LENGTH, self.place.memory_width or width)
             x = torch.randn(shape, generator=draw, dtype=torch.float64)
             memory = Tokens(x, torch.zeros(2, MEMORY_LENGTH, 3, dtype=torch.int64))
-        return self.module(tokens, memory=memory).tokens.x.detach()
+        output = self.module(tokens, memory=memory)
+        self.asked = {name: term.total.detach() for name, term in output.aux.items()}
+        return output.tokens.x.detach()
 
 
 def what_changes(spec: object, other: object) -> str:
@@ -208,7 +249,9 @@ def what_changes(spec: object, other: object) -> str:
     for training, answer in ((False, OUTPUT), (True, TRAINING)):
         if not torch.allclose(one.run(training), two.run(training), rtol=0, atol=1e-6):
             return answer
-    return "nothing"
+    if one.asked != two.asked:
+        return ASKED
+    return "nothing" if all(torch.equal(one.start[name], two.start[name]) for name in one.start) else START
 
 
 def test_every_spec_and_field_is_in_the_table() -> None:
