@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmformer.nn.precision import product_dtype
+
 
 class GroupedLinear(nn.Module):
     """As many linear maps as there are groups, initialised as nn.Linear is."""
@@ -40,9 +42,7 @@ class GroupedLinear(nn.Module):
         Returns:
             N outputs; zero in rows of no group.
         """
-        kind, dtype = x.device.type, x.dtype
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+        dtype = product_dtype(x)
         bias = None if self.bias is None else self.bias.to(dtype)
         mapped: Tensor = grouped_linear(x.to(dtype), self.weight.to(dtype), bias, ends)
         return mapped

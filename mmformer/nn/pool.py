@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.feedforward import FeedForwardSpec
+from mmformer.nn.feedforward import DenseFeedForwardSpec, FeedForwardSpec
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
@@ -99,6 +99,9 @@ class AttentionPoolSpec(PoolSpec):
     def __post_init__(self) -> None:
         read = self.feedforward is not None or self.norm == LayerNormSpec()
         require(read, self, "norm", "left alone when there is no feedforward to normalise for")
+        # A pool returns a vector alone: what a router asks for would be lost.
+        dense = self.feedforward is None or isinstance(self.feedforward, DenseFeedForwardSpec)
+        require(dense, self, "feedforward", "None or a feed-forward without experts")
 
     def build(self, width: int) -> Pool:
         return AttentionPool(self, width)

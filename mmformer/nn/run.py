@@ -11,7 +11,7 @@ from mmformer.nn.halting import Halting
 from mmformer.nn.layer import Layer, LayerState
 from mmformer.nn.mixer import View
 from mmformer.nn.sharing import step_signal
-from mmformer.types import Aux, LossTerm
+from mmformer.types import Aux
 
 
 class Step(NamedTuple):
@@ -110,4 +110,4 @@ def _apply(
 def _add(aux: Aux, more: Aux) -> None:
     for name, term in more.items():
         before = aux.get(name)
-        aux[name] = term if before is None else LossTerm(before.total + term.total, before.items + term.items)
+        aux[name] = term if before is None else before.plus(term)

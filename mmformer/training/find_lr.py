@@ -14,6 +14,7 @@ from torch import Tensor
 from mmformer.data.loading import training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
+from mmformer.nn.router import rebalance
 from mmformer.spec import require
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import check_accelerator
@@ -109,6 +110,7 @@ def _update(task: TrainingTask, optimizer: torch.optim.Optimizer, batch: Batch, 
             lambda loss: loss.backward(),
         )
     task.thaw.drop_gradients(model, step)
+    rebalance(model)
     limit = run.trainer.gradient_clip_val
     torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
     optimizer.step()
