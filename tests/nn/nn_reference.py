@@ -257,7 +257,7 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
 
     if spec.input_norm:
         x = normed(stack.input_norm)(x)
-    for layer in stack.layers:
+    for layer in (stack.layers[index] for index in spec.applied):
         entered = normed(layer.mixer_residual.norm)(x) if layer_spec.parallel else None
         mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, turns, bias)
         x = branch(x, layer.mixer_residual, mixer)
