@@ -13,7 +13,7 @@ from mmformer.errors import InputError
 from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
-from mmformer.spec import require
+from mmformer.spec import require, require_probability
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import SPECIAL, Audio, Aux, Patches, Text, Tokens
 
@@ -32,6 +32,8 @@ class EncoderSpec:
         registers: learned tokens that hold no content (Darcet et al. 2023), after the class token.
         packed: samples share rows where they differ in length, so that the stack does no work on padding. The result is
             the same; it pays where most are much shorter than the longest.
+        patch_dropout: in training, the share of a picture's patches (or a sound's) that the stack never sees, drawn
+            anew each time; an update costs as much less (FLIP, Li et al. 2023, §3). Special tokens stay.
     """
 
     tokenizer: TokenizerSpec
@@ -42,6 +44,7 @@ class EncoderSpec:
     class_token: bool = False
     registers: int = 0
     packed: bool = False
+    patch_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
@@ -50,6 +53,9 @@ class EncoderSpec:
         require(has, self, "class_token", f"true for {type(self.pool).__name__}")
         blind = self.causal and self.pool.needs_class_token
         require(not blind, self, "causal", "false with a class token pool: the first token would see itself alone")
+        require_probability(self, "patch_dropout")
+        patches = self.tokenizer.modality != "text" or self.patch_dropout == 0
+        require(patches, self, "patch_dropout", f"0 with {type(self.tokenizer).__name__}, which makes no patches")
 
     def build(self, width: int) -> Encoder:
         """The module over a stack of a width."""
@@ -105,6 +111,8 @@ class Encoder(nn.Module):
                 f"{type(self.spec.tokenizer).__name__} packs several segments into a row, but an encoder makes one "
                 f"embedding of a row, with one class token and one set of registers: hand in one segment a row."
             )
+        if self.training and self.spec.patch_dropout:
+            tokens = _some(tokens, 1 - self.spec.patch_dropout)
         if self.special is not None:
             tokens = _put_first(self.special, tokens)
         packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
@@ -117,6 +125,28 @@ class Encoder(nn.Module):
         if self.projection is not None:
             embedding = self.projection(embedding)
         return Encoded(left, embedding, output.aux, kept)
+
+
+def _some(tokens: Tokens, share: float) -> Tokens:
+    """A share of each sample's real tokens, rounded, one at least: drawn evenly, and in their order."""
+    batch, length = tokens.x.shape[:2]
+    score = torch.rand(batch, length, device=tokens.x.device)
+    if tokens.valid is not None:
+        score = score.masked_fill(~tokens.valid, 2.0)  # after all real ones
+    keep = score.argsort(1)[:, : max(1, round(length * share))]  # B K
+    valid = None
+    if tokens.valid is not None:
+        number = (tokens.valid.sum(1, keepdim=True) * share).round().clamp(min=1)
+        valid = tokens.valid.gather(1, keep) & (torch.arange(keep.shape[1], device=keep.device) < number)
+        keep = keep.where(valid, length)  # what is dropped stands last
+    keep = keep.sort(1).values
+    if valid is not None:
+        valid, keep = keep < length, keep.clamp(max=length - 1)
+
+    def kept(x: Tensor) -> Tensor:
+        return x.gather(1, keep[..., None].expand(-1, -1, x.shape[2]))
+
+    return Tokens(kept(tokens.x), kept(tokens.pos), valid)
 
 
 def _put_first(special: Tensor, tokens: Tokens) -> Tokens:

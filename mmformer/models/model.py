@@ -190,19 +190,26 @@ class Model(nn.Module):
     def initialise(self, seed: int) -> None:
         """Draw every parameter anew, each module from a stream of its own that (seed, its name) determines.
 
-        A part that is added or removed leaves the others' first weights as they were.
+        A part that is added or removed leaves the others' first weights as they were. A module that holds another
+        library's, and says ``resets_all_below``, draws all of it from one stream.
         """
+        further = {module: calls for name in self.stacks for module, calls in self.stack_of(name).drawn().items()}
+        done: tuple[str, ...] = ()
         for name, module in self.named_modules():
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            if not own:
+            whole = getattr(module, "resets_all_below", False)
+            own = [*module.named_parameters(recurse=whole), *module.named_buffers(recurse=whole)]
+            if not own or name.startswith(done):
                 continue
+            if whole:
+                done += (f"{name}.",)
             reset = getattr(module, "reset_parameters", None)
             # A model that was built on the meta device would keep whatever its memory held before.
             assert reset is not None, f"{name} ({type(module).__name__}) holds {own[0][0]}, but has no reset_parameters"
             digest = hashlib.blake2b(f"{seed}/initialise/{name}".encode(), digest_size=8).digest()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int.from_bytes(digest, "little") >> 1)
-                reset()
+                for draw in (reset, *further.get(module, ())):
+                    draw()
 
     def _layers(self, intermediates: Collection[str]) -> dict[str, list[int]]:
         wanted: dict[str, list[int]] = {}

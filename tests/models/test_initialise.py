@@ -17,6 +17,7 @@ from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.lsh import LSHAttentionSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
@@ -26,6 +27,7 @@ from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.timm_features import TimmFeaturesSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 
 PARTS: dict[type, list[Any]] = {
@@ -34,6 +36,7 @@ PARTS: dict[type, list[Any]] = {
         ConvolutionalStemSpec(channels=(4, 6), norm=RMSNormSpec()),
         TextTokensSpec(VOCABULARY, context_length=16),
         SpectrogramPatchesSpec(),
+        TimmFeaturesSpec(name="test_resnet"),
     ],
     PoolSpec: [
         ClassTokenPoolSpec(),
@@ -47,7 +50,7 @@ PARTS: dict[type, list[Any]] = {
         RotaryPositionSpec(),
         PositionSpec(),
     ],
-    MixerSpec: [AttentionSpec(2), AttentionSpec(4, 2, qk_norm=True)],
+    MixerSpec: [AttentionSpec(2), AttentionSpec(4, 2, qk_norm=True), LSHAttentionSpec(4)],
     FeedForwardSpec: [GELUFeedForwardSpec(ratio=2), SwiGLUFeedForwardSpec()],
     NormSpec: [LayerNormSpec(), RMSNormSpec()],
     HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5)],
@@ -90,7 +93,7 @@ def test_every_part_initialises_from_meta(spec: ModelSpec) -> None:
     model = model.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.fill_(float("nan"))
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -7)
     model.initialise(3)
     reference = spec.build()
     reference.initialise(3)
