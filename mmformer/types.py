@@ -183,10 +183,15 @@ class LossTerm(NamedTuple):
 
     total: Tensor  # scalar, float32: the sum over the items
     items: Tensor  # scalar, float32: their number
+    minimised: bool = True  # False: it is only told, as a share that was dropped is
+
+    def plus(self, other: LossTerm) -> LossTerm:
+        """Both, over the items of both."""
+        return LossTerm(self.total + other.total, self.items + other.items, self.minimised)
 
 
 Aux = dict[str, LossTerm]
-"""What parts of a layer ask to be minimised, by name."""
+"""What parts of a layer ask to be minimised, or have told, by name."""
 
 
 class Outputs(NamedTuple):

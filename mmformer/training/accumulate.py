@@ -60,6 +60,7 @@ def accumulate(
         outputs = model(batch)
         terms = _asked(outputs) | _terms(outputs, objectives, batch)
         total, means = _total(_over_ranks(terms), weights)
+        assert total is not None, "RunSpec refuses sources that no objective reads"
         backward(total * processes)
         return collectives.sum_over_ranks({"loss": total.detach(), **means})
     micro = split(batch, parts)
@@ -77,18 +78,18 @@ def accumulate(
             outputs = model(part)
         asked, terms = _asked(outputs), _terms(outputs, single, part)
         # Weighed by the whole batch's items; what layers ask for knows no items beforehand, and counts by parts.
-        shares = {name: LossTerm(term.total, term.items * parts) for name, term in _over_ranks(asked).items()}
+        shares = {name: term._replace(items=term.items * parts) for name, term in _over_ranks(asked).items()}
         shares |= {name: LossTerm(term.total, items[name]) for name, term in terms.items()}
         pieces = [] if gathered is None else gathered.carry(outputs, index)
-        if shares:
-            weighed = _total(shares, weights)[0]
+        weighed = _total(shares, weights)[0]
+        if weighed is not None:
             loss = weighed.detach() if loss is None else loss + weighed.detach()
             pieces.append(weighed)
         if pieces:  # all of what this part would carry on may be frozen
             backward(torch.stack([piece.float() for piece in pieces]).sum() * processes)
         _add(sums, asked | terms)
     assert loss is not None, "a run has at least one objective"
-    means = _total(_over_ranks(sums), weights)[1] if sums else {}
+    means = _total(_over_ranks(sums), weights)[1]
     return collectives.sum_over_ranks({"loss": loss, **({} if gathered is None else gathered.means), **means})
 
 
@@ -152,6 +153,7 @@ def _gather(
     for (field, name), leaf in leaves.items():
         getattr(gathered, field)[name] = leaf
     total, means = _total(_over_ranks(_terms(gathered, objectives, batch)), weights)
+    assert total is not None, "one of the objectives finds what it reads"
     backward(total)
     return _Gathered(leaves, seeds, total.detach(), means)
 
@@ -172,8 +174,8 @@ def _add(sums: dict[str, LossTerm], terms: Mapping[str, LossTerm]) -> None:
     """Add terms to sums, detached."""
     for name, term in terms.items():
         before = sums.get(name)
-        now = LossTerm(term.total.detach(), term.items)
-        sums[name] = now if before is None else LossTerm(before.total + now.total, before.items + now.items)
+        now = term._replace(total=term.total.detach())
+        sums[name] = now if before is None else before.plus(now)
 
 
 def _asked(outputs: Outputs) -> dict[str, LossTerm]:
@@ -194,20 +196,24 @@ def _terms(outputs: Outputs, objectives: Mapping[str, Objective], batch: Batch) 
 def _over_ranks(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:
     """The terms of this process, with the items of all: its parts of the whole batch's means."""
     items = collectives.sum_over_ranks({name: term.items for name, term in terms.items()})
-    return {name: LossTerm(term.total, items[name]) for name, term in terms.items()}
+    return {name: term._replace(items=items[name]) for name, term in terms.items()}
 
 
-def _total(terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of the means, and the means, detached. What layers ask for carries its own weight."""
+def _total(terms: Mapping[str, LossTerm], weights: Mapping[str, float]) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """The weighted sum of the means, None where there are none to minimise, and all means, detached.
+
+    What layers ask for carries its own weight.
+    """
     total: Tensor | None = None
     means: dict[str, Tensor] = {}
     for name, term in terms.items():
         mean = term.total / term.items.to(term.total.device).clamp(min=1)
         means[name] = mean.detach()
+        if not term.minimised:
+            continue
         owner = name.partition("/")[0]
         weighted = mean if owner == AUX else weights[owner] * mean
         total = weighted if total is None else total + weighted
-    assert total is not None, "RunSpec refuses sources that no objective reads"
     return total, means
 
 

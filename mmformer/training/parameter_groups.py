@@ -53,13 +53,15 @@ def decays(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
     Matrices and convolution kernels decay. What does not: biases and gains (anything of one axis), and what a module
     lists as ``undecayed``: token embeddings, position tables, class tokens and registers, pooling queries,
     temperatures. Pulling those to zero would not make the function simpler, only smaller. A parameter that two modules
-    share is told once, under its first name.
+    share is told once, under its first name. What a module lists as ``unoptimised`` is left out: it moves that itself.
     """
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
+                if name in getattr(module, "unoptimised", ()):
+                    continue
                 free = parameter.ndim < 2 or name in getattr(module, "undecayed", ())
                 yield (f"{prefix}.{name}" if prefix else name), parameter, not free
 

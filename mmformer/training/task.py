@@ -22,6 +22,7 @@ from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.models.head import ContrastiveHead
 from mmformer.models.model import Model
+from mmformer.nn.router import rebalance
 from mmformer.objectives.objective import Objective
 from mmformer.parallel.sharding import is_sharded, shard, whole
 from mmformer.training.accumulate import accumulate
@@ -114,6 +115,7 @@ class TrainingTask(pl.LightningModule):
                 self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
             )
         self.thaw.drop_gradients(self.built, step)
+        rebalance(self.built)
         norms = {} if activations is None else gradient_norms(self.built) | activations.read()
         limit = trainer.gradient_clip_val
         norm = whole(torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit))
