@@ -38,11 +38,15 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # B H Q K
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is None:
-        weights = scores.softmax(-1)
-    else:
-        allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
-        scores = scores if mask.dtype == torch.bool else scores + mask
-        # A finite floor and a second masking: the softmax of nothing but minus infinity would be NaN.
-        weights = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~allowed, 0.0)
+    weights = weigh(scores, mask)
     return F.dropout(weights, dropout) @ value if dropout else weights @ value
+
+
+def weigh(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """The softmax over what a mask lets be seen, B H Q K; where that is nothing, zeros."""
+    if mask is None:
+        return scores.softmax(-1)
+    allowed = mask if mask.dtype == torch.bool else mask > float("-inf")
+    scores = scores if mask.dtype == torch.bool else scores + mask
+    # A finite floor and a second masking: the softmax of nothing but minus infinity would be NaN.
+    return scores.masked_fill(~allowed, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~allowed, 0.0)

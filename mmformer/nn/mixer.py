@@ -57,6 +57,11 @@ class MixerSpec(Catalogued, ABC):
         """What it computes in blocks, of which it wants a plan; None: nothing."""
         return None
 
+    @property
+    def asks_order(self) -> bool:
+        """Whether it asks how many real tokens of its segment stand before each (``Mask.order``)."""
+        return self.sparse is not None
+
     def heads_of(self, width: int) -> Heads | None:
         """The heads that positions rotate or bias, in a stack of a width; None: it has none."""
         return None

@@ -161,6 +161,7 @@ class Stack(nn.Module):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
         self.spec, self.abilities = spec, spec.abilities
+        self.asks_order = any(layer.mixer.asks_order for layer in spec.layers)
         self.sparse = {layer.mixer.sparse for layer in spec.layers if layer.mixer.sparse is not None}
         self.position = spec.position.build(spec.width, spec.heads())
         last, firsts = max(1, spec.depth - 1), dict(zip(spec.applied, spec.layers, strict=True))
@@ -237,7 +238,7 @@ class Stack(nn.Module):
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
         bias = self.position.bias(tokens.pos, pos)
         plans: dict[PatternSpec, Plan] = {}
-        if self.sparse:
+        if self.asks_order:
             mask = mask._replace(pos=unexpanded(pos), order=counted(valid, segment))
             # A bias is dense already, and decoding has few queries.
             if bias is None and tokens.x.shape[1] == pos.shape[1]:

@@ -46,6 +46,7 @@ from mmformer.nn.rotary_scaling import (
     RotaryScalingSpec,
     YaRNScalingSpec,
 )
+from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
 from mmformer.types import Tokens
 
@@ -64,6 +65,7 @@ MIXERS: dict[str, MixerSpec] = {
         pattern=AnyOfSpec((WindowSpec(1, 1), GlobalSpec(1), RandomBlocksSpec(size=2, blocks=1))),
     ),
     "attention_grid": AttentionSpec(heads=4, pattern=NeighbourhoodSpec(rows=0, columns=1)),
+    "shaw": ShawAttentionSpec(heads=4, distance=2),
 }
 PATTERNS: dict[str, PatternSpec] = {
     "window": WindowSpec(before=30, after=20),

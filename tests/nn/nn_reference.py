@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from contract import Inputs
 from position_reference import BIASES, EMBEDDINGS, ROTATIONS, array
+from shaw_reference import shaw
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
@@ -31,6 +32,7 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.position import PositionSpec
+from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import Stack
 
 Array = np.ndarray
@@ -209,7 +211,7 @@ def attention(
 NORMS = {LayerNormSpec: layer_norm, RMSNormSpec: rms_norm}
 FEEDFORWARDS = {GELUFeedForwardSpec: gelu, SwiGLUFeedForwardSpec: swiglu}
 POSITIONS = {PositionSpec, *EMBEDDINGS, *ROTATIONS, *BIASES}
-MIXERS = {AttentionSpec: attention}
+MIXERS = {AttentionSpec: attention, ShawAttentionSpec: shaw}
 
 
 def per_token(function: Callable, *arguments: object) -> Callable[[Array], Array]:
