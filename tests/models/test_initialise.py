@@ -15,14 +15,22 @@ from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.feedforward import (
+    FeedForwardSpec,
+    GELUFeedForwardSpec,
+    GLUFeedForwardSpec,
+    ReLUFeedForwardSpec,
+    SwiGLUFeedForwardSpec,
+)
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.lsh import LSHAttentionSpec
 from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.router import TokenChoiceSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
@@ -51,7 +59,13 @@ PARTS: dict[type, list[Any]] = {
         PositionSpec(),
     ],
     MixerSpec: [AttentionSpec(2), AttentionSpec(4, 2, qk_norm=True), LSHAttentionSpec(4)],
-    FeedForwardSpec: [GELUFeedForwardSpec(ratio=2), SwiGLUFeedForwardSpec()],
+    FeedForwardSpec: [
+        GELUFeedForwardSpec(ratio=2),
+        ReLUFeedForwardSpec(squared=True),
+        SwiGLUFeedForwardSpec(),
+        GLUFeedForwardSpec(bias=True),
+        MixtureOfExpertsSpec(3, router=TokenChoiceSpec(balance_rate=0.001), shared=SwiGLUFeedForwardSpec()),
+    ],
     NormSpec: [LayerNormSpec(), RMSNormSpec()],
     HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5)],
 }

@@ -11,7 +11,7 @@ import torch
 
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.feedforward import GELUFeedForwardSpec, GLUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import (
     DeepNormInitialisationSpec,
@@ -21,6 +21,7 @@ from mmformer.nn.initialisation import (
 )
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import Mixer, MixerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
 from mmformer.nn.pattern import (
     AllOfSpec,
@@ -36,6 +37,7 @@ from mmformer.nn.pool import AttentionPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.sharing import SharingSpec
+from mmformer.nn.router import ExpertChoiceSpec, TokenChoiceSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Tokens
 
@@ -128,7 +130,37 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: GELUFeedForwardSpec(ratio=0.0), "GELUFeedForwardSpec.ratio must be positive, but is 0.0."),
     (lambda: SwiGLUFeedForwardSpec(ratio=NAN), "SwiGLUFeedForwardSpec.ratio must be positive, but is nan."),
     (lambda: SwiGLUFeedForwardSpec(multiple=0), "SwiGLUFeedForwardSpec.multiple must be at least 1, but is 0."),
-    (lambda: GELUFeedForwardSpec(approximate="erf"), "GELUFeedForwardSpec.approximate must be 'none' or 'tanh', but"),
+    (
+        lambda: GELUFeedForwardSpec(approximate="erf"),
+        "GELUFeedForwardSpec.approximate must be 'none', 'tanh' or 'sigmoid', but is 'erf'.",
+    ),
+    (lambda: GLUFeedForwardSpec(gate="tanh"), "GLUFeedForwardSpec.gate must be 'gelu', 'gelu_tanh', 'relu', 'sigmoid'"),
+    (lambda: MixtureOfExpertsSpec(1), "MixtureOfExpertsSpec.experts must be at least 2, but is 1."),
+    (
+        lambda: MixtureOfExpertsSpec(expert=MixtureOfExpertsSpec()),
+        "MixtureOfExpertsSpec.expert must be a feed-forward without experts, but is MixtureOfExpertsSpec(",
+    ),
+    (
+        lambda: MixtureOfExpertsSpec(shared=MixtureOfExpertsSpec()),
+        "MixtureOfExpertsSpec.shared must be None or a feed-forward without experts, but is MixtureOfExpertsSpec(",
+    ),
+    (
+        lambda: MixtureOfExpertsSpec(4, router=TokenChoiceSpec(top=5)),
+        "TokenChoiceSpec.top must be at most the number of experts, 4, but is 5.",
+    ),
+    (
+        lambda: MixtureOfExpertsSpec(4, router=ExpertChoiceSpec(capacity=4.5)),
+        "ExpertChoiceSpec.capacity must be at most the number of experts, 4, but is 4.5.",
+    ),
+    (lambda: TokenChoiceSpec(top=0), "TokenChoiceSpec.top must be at least 1, but is 0."),
+    (lambda: TokenChoiceSpec(top=1), "TokenChoiceSpec.renormalise must be false where top is 1: the gate would be 1"),
+    (lambda: TokenChoiceSpec(scores="linear"), "TokenChoiceSpec.scores must be 'softmax' or 'sigmoid', but is"),
+    (lambda: TokenChoiceSpec(capacity=0.0), "TokenChoiceSpec.capacity must be None or positive, but is 0.0."),
+    (lambda: TokenChoiceSpec(balance_loss=-1.0), "TokenChoiceSpec.balance_loss must be at least 0, but is -1.0."),
+    (lambda: TokenChoiceSpec(balance_rate=-1.0), "TokenChoiceSpec.balance_rate must be at least 0, but is -1.0."),
+    (lambda: TokenChoiceSpec(jitter=1.0), "TokenChoiceSpec.jitter must be at least 0 and below 1, but is 1.0."),
+    (lambda: TokenChoiceSpec(z_loss=-1.0), "TokenChoiceSpec.z_loss must be at least 0, but is -1.0."),
+    (lambda: ExpertChoiceSpec(capacity=0.0), "ExpertChoiceSpec.capacity must be positive, but is 0.0."),
     (lambda: LayerNormSpec(eps=0.0), "LayerNormSpec.eps must be positive, but is 0.0."),
     (lambda: RMSNormSpec(eps=-1.0), "RMSNormSpec.eps must be positive, but is -1.0."),
     (lambda: LearnedPositionSpec(axes=(3,)), "LearnedPositionSpec.axes must be different axes out of 0 to 2, but is"),
@@ -155,6 +187,10 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (
         lambda: AttentionPoolSpec(norm=RMSNormSpec()),
         "AttentionPoolSpec.norm must be left alone when there is no feedforward to normalise for, but is RMSNormSpec(",
+    ),
+    (
+        lambda: AttentionPoolSpec(feedforward=MixtureOfExpertsSpec()),
+        "AttentionPoolSpec.feedforward must be None or a feed-forward without experts, but is MixtureOfExpertsSpec(",
     ),
 ]
 

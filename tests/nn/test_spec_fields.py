@@ -21,7 +21,13 @@ from torch import Tensor, nn
 import mmformer.nn
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.feedforward import (
+    FeedForwardSpec,
+    GELUFeedForwardSpec,
+    GLUFeedForwardSpec,
+    ReLUFeedForwardSpec,
+    SwiGLUFeedForwardSpec,
+)
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import (
     DeepNormInitialisationSpec,
@@ -34,6 +40,7 @@ from mmformer.nn.initialisation import (
 )
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
 from mmformer.nn.pattern import (
     AllOfSpec,
@@ -49,6 +56,7 @@ from mmformer.nn.pattern import (
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.router import ExpertChoiceSpec, RouterSpec, TokenChoiceSpec
 from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.spec import Catalogued
@@ -72,6 +80,7 @@ FEEDFORWARD = {
     "bias": Change(False, PARAMETERS),
     "dropout": Change(0.5, TRAINING),
 }
+ROUTER = {"jitter": Change(0.5, TRAINING), "z_loss": Change(0.5, ASKED)}
 FIELDS: dict[type, dict[str, Change]] = {
     AttentionSpec: {
         "heads": Change(4, OUTPUT),
@@ -102,7 +111,25 @@ FIELDS: dict[type, dict[str, Change]] = {
     AllOfSpec: {"patterns": Change((WindowSpec(2, 2), StridedSpec(2)), OUTPUT)},
     AnyOfSpec: {"patterns": Change((WindowSpec(1, 1), GlobalSpec()), OUTPUT)},
     GELUFeedForwardSpec: {**FEEDFORWARD, "approximate": Change("tanh", OUTPUT)},
+    ReLUFeedForwardSpec: {**FEEDFORWARD, "squared": Change(True, OUTPUT)},
     SwiGLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS)},
+    GLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS), "gate": Change("relu", OUTPUT)},
+    MixtureOfExpertsSpec: {
+        "experts": Change(4, PARAMETERS),
+        "expert": Change(GELUFeedForwardSpec(approximate="tanh"), OUTPUT),
+        "router": Change(ExpertChoiceSpec(), OUTPUT),
+        "shared": Change(GELUFeedForwardSpec(), PARAMETERS),
+    },
+    TokenChoiceSpec: {
+        "top": Change(3, OUTPUT),
+        "renormalise": Change(False, OUTPUT),
+        "scores": Change("sigmoid", OUTPUT),
+        "capacity": Change(0.5, TRAINING),
+        "balance_loss": Change(0.5, ASKED),
+        "balance_rate": Change(0.1, PARAMETERS),
+        **ROUTER,
+    },
+    ExpertChoiceSpec: {"capacity": Change(1.0, OUTPUT), **ROUTER},
     LayerNormSpec: {"eps": Change(1.0, OUTPUT), "bias": Change(False, PARAMETERS)},
     RMSNormSpec: {"eps": Change(1.0, OUTPUT)},
     LayerSpec: {
@@ -200,6 +227,8 @@ def settings(spec: object) -> StackSpec | PoolSpec:
             return StackSpec(width, depth, LayerSpec(AttentionSpec(pattern=spec)))
         case FeedForwardSpec():
             return StackSpec(width, depth, LayerSpec(feedforward=spec))
+        case RouterSpec():
+            return StackSpec(width, depth, LayerSpec(feedforward=MixtureOfExpertsSpec(router=spec)))
         case NormSpec():
             return StackSpec(width, depth, LayerSpec(norm=spec))
         case PositionSpec():
