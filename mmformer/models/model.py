@@ -229,7 +229,7 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
             f"model.stacks.{encoder.stack}.layer has a cross mixer, which reads a memory, but model.encoders.{name} "
             f"has none to hand in: leave layer.cross out."
         )
-    needed: list[Ability] = ["causal"] if encoder.causal else []
+    needed: list[Ability] = ["causal" if encoder.causal else "bidirectional"]
     needed += ["packing"] if encoder.packed else []
     stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
     _require_places(f"model.encoders.{name}", encoder.tokenizer, encoder.stack, stack)

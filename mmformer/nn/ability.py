@@ -8,10 +8,13 @@ from typing import Literal, Protocol
 from mmformer.errors import InputError
 from mmformer.spec import FAMILIES, concrete
 
-Ability = Literal["causal", "prefix", "cache", "cross", "padding", "packing", "rotary", "rotary_heads", "bias"]
+Ability = Literal[
+    "causal", "bidirectional", "prefix", "cache", "cross", "padding", "packing", "rotary", "rotary_heads", "bias"
+]
 
 MEANINGS: dict[Ability, str] = {
     "causal": "lets a token see itself and those before it alone",
+    "bidirectional": "lets a token see those after it",
     "prefix": "lets the first tokens of a causal pass be seen by all",
     "cache": "goes on from earlier tokens, as decoding does",
     "cross": "reads a memory",

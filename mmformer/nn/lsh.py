@@ -59,7 +59,7 @@ class LSHAttentionSpec(MixerSpec):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({"causal", "prefix", "cache", "padding", "packing", "rotary"})
+        return frozenset({"causal", "bidirectional", "prefix", "cache", "padding", "packing", "rotary"})
 
     def heads_of(self, width: int) -> Heads:
         return even_heads(self, width, self.heads)

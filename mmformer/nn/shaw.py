@@ -60,7 +60,7 @@ class ShawAttentionSpec(MixerSpec):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({"causal", "prefix", "cache", "padding", "packing", "bias"})
+        return frozenset({"causal", "bidirectional", "prefix", "cache", "padding", "packing", "bias"})
 
     @property
     def asks_order(self) -> bool:

@@ -319,6 +319,7 @@ class Stack(nn.Module):
             "cache": state is not None,
             "padding": tokens.valid is not None,
             "packing": tokens.segment is not None,
+            "bidirectional": not causal,
         }
         if not self.abilities >= {ability for ability, wanted in asked.items() if wanted}:
             self.spec.require_able("StackSpec", [ability for ability, wanted in asked.items() if wanted], "This pass")

@@ -164,7 +164,7 @@ def test_layers_share_nothing() -> None:
 class AskingSpec(MixerSpec):
     """For these tests: a mixer that changes nothing and asks for something to be minimised."""
 
-    abilities = frozenset({"cross"})  # type: ignore[assignment]
+    abilities = frozenset({"bidirectional", "cross"})  # type: ignore[assignment]
 
     def build(self, width: int, memory_width: int | None = None) -> Asking:
         return Asking()
