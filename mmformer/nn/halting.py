@@ -13,9 +13,10 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmformer.spec import Catalogued, require
-from mmformer.types import LossTerm
+from mmformer.types import Aux, LossTerm
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class HaltingSpec(Catalogued):
     Attributes:
         threshold: a token halts where its chances add up to it (Graves: 1 - ε, with ε = 0.01).
         ponder_cost: what an application costs a token, as a loss (Graves's τ): the mean over tokens of the number of
-            applications and of the last one's weight, times this, is asked to be minimised, as ``ponder``.
+            applications and of the last one's weight, times this, is asked to be minimised, as ``ponder``; the mean
+            number of applications is told, as ``applications``.
     """
 
     cost: ClassVar[str] = "L·D"
@@ -50,16 +52,19 @@ class Pondering(NamedTuple):
 
     mean: Tensor  # B L D: the states so far, weighed
     spent: Tensor  # B L, float32 at least: of its chances, which add up to 1
-    cost: Tensor  # B L, float32 at least: applications, and the last one's weight where it has halted
+    applications: Tensor  # B L, as spent
+    remainder: Tensor  # B L, as spent: the last application's weight, where it has halted
     running: Tensor  # B L, bool: it has not halted
     real: Tensor  # B L, bool
 
 
 class Halting(nn.Module):
+    undecayed = ("weight",)
+
     def __init__(self, spec: HaltingSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.weight = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(1, width))
         self.bias = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
@@ -71,7 +76,7 @@ class Halting(nn.Module):
         """Before the first application. Padding does not run; its mean is zero."""
         real = x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
         zero = x.new_zeros(x.shape[:2], dtype=_exact(x))
-        return Pondering(torch.zeros_like(x), zero, zero, real, real)
+        return Pondering(torch.zeros_like(x), zero, zero, zero, real, real)
 
     def forward(self, before: Tensor, after: Tensor, past: Pondering, last: bool) -> tuple[Tensor, Pondering]:
         """Weigh the states that left an application.
@@ -87,20 +92,22 @@ class Halting(nn.Module):
         """
         with torch.autocast(after.device.type, enabled=False):
             exact = _exact(after)
-            chance = (after.to(exact) @ self.weight.to(exact) + self.bias.to(exact)).sigmoid()  # B L
+            chance = F.linear(after.to(exact), self.weight.to(exact), self.bias.to(exact)).sigmoid()[..., 0]  # B L
         enough = past.spent + chance >= self.spec.threshold
         halts = past.running & (torch.ones_like(enough) if last else enough)
         left = 1 - past.spent
         share = torch.where(halts, left, chance) * past.running
-        spend = past.running * chance
-        cost = past.cost + past.running + halts * left
         mean = past.mean + share[..., None].to(after.dtype) * after
         x = torch.where(past.running[..., None], after, before)
-        return x, Pondering(mean, past.spent + spend, cost, past.running & ~halts, past.real)
+        spent, running = past.spent + past.running * chance, past.running & ~halts
+        applications, remainder = past.applications + past.running, past.remainder + halts * left
+        return x, Pondering(mean, spent, applications, remainder, running, past.real)
 
-    def asked(self, pondered: Pondering) -> LossTerm:
-        """The ponder cost, over real tokens."""
-        return LossTerm(self.spec.ponder_cost * pondered.cost.sum().float(), pondered.real.sum().float())
+    def asked(self, pondered: Pondering) -> Aux:
+        """The ponder cost, to be minimised, and how many applications there were, both over real tokens."""
+        tokens, applications = pondered.real.sum().float(), pondered.applications.sum().float()
+        cost = self.spec.ponder_cost * (applications + pondered.remainder.sum().float())
+        return {"ponder": LossTerm(cost, tokens), "applications": LossTerm(applications, tokens, minimised=False)}
 
 
 def _exact(x: Tensor) -> torch.dtype:

@@ -94,7 +94,7 @@ def run_until_halted(
         if step.place in intermediates:
             kept[step.place] = x
         _add(aux, more)
-    aux["ponder"] = halting.asked(pondered)
+    aux |= halting.asked(pondered)
     return Ran(pondered.mean, tuple(states), aux, kept)
 
 
