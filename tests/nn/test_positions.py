@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 import torch
 from contract import PLACES, POSITIONS, Inputs, make_stack
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torch.testing import assert_close
 
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.bias import RelativeGridPositionSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.position import Heads, LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec, rotate
+from mmformer.nn.position import (
+    Heads,
+    LearnedPositionSpec,
+    Position,
+    PositionSpec,
+    SinusoidalPositionSpec,
+    resample,
+)
 from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
@@ -102,56 +111,6 @@ def test_special_tokens_stand_nowhere(axes: tuple[int, ...]) -> None:
     assert len(rows.unique(dim=0)) == 3
 
 
-ROTARIES = {name: spec for name, spec in POSITIONS.items() if isinstance(spec, RotaryPositionSpec)}
-
-
-def scores(spec: RotaryPositionSpec, pos: Tensor) -> Tensor:
-    """B H L L products of the same queries and keys, rotated to pos."""
-    draw = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 2, pos.shape[1], 16, generator=draw, dtype=torch.float64) for _ in range(2))
-    table = spec.build(32, Heads(2, 16)).rotary(pos)
-    return rotate(query, table) @ rotate(key, table).mT
-
-
-@pytest.mark.parametrize("name", ROTARIES)
-def test_rotation_is_relative(name: str) -> None:
-    """Adding a constant to all coordinates leaves every score; moving one token does not."""
-    spec = ROTARIES[name]
-    pos = at((0, 0, 0), (1, 3, 2), (4, 1, 5), (2, 2, 2), (7, 0, 1))
-    shifted = pos + torch.tensor([11, 5, 8])
-    assert_close(scores(spec, shifted), scores(spec, pos), rtol=0, atol=4e-6)
-    moved = pos.clone()
-    moved[0, 2] += 1
-    changed = (scores(spec, moved) - scores(spec, pos)).abs().amax(dim=1)[0] > 1e-3
-    expected = torch.zeros(5, 5, dtype=torch.bool)
-    expected[2], expected[:, 2], expected[2, 2] = True, True, False
-    assert torch.equal(changed, expected)
-
-
-@pytest.mark.parametrize("name", ROTARIES)
-def test_a_stack_with_rotary_positions_is_shift_invariant(name: str) -> None:
-    stack = make_stack(StackSpec(32, 2, LayerSpec(AttentionSpec(4)), ROTARIES[name]))
-    x = torch.randn(1, 6, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    pos = at((0, 0, 0), (1, 3, 2), (4, 1, 5), (2, 2, 2), (7, 0, 1), (3, 3, 3))
-    expected = Inputs(Tokens(x, pos), causal=True)(stack)
-    shifted = Inputs(Tokens(x, pos + torch.tensor([4, 9, 2])), causal=True)(stack)
-    assert_close(shifted, expected, rtol=0, atol=1e-7)
-    elsewhere = Inputs(Tokens(x, pos * 2), causal=True)(stack)
-    assert not torch.allclose(elsewhere, expected, atol=1e-3)
-
-
-def test_rotation_keeps_norms_dtype_and_the_features_past_its_share() -> None:
-    pos = at((0, 0, 0), (9, 3, 2), (31, 1, 5))
-    for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
-        x = torch.randn(1, 2, 3, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-        y = rotate(x, RotaryPositionSpec(fraction=0.5).build(32, Heads(2, 16)).rotary(pos))
-        assert y.dtype == dtype
-        assert torch.equal(y[..., 8:], x[..., 8:])
-        assert torch.equal(y[:, :, 0], x[:, :, 0])
-        pairs, before = y.float()[..., :8].unflatten(-1, (2, 4)), x.float()[..., :8].unflatten(-1, (2, 4))
-        assert_close(pairs.norm(dim=-2), before.norm(dim=-2), rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("name", POSITIONS)
 def test_expanded_coordinates_equal_materialised_ones(name: str) -> None:
     """Images of one size share one row of coordinates, expanded; it is computed once, and means the same."""
@@ -188,3 +147,55 @@ def test_no_samples_and_no_tokens_are_no_special_case(shape: tuple[int, int], na
     tokens = Tokens(torch.zeros(*shape, 32, dtype=torch.float64), torch.zeros(*shape, 3, dtype=torch.int64))
     for causal in (False, True):
         assert Inputs(tokens, causal)(stack).shape == (*shape, 32)
+
+
+@pytest.mark.parametrize(("old", "new"), [((14, 14), (24, 24)), ((14, 14), (7, 9)), ((3, 5), (5, 3)), ((4, 4), (4, 4))])
+def test_tables_are_resized_as_timm_does(old: tuple[int, int], new: tuple[int, int]) -> None:
+    table = torch.randn(old[0] * old[1], 6, generator=torch.Generator().manual_seed(0))
+    expected = resample_abs_pos_embed(table[None], list(new), list(old), num_prefix_tokens=0)
+    assert_close(resample(table, old, new), expected[0], rtol=0, atol=1e-6)
+
+
+def test_tables_of_one_axis_are_resized_linearly() -> None:
+    """A line stays a line, but near its ends; a table that shrinks does not skip places."""
+    line = torch.arange(8.0)[:, None]
+    assert_close(resample(line, (8,), (16,))[1:-1, 0], torch.arange(0.25, 7, 0.5))
+    assert_close(resample(line, (8,), (4,))[1:-1, 0], torch.tensor([2.5, 4.5]))
+    comb = torch.tensor([0.0, 1.0] * 8)[:, None]
+    assert bool(((resample(comb, (16,), (4,)) - 0.5).abs() < 0.1).all())
+
+
+def test_a_table_that_is_resized_in_each_pass_is_the_one_resized_once() -> None:
+    """Also where weights that were learned at one size are opened at another; and special tokens keep their row."""
+    small = LearnedPositionSpec((1, 2), (3, 4)).build(8, None)
+    spec = LearnedPositionSpec((1, 2), (6, 8), learned=(3, 4))
+    running, opened = spec.build(8, None), LearnedPositionSpec((1, 2), (6, 8)).build(8, None)
+    running.load_state_dict(small.state_dict())
+    weight = opened.resized(small.weight.detach(), LearnedPositionSpec((1, 2), (3, 4)))
+    assert weight is not None
+    opened.load_state_dict({"weight": weight})
+    pos, x = torch.cat((at((-1, -1, -1)), grid(6, 8)), dim=1), torch.zeros(1, 49, 8)
+    assert_close(running.embed(x, pos), opened.embed(x, pos))
+    assert torch.equal(running.embed(x, pos)[0, 0], small.weight[0])
+    assert not torch.allclose(running.embed(x, pos)[0, 1], small.weight[1])
+
+
+def test_only_the_same_kind_of_table_is_resized() -> None:
+    text, picture = LearnedPositionSpec((0,), (12,)), LearnedPositionSpec((1, 2), (3, 4))
+    offsets, weight = RelativeGridPositionSpec(sizes=(3, 4)), torch.zeros(13, 8)
+    assert text.build(8, None).resized(weight, picture) is None
+    assert picture.build(8, None).resized(weight, text) is None
+    assert picture.build(8, None).resized(weight, offsets) is None
+    assert offsets.build(32, Heads(8, 4)).resized(weight, picture) is None
+    assert Position().resized(weight, picture) is None
+
+
+def test_offsets_are_resized_and_the_special_rows_are_kept() -> None:
+    """A bias that falls with the distance falls half as fast on a grid of twice the size."""
+    old, new = RelativeGridPositionSpec(sizes=(4, 4)), RelativeGridPositionSpec(sizes=(8, 8))
+    down = torch.arange(-3.0, 4)[:, None].expand(7, 7).reshape(-1, 1)
+    weight = new.build(4, Heads(1, 4)).resized(torch.cat((down, torch.tensor([[7.0], [8.0], [9.0]]))), old)
+    assert weight is not None
+    assert weight[-3:, 0].tolist() == [7, 8, 9]
+    middle = weight[:-3].view(15, 15)
+    assert_close(middle[5:10, 7], torch.arange(-2.0, 3) * 7 / 15, rtol=0, atol=0.02)
