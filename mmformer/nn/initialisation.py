@@ -38,7 +38,10 @@ class Part(nn.Module):
     """What a residual branch is made of: a mixer or a feed-forward."""
 
     def roles(self) -> Roles:
-        """What its matrices are for. Those that are not named keep the start that their module gives them."""
+        """What its matrices are for; parts that it is made of say that themselves.
+
+        Matrices that are not named keep the start that their module gives them.
+        """
         return {}
 
 

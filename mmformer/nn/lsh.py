@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import Ability
+from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
@@ -85,6 +86,10 @@ class LSHAttention(Mixer):
         self.spec, self.head_width = spec, spec.heads_of(width).width
         self.shared_value = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
+
+    def roles(self) -> Roles:
+        width = self.out.in_features
+        return {"shared_value": (Rows("query", width), Rows("value", width)), "out": (Rows("output"),)}
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         shared, value = (self._split(half) for half in self.shared_value(x).chunk(2, dim=-1))  # B H L width of a head

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import Ability
-from mmformer.nn.mask import Mask
+from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View
 from mmformer.nn.scan import RESET, selective_scan
 from mmformer.spec import require
@@ -118,6 +118,10 @@ class Mamba(Mixer):
         self.forwards = SelectiveStateSpace(spec, width)
         self.backwards = SelectiveStateSpace(spec, width) if spec.bidirectional else None
         self.out = nn.Linear(channels, width, bias=spec.bias)
+
+    def roles(self) -> Roles:
+        entering = Rows("inner", self.out.in_features)
+        return {"enter": (entering, entering), "out": (Rows("output"),)}
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         length, mask = x.shape[1], view.mask

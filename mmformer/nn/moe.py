@@ -83,9 +83,8 @@ class MixtureOfExperts(FeedForward):
         self.shared = None if spec.shared is None else spec.shared.build(width)
 
     def roles(self) -> Roles:
-        own: Roles = {"experts.up": (Rows("inner"),), "experts.down": (Rows("output"),)}
-        shared = {} if self.shared is None else self.shared.roles()
-        return {**own, **{f"shared.{path}": rows for path, rows in shared.items()}}
+        gated, hidden = self.experts.spec.gated, Rows("inner", self.experts.down.weight.shape[2])
+        return {"experts.up": (hidden,) * (2 if gated else 1), "experts.down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
         token, gate, ends, aux = self.router(x, valid)
