@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import mmformer.nn
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -55,9 +56,17 @@ from mmformer.nn.pattern import (
 )
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
-from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
+from mmformer.nn.rotary_scaling import (
+    LinearScalingSpec,
+    Llama3ScalingSpec,
+    NTKScalingSpec,
+    RotaryScalingSpec,
+    YaRNScalingSpec,
+)
 from mmformer.nn.router import ExpertChoiceSpec, RouterSpec, TokenChoiceSpec
 from mmformer.nn.sharing import SharingSpec
+from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.spec import Catalogued
 from mmformer.types import Tokens
@@ -89,6 +98,14 @@ FIELDS: dict[type, dict[str, Change]] = {
         "bias": Change(False, PARAMETERS),
         "dropout": Change(0.5, TRAINING),
         "pattern": Change(WindowSpec(1, 1), OUTPUT),
+    },
+    ShawAttentionSpec: {
+        "heads": Change(4, PARAMETERS),
+        "distance": Change(2, PARAMETERS),
+        "relative_keys": Change(False, PARAMETERS),
+        "relative_values": Change(False, PARAMETERS),
+        "bias": Change(False, PARAMETERS),
+        "dropout": Change(0.5, TRAINING),
     },
     WindowSpec: {
         "before": Change(2, OUTPUT, {"before": 1, "after": 1}),
@@ -148,13 +165,42 @@ FIELDS: dict[type, dict[str, Change]] = {
     LearnedPositionSpec: {
         "axes": Change((1, 0), OUTPUT, {"axes": (0, 1), "sizes": (9, 9)}),
         "sizes": Change((8,), PARAMETERS),
+        "learned": Change((8,), PARAMETERS),
     },
     SinusoidalPositionSpec: {"axes": Change((1, 2), OUTPUT), "base": Change(100.0, OUTPUT)},
     RotaryPositionSpec: {
         "axes": Change((1, 0), OUTPUT),
         "base": Change(100.0, OUTPUT),
         "fraction": Change(0.5, OUTPUT),
+        "scaling": Change(LinearScalingSpec(), OUTPUT),
     },
+    MixedRotaryPositionSpec: {"axes": Change((2, 0), OUTPUT), "base": Change(100.0, START)},
+    LinearScalingSpec: {"factor": Change(4.0, OUTPUT)},
+    NTKScalingSpec: {"factor": Change(4.0, OUTPUT)},
+    YaRNScalingSpec: {
+        "factor": Change(2.0, OUTPUT),
+        "length": Change(64, OUTPUT),
+        "fast": Change(2.0, OUTPUT),
+        "slow": Change(0.01, OUTPUT),
+        "attention_factor": Change(1.0, OUTPUT),
+    },
+    Llama3ScalingSpec: {
+        "factor": Change(4.0, OUTPUT),
+        "length": Change(64, OUTPUT),
+        "fast": Change(40.0, OUTPUT),
+        "slow": Change(1.2, OUTPUT),
+    },
+    ALiBiPositionSpec: {
+        "axes": Change((1,), OUTPUT),
+        "metric": Change("manhattan", OUTPUT, {"axes": (1, 2)}),
+    },
+    RelativeBucketPositionSpec: {
+        "axis": Change(1, OUTPUT),
+        "buckets": Change(16, PARAMETERS),
+        "max_distance": Change(8, OUTPUT, {"buckets": 8}),
+        "bidirectional": Change(False, OUTPUT),
+    },
+    RelativeGridPositionSpec: {"axes": Change((0, 1), OUTPUT), "sizes": Change((9, 9), PARAMETERS)},
     StackSpec: {
         "width": Change(32, PARAMETERS, {"width": 64, "depth": 1}),
         "depth": Change(2, PARAMETERS, {"width": 64, "depth": 1}),
@@ -233,6 +279,8 @@ def settings(spec: object) -> StackSpec | PoolSpec:
             return StackSpec(width, depth, LayerSpec(norm=spec))
         case PositionSpec():
             return StackSpec(width, depth, position=spec)
+        case RotaryScalingSpec():
+            return StackSpec(width, depth, position=RotaryPositionSpec(scaling=spec))
     raise AssertionError(f"Say in settings() of tests/nn/test_spec_fields.py where {type(spec).__name__} stands.")
 
 
