@@ -15,6 +15,7 @@ from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -23,14 +24,18 @@ from mmformer.nn.feedforward import (
     SwiGLUFeedForwardSpec,
 )
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.linear_attention import LinearAttentionSpec
+from mmformer.nn.linformer import LinformerSpec
 from mmformer.nn.lsh import LSHAttentionSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
-from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
 from mmformer.nn.router import TokenChoiceSpec
+from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
@@ -56,9 +61,20 @@ PARTS: dict[type, list[Any]] = {
         LearnedPositionSpec((0, 1), (16, 4)),
         SinusoidalPositionSpec(),
         RotaryPositionSpec(),
+        MixedRotaryPositionSpec(),
+        ALiBiPositionSpec(),
+        RelativeBucketPositionSpec(),
+        RelativeGridPositionSpec(),
         PositionSpec(),
     ],
-    MixerSpec: [AttentionSpec(2), AttentionSpec(4, 2, qk_norm=True), LSHAttentionSpec(4)],
+    MixerSpec: [
+        AttentionSpec(2),
+        AttentionSpec(4, 2, qk_norm=True),
+        LSHAttentionSpec(4),
+        LinearAttentionSpec(2),
+        PerformerSpec(2, features=4),
+        LinformerSpec(2, 64, 4),
+    ],
     FeedForwardSpec: [
         GELUFeedForwardSpec(ratio=2),
         ReLUFeedForwardSpec(squared=True),
@@ -81,11 +97,12 @@ def shipped(base: type) -> set[type]:
 
 def models() -> list[ModelSpec]:
     """Each pair of a tokenizer and a pool, the other parts by turns."""
-    made = []
+    made, mixers = [], itertools.cycle(PARTS[MixerSpec])
     for index, (tokenizer, pool) in enumerate(itertools.product(PARTS[TokenizerSpec], PARTS[PoolSpec])):
-        mixer, feedforward, norm, position = (
-            PARTS[base][index % len(PARTS[base])] for base in (MixerSpec, FeedForwardSpec, NormSpec, PositionSpec)
+        feedforward, norm, position = (
+            PARTS[base][index % len(PARTS[base])] for base in (FeedForwardSpec, NormSpec, PositionSpec)
         )
+        mixer = next(mixer for mixer in mixers if position.needs <= mixer.abilities)
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
         stack = StackSpec(16, 1, layer, position, input_norm=True)

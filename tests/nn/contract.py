@@ -19,11 +19,24 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmformer.nn.ability import Ability
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
-from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
+from mmformer.nn.feedforward import (
+    FeedForwardSpec,
+    GELUFeedForwardSpec,
+    GLUFeedForwardSpec,
+    ReLUFeedForwardSpec,
+    SwiGLUFeedForwardSpec,
+)
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.linear_attention import LinearAttentionSpec
+from mmformer.nn.linformer import LinformerSpec
+from mmformer.nn.lsh import LSHAttentionSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
 from mmformer.nn.pattern import (
     AllOfSpec,
@@ -36,6 +49,7 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
+from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
@@ -46,6 +60,7 @@ from mmformer.nn.rotary_scaling import (
     RotaryScalingSpec,
     YaRNScalingSpec,
 )
+from mmformer.nn.router import ExpertChoiceSpec, RouterSpec, TokenChoiceSpec
 from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
 from mmformer.types import Tokens
@@ -65,8 +80,20 @@ MIXERS: dict[str, MixerSpec] = {
         pattern=AnyOfSpec((WindowSpec(1, 1), GlobalSpec(1), RandomBlocksSpec(size=2, blocks=1))),
     ),
     "attention_grid": AttentionSpec(heads=4, pattern=NeighbourhoodSpec(rows=0, columns=1)),
+    "convolution": ConvolutionSpec(before=2, after=1),
+    "convolution_module": ConvolutionSpec(0.5, True, LayerNormSpec(), "silu", before=1, after=1, dilation=2),
+    "convolution_grid": GridConvolutionSpec(ratio=2.0, rows=1, columns=2),
+    "convolution_bare": GridConvolutionSpec(ratio=None, activation=None, bias=False, rows=0, columns=1, dilation=2),
     "shaw": ShawAttentionSpec(heads=4, distance=2),
+    "lsh": LSHAttentionSpec(heads=4, buckets=2, rounds=2, window=2),
+    "linear": LinearAttentionSpec(heads=4),
+    "performer": PerformerSpec(heads=4, features=12),
+    "linformer": LinformerSpec(heads=4, length=12, projected=3),
+    "mamba": MambaSpec(states=3),
+    "mamba_both_ways": MambaSpec(1, 2, 3, rank=1, bias=True, convolution_bias=False, bidirectional=True),
 }
+CHOOSY: tuple[type[MixerSpec], ...] = (LSHAttentionSpec,)
+"""Mixers in which a token sees, of those that the mask allows, some that hang on what tokens hold."""
 PATTERNS: dict[str, PatternSpec] = {
     "window": WindowSpec(before=30, after=20),
     "window_dilated": WindowSpec(before=6, after=0, dilation=3),
@@ -103,9 +130,22 @@ POSITIONS: dict[str, PositionSpec] = {
 }
 FEEDFORWARDS: dict[str, FeedForwardSpec | None] = {
     "gelu": GELUFeedForwardSpec(ratio=2.0),
+    "quick_gelu": GELUFeedForwardSpec(ratio=1.0, approximate="sigmoid", bias=False),
+    "relu_squared": ReLUFeedForwardSpec(ratio=1.0, squared=True),
     "swiglu": SwiGLUFeedForwardSpec(ratio=1.5),
+    "geglu": GLUFeedForwardSpec(ratio=1.0, bias=True),
+    "experts": MixtureOfExpertsSpec(4, GELUFeedForwardSpec(ratio=0.5), TokenChoiceSpec(top=2)),
+    "experts_shared": MixtureOfExpertsSpec(
+        3,
+        GLUFeedForwardSpec(ratio=0.5, gate="relu"),
+        TokenChoiceSpec(top=1, renormalise=False, scores="sigmoid", balance_rate=0.1),
+        shared=ReLUFeedForwardSpec(ratio=0.5),
+    ),
+    # All experts choose all tokens: where they choose fewer, a token's output hangs on all tokens, seen or not.
+    "experts_choose": MixtureOfExpertsSpec(3, GELUFeedForwardSpec(ratio=0.5), ExpertChoiceSpec(capacity=3.0)),
     "none": None,
 }
+ROUTERS = {name: spec.router for name, spec in FEEDFORWARDS.items() if isinstance(spec, MixtureOfExpertsSpec)}
 NORMS: dict[str, NormSpec] = {"layer_norm": LayerNormSpec(), "rms_norm": RMSNormSpec()}
 POOLS: dict[str, PoolSpec] = {
     "class_token": ClassTokenPoolSpec(),
@@ -120,6 +160,7 @@ CROSSES: dict[str, tuple[MixerSpec | None, int | None]] = {  # the reader of mem
     "none": (None, None),
     "same_width": (AttentionSpec(heads=4), None),
     "other_width": (AttentionSpec(heads=2, key_value_heads=1, qk_norm=True), MEMORY_WIDTH),
+    "linear": (LinearAttentionSpec(heads=4), MEMORY_WIDTH),
 }
 FACTORS: dict[str, tuple[object, ...]] = {
     "mixer": tuple(MIXERS),
@@ -133,21 +174,31 @@ FACTORS: dict[str, tuple[object, ...]] = {
     "cross": tuple(CROSSES),
     "extras": (False, True),
 }
+ASKED: dict[tuple[str, object], frozenset[Ability]] = {
+    ("order", "full"): frozenset({"bidirectional"}),
+    ("order", "causal"): frozenset({"causal"}),
+    ("order", "prefix"): frozenset({"causal", "prefix"}),
+    ("padded", True): frozenset({"padding"}),
+    ("packed", True): frozenset({"packing"}),
+    **{("position", name): position.needs for name, position in POSITIONS.items()},
+}
+"""What a mixer must be able to do at a level of a factor."""
 REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
     frozenset({("placement", "parallel"), other})
-    for other in (("cross", "same_width"), ("cross", "other_width"), ("feedforward", "none"))
+    for other in (*(("cross", cross) for cross in CROSSES if cross != "none"), ("feedforward", "none"))
 ) | frozenset(
-    frozenset({("mixer", mixer), ("position", position)})
-    for mixer, position in itertools.product(MIXERS, POSITIONS)
-    if not POSITIONS[position].needs <= MIXERS[mixer].abilities
+    frozenset({("mixer", mixer), level})
+    for mixer, (level, needed) in itertools.product(MIXERS, ASKED.items())
+    if not needed <= MIXERS[mixer].abilities
 )
-"""Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built."""
+"""Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built or runs."""
 
 TABLES: dict[type, tuple[str, dict]] = {
     MixerSpec: ("MIXERS", MIXERS),
     PositionSpec: ("POSITIONS", POSITIONS),
     RotaryScalingSpec: ("SCALINGS", SCALINGS),
     FeedForwardSpec: ("FEEDFORWARDS", FEEDFORWARDS),
+    RouterSpec: ("FEEDFORWARDS", ROUTERS),
     NormSpec: ("NORMS", NORMS),
     PoolSpec: ("POOLS", POOLS),
     PatternSpec: ("PATTERNS", PATTERNS),
@@ -235,7 +286,7 @@ def covering_array() -> list[Case]:
             row = dict(start)
             for name in draw.sample(names, len(names)):
                 if name not in row:
-                    allowed = [level for level in FACTORS[name] if not _refused({**row, name: level})]
+                    allowed = [level for level in FACTORS[name] if not refused({**row, name: level})]
                     draw.shuffle(allowed)
                     row[name] = max(allowed, key=lambda level, n=name: len(_pairs({**row, n: level}, names) & missing))
             new = _pairs(row, names) & missing
@@ -250,7 +301,7 @@ def covering_array() -> list[Case]:
 def full_product(**fixed: object) -> Iterator[Case]:
     levels = [(fixed[name],) if name in fixed else FACTORS[name] for name in FACTORS]
     for row in itertools.product(*levels):
-        if not _refused(dict(zip(FACTORS, row, strict=True))):
+        if not refused(dict(zip(FACTORS, row, strict=True))):
             yield Case(*row)
 
 
@@ -258,7 +309,7 @@ def _pairs(row: dict, names: list[str]) -> set:
     return set(itertools.combinations([(name, row[name]) for name in names if name in row], 2))
 
 
-def _refused(row: dict) -> bool:
+def refused(row: dict) -> bool:
     return any(pair <= row.items() for pair in REFUSED)
 
 

@@ -1,7 +1,7 @@
 """What the parts mean, written as loops over samples, heads, queries and keys, in float64 and without torch.nn.
 
 Slow and plain on purpose; it shares nothing with mmformer.nn but the parameters and the specs. A new mixer,
-feed-forward or norm enters its meaning into the table at the end, a position in ``position_reference.py``.
+norm enters its meaning into the table at the end; positions and feed-forwards have files of their own.
 """
 
 from __future__ import annotations
@@ -12,12 +12,21 @@ from collections.abc import Callable
 
 import numpy as np
 from contract import Inputs
+from convolution_reference import MIXERS as CONVOLUTIONS
+from convolution_reference import tap
+from feedforward_reference import FEEDFORWARDS
+from linear_reference import HEADS
+from lsh_reference import hashed_attention
+from mamba_reference import mamba
 from position_reference import BIASES, EMBEDDINGS, ROTATIONS, array
 from shaw_reference import shaw
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.convolution import DepthwiseSpec
+from mmformer.nn.feedforward import FeedForwardSpec
+from mmformer.nn.lsh import LSHAttentionSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
 from mmformer.nn.pattern import (
@@ -46,18 +55,25 @@ def linear(module: nn.Linear, x: Array, rows: slice = slice(None)) -> Array:
 
 
 def visibility(inputs: Inputs, mixer: MixerSpec | None = None) -> Array:
-    """B queries keys: whether a query sees a key, from the words of the documentation."""
+    """B queries keys: whether a query sees a key, from the words of the documentation; of a convolution, by which of
+    its weights.
+    """
     batch, length, _ = inputs.tokens.x.shape
     pattern, pos = getattr(mixer, "pattern", None), inputs.tokens.pos.tolist()
     valid, segment = _listed(inputs.tokens.valid), _listed(inputs.tokens.segment)
     prefix = [0] * batch if inputs.prefix is None else inputs.prefix.tolist()
 
-    def visible(b: int, i: int, j: int) -> bool:
+    def visible(b: int, i: int, j: int) -> bool | int:
         if inputs.causal and j > i and j >= prefix[b]:
             return False
         if valid is not None and not valid[b][j]:
             return False
         if segment is not None and segment[b][i] != segment[b][j]:
+            return False
+        if isinstance(mixer, DepthwiseSpec):
+            here, there = ((order(b, at), pos[b][at]) for at in (i, j))
+            return tap(mixer, i == j, here, there) if valid is None or valid[b][i] else 0
+        if isinstance(mixer, MambaSpec) and valid is not None and not valid[b][i]:
             return False
         return pattern is None or pattern_allows(pattern, order(b, i), order(b, j), pos[b][i], pos[b][j])
 
@@ -134,24 +150,6 @@ def rms_norm(spec: RMSNormSpec, module: nn.Module, x: Array) -> Array:
     return x / math.sqrt((x**2).mean() + spec.eps) * array(module.weight)
 
 
-# Feed-forwards: (spec, module, vector) -> vector
-
-
-def gelu(spec: GELUFeedForwardSpec, module: nn.Module, x: Array) -> Array:
-    hidden = linear(module.up, x)
-    if spec.approximate == "none":
-        gate = [0.5 * (1 + math.erf(h / math.sqrt(2))) for h in hidden]
-    else:
-        gate = [0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))) for h in hidden]
-    return linear(module.down, hidden * gate)
-
-
-def swiglu(spec: SwiGLUFeedForwardSpec, module: nn.Module, x: Array) -> Array:
-    hidden = module.down.in_features
-    gate = linear(module.gate_up, x, slice(0, hidden))
-    return linear(module.down, gate / (1 + np.exp(-gate)) * linear(module.gate_up, x, slice(hidden, None)))
-
-
 def turn(x: Array, turns: list[complex]) -> Array:
     """Features i and i + len(turns) as one complex number, multiplied by another."""
     y, half = x.copy(), len(turns)
@@ -208,14 +206,66 @@ def attention(
     return joined, linear(module.out, joined)
 
 
+def hashed(
+    spec: LSHAttentionSpec,
+    module: nn.Module,
+    x: Array,
+    memory: Array | None,
+    allowed: Array,
+    turns: Turns | None = None,
+    bias: None = None,
+) -> tuple[Array, Array]:
+    assert memory is None and bias is None
+    width, size, joined = x.shape[2], x.shape[2] // spec.heads, np.zeros_like(x)
+    for b, row in enumerate(x):
+        for head in range(spec.heads):
+            part = slice(head * size, (head + 1) * size)
+            shared = linear(module.shared_value, row, part)
+            value = linear(module.shared_value, row, slice(width + part.start, width + part.stop))
+            if turns is not None:
+                shared = np.array([turn(q, turns[b][head][i]) for i, q in enumerate(shared)])
+            joined[b, :, part] = hashed_attention(spec, head, shared, value, allowed[b])
+    return joined, linear(module.out, joined)
+
+
+def by_head(
+    spec: MixerSpec,
+    module: nn.Module,
+    x: Array,
+    memory: Array | None,
+    allowed: Array,
+    turns: Turns | None = None,
+    bias: None = None,
+) -> tuple[Array, Array]:
+    assert bias is None
+    width, size, joined = x.shape[2], x.shape[2] // spec.heads, np.zeros_like(x)
+    source, into, at = (x, module.qkv, width) if memory is None else (memory, module.kv, 0)
+    for b in range(len(x)):
+        for head in range(spec.heads):
+            part = slice(head * size, (head + 1) * size)
+            query = linear(module.qkv if memory is None else module.q, x[b], part)
+            key = linear(into, source[b], slice(at + part.start, at + part.stop))
+            value = linear(into, source[b], slice(at + width + part.start, at + width + part.stop))
+
+            def turned(vector: Array, place: int, b: int = b, head: int = head) -> Array:
+                return vector if turns is None else turn(vector, turns[b][head][place])
+
+            attend = HEADS[type(spec)]
+            joined[b, :, part] = attend(spec, module, head, query, key, value, allowed[b], turned)
+    return joined, linear(module.out, joined)
+
+
 NORMS = {LayerNormSpec: layer_norm, RMSNormSpec: rms_norm}
-FEEDFORWARDS = {GELUFeedForwardSpec: gelu, SwiGLUFeedForwardSpec: swiglu}
 POSITIONS = {PositionSpec, *EMBEDDINGS, *ROTATIONS, *BIASES}
-MIXERS = {AttentionSpec: attention, ShawAttentionSpec: shaw}
+MIXERS = {**CONVOLUTIONS, AttentionSpec: attention, LSHAttentionSpec: hashed, **dict.fromkeys(HEADS, by_head), ShawAttentionSpec: shaw, MambaSpec: mamba}
 
 
 def per_token(function: Callable, *arguments: object) -> Callable[[Array], Array]:
     return lambda x: np.array([[function(*arguments, token) for token in row] for row in x])
+
+
+def fed(spec: FeedForwardSpec, module: nn.Module, valid: Tensor | None) -> Callable[[Array], Array]:
+    return lambda x: FEEDFORWARDS[type(spec)](spec, module, x, None if valid is None else valid.numpy())
 
 
 def mixed(spec: MixerSpec, module: nn.Module, *arguments: object) -> Callable[[Array], Array]:
@@ -267,7 +317,7 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
             reader = mixed(layer_spec.cross, layer.cross, memory, memory_allowed)
             x = branch(x, layer.cross_residual, reader)
         if layer.feedforward is not None:
-            f = per_token(FEEDFORWARDS[type(layer_spec.feedforward)], layer_spec.feedforward, layer.feedforward)
+            f = fed(layer_spec.feedforward, layer.feedforward, inputs.tokens.valid)
             x = branch(x, layer.feedforward_residual, f, entered)
     if spec.final_norm:
         x = normed(stack.norm)(x)

@@ -11,6 +11,7 @@ import torch
 
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, GLUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import (
@@ -20,6 +21,9 @@ from mmformer.nn.initialisation import (
     TruncatedNormalInitialisationSpec,
 )
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.linear_attention import LinearAttentionSpec
+from mmformer.nn.linformer import LinformerSpec
+from mmformer.nn.lsh import LSHAttentionSpec
 from mmformer.nn.mixer import Mixer, MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
@@ -33,11 +37,14 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
+from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.pool import AttentionPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, SinusoidalPositionSpec
-from mmformer.nn.rotary import RotaryPositionSpec
-from mmformer.nn.sharing import SharingSpec
+from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
+from mmformer.nn.rotary_scaling import LinearScalingSpec, Llama3ScalingSpec, YaRNScalingSpec
+from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.router import ExpertChoiceSpec, TokenChoiceSpec
+from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Tokens
 
@@ -63,6 +70,19 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: AttentionSpec(dropout=1.0), "AttentionSpec.dropout must be at least 0 and below 1, but is 1.0."),
     (lambda: AttentionSpec(dropout=-0.1), "AttentionSpec.dropout must be at least 0 and below 1, but is -0.1."),
     (lambda: AttentionSpec(dropout=NAN), "AttentionSpec.dropout must be at least 0 and below 1, but is nan."),
+    (lambda: LinearAttentionSpec(heads=0), "LinearAttentionSpec.heads must be at least 1, but is 0."),
+    (lambda: PerformerSpec(features=0), "PerformerSpec.features must be at least 1, but is 0."),
+    (lambda: PerformerSpec(redraw=0), "PerformerSpec.redraw must be None or at least 1, but is 0."),
+    (lambda: PerformerSpec(seed=-1), "PerformerSpec.seed must be from 0 to 2^31 - 1, but is -1."),
+    (lambda: LinformerSpec(length=0), "LinformerSpec.length must be at least 1, but is 0."),
+    (lambda: LinformerSpec(length=8, projected=9), "LinformerSpec.projected must be from 1 to length (8), but is 9."),
+    (lambda: LinformerSpec(dropout=1.0), "LinformerSpec.dropout must be at least 0 and below 1, but is 1.0."),
+    (lambda: LSHAttentionSpec(heads=0), "LSHAttentionSpec.heads must be at least 1, but is 0."),
+    (lambda: LSHAttentionSpec(buckets=7), "LSHAttentionSpec.buckets must be even and at least 2, but is 7."),
+    (lambda: LSHAttentionSpec(buckets=0), "LSHAttentionSpec.buckets must be even and at least 2, but is 0."),
+    (lambda: LSHAttentionSpec(rounds=0), "LSHAttentionSpec.rounds must be at least 1, but is 0."),
+    (lambda: LSHAttentionSpec(window=0), "LSHAttentionSpec.window must be at least 1, but is 0."),
+    (lambda: LSHAttentionSpec(seed=-1), "LSHAttentionSpec.seed must be from 0 to 2^31 - 1, but is -1."),
     (lambda: LayerSpec(dropout=1.0), "LayerSpec.dropout must be at least 0 and below 1, but is 1.0."),
     (lambda: LayerSpec(placement="mid"), "LayerSpec.placement must be 'pre', 'post', 'sandwich' or 'deep', but is"),
     (lambda: LayerSpec(branch_scale=0.0), "LayerSpec.branch_scale must be positive, but is 0.0."),
@@ -174,6 +194,31 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: RotaryPositionSpec(base=0.5), "RotaryPositionSpec.base must be above 1, but is 0.5."),
     (lambda: RotaryPositionSpec(fraction=0.0), "RotaryPositionSpec.fraction must be above 0 and at most 1, but is 0."),
     (lambda: RotaryPositionSpec(fraction=1.5), "RotaryPositionSpec.fraction must be above 0 and at most 1, but is 1."),
+    (lambda: LearnedPositionSpec(learned=(0,)), "LearnedPositionSpec.learned must be None, or one size for each of the"),
+    (lambda: LearnedPositionSpec(learned=(4, 4)), "LearnedPositionSpec.learned must be None, or one size for each of"),
+    (lambda: LearnedPositionSpec((0, 1, 2), (2, 2, 2), (3, 3, 3)), "learned must be None, or one size for each of the"),
+    (lambda: LinearScalingSpec(0.5), "LinearScalingSpec.factor must be at least 1, but is 0.5."),
+    (lambda: YaRNScalingSpec(length=0), "YaRNScalingSpec.length must be at least 1, but is 0."),
+    (lambda: YaRNScalingSpec(fast=1.0), "YaRNScalingSpec.fast must be above slow, 1.0, but is 1.0."),
+    (lambda: YaRNScalingSpec(slow=0.0), "YaRNScalingSpec.slow must be positive, but is 0.0."),
+    (lambda: YaRNScalingSpec(attention_factor=0.0), "YaRNScalingSpec.attention_factor must be positive, but is 0.0."),
+    (lambda: Llama3ScalingSpec(length=0), "Llama3ScalingSpec.length must be at least 1, but is 0."),
+    (lambda: Llama3ScalingSpec(fast=0.5), "Llama3ScalingSpec.fast must be above slow, 1.0, but is 0.5."),
+    (lambda: MixedRotaryPositionSpec(axes=(1, 1)), "MixedRotaryPositionSpec.axes must be different axes out of 0 to 2"),
+    (lambda: ALiBiPositionSpec(axes=()), "ALiBiPositionSpec.axes must be different axes out of 0 to 2, but is ()."),
+    (lambda: ALiBiPositionSpec(metric="manhattan"), "ALiBiPositionSpec.metric must be left alone where there is one"),
+    (lambda: RelativeBucketPositionSpec(axis=3), "RelativeBucketPositionSpec.axis must be from 0 to 2, but is 3."),
+    (lambda: RelativeBucketPositionSpec(buckets=7), "buckets must be an even number from 4 on, but is 7."),
+    (lambda: RelativeBucketPositionSpec(buckets=1, bidirectional=False), "buckets must be at least 2, but is 1."),
+    (lambda: RelativeBucketPositionSpec(max_distance=8), "max_distance must be above 8, the buckets of one distance"),
+    (lambda: RelativeGridPositionSpec(axes=(2, 2)), "RelativeGridPositionSpec.axes must be different axes out of 0 to"),
+    (lambda: RelativeGridPositionSpec(sizes=(0, 4)), "RelativeGridPositionSpec.sizes must be at least 1 each, but is"),
+    (lambda: ShawAttentionSpec(heads=0), "ShawAttentionSpec.heads must be at least 1, but is 0."),
+    (lambda: ShawAttentionSpec(distance=0), "ShawAttentionSpec.distance must be at least 1, but is 0."),
+    (
+        lambda: ShawAttentionSpec(relative_keys=False, relative_values=False),
+        "ShawAttentionSpec.relative_values must be true where relative_keys is not: without both, take AttentionSpec",
+    ),
     (lambda: StackSpec(0, 1), "StackSpec.width must be at least 1, but is 0."),
     (lambda: StackSpec(8, 0), "StackSpec.depth must be at least 1, but is 0."),
     (
@@ -231,6 +276,32 @@ BUILDS: list[tuple[Callable[[], object], str]] = [
         lambda: StackSpec(16, 1, LayerSpec(HeadlessSpec()), RotaryPositionSpec()),
         "RotaryPositionSpec needs a mixer that has queries and keys to rotate, but StackSpec.layer.mixer is "
         "HeadlessSpec(), which does not: take AttentionSpec",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(AttentionSpec(4, key_value_heads=2)), MixedRotaryPositionSpec()),
+        "MixedRotaryPositionSpec needs a mixer that has a key for each query, to rotate by a table of each head's own, "
+        "but StackSpec.layer.mixer is AttentionSpec(heads=4, key_value_heads=2",
+    ),
+    (
+        lambda: StackSpec(
+            16,
+            2,
+            pattern=(LayerSpec(AttentionSpec(4)), LayerSpec(AttentionSpec(4, key_value_heads=1))),
+            position=MixedRotaryPositionSpec(),
+        ),
+        "MixedRotaryPositionSpec needs a mixer that has a key for each query",
+    ),
+    (
+        lambda: StackSpec(24, 1, LayerSpec(AttentionSpec(4)), MixedRotaryPositionSpec()).build(),
+        "MixedRotaryPositionSpec needs heads whose width is a multiple of 4, but they are 6 wide.",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(HeadlessSpec()), ALiBiPositionSpec()),
+        "ALiBiPositionSpec needs a mixer that has scores to add a bias to, but StackSpec.layer.mixer is HeadlessSpec()",
+    ),
+    (
+        lambda: LayerSpec(cross=ShawAttentionSpec()),
+        "A reader of memory needs a mixer that reads a memory, but LayerSpec.cross is ShawAttentionSpec(",
     ),
     (
         lambda: LayerSpec(cross=HeadlessSpec()),

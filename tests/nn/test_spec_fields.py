@@ -40,6 +40,10 @@ from mmformer.nn.initialisation import (
     ZeroResidualInitialisationSpec,
 )
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.linear_attention import LinearAttentionSpec
+from mmformer.nn.linformer import LinformerSpec
+from mmformer.nn.lsh import LSHAttentionSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
@@ -54,6 +58,7 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
+from mmformer.nn.performer import PerformerSpec, redraw
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
@@ -99,6 +104,29 @@ FIELDS: dict[type, dict[str, Change]] = {
         "dropout": Change(0.5, TRAINING),
         "pattern": Change(WindowSpec(1, 1), OUTPUT),
     },
+    LSHAttentionSpec: {
+        "heads": Change(4, OUTPUT),
+        "buckets": Change(2, OUTPUT),
+        "rounds": Change(1, OUTPUT),
+        "window": Change(1, OUTPUT, {"buckets": 2}),
+        "seed": Change(1, OUTPUT),
+    },
+    LinearAttentionSpec: {"heads": Change(4, OUTPUT), "bias": Change(False, PARAMETERS)},
+    PerformerSpec: {
+        "heads": Change(4, OUTPUT),
+        "bias": Change(False, PARAMETERS),
+        "features": Change(64, OUTPUT),
+        "redraw": Change(None, TRAINING),
+        "seed": Change(1, OUTPUT),
+    },
+    LinformerSpec: {
+        "heads": Change(4, OUTPUT),
+        "length": Change(64, PARAMETERS, {"length": 32, "projected": 8}),
+        "projected": Change(4, PARAMETERS, {"length": 32, "projected": 8}),
+        "sharing": Change("none", PARAMETERS),
+        "bias": Change(False, PARAMETERS),
+        "dropout": Change(0.5, TRAINING),
+    },
     ShawAttentionSpec: {
         "heads": Change(4, PARAMETERS),
         "distance": Change(2, PARAMETERS),
@@ -127,6 +155,16 @@ FIELDS: dict[type, dict[str, Change]] = {
     },
     AllOfSpec: {"patterns": Change((WindowSpec(2, 2), StridedSpec(2)), OUTPUT)},
     AnyOfSpec: {"patterns": Change((WindowSpec(1, 1), GlobalSpec()), OUTPUT)},
+    MambaSpec: {
+        "expand": Change(1, PARAMETERS),
+        "states": Change(8, PARAMETERS),
+        "convolution": Change(3, PARAMETERS),
+        "rank": Change(2, PARAMETERS),
+        "steps": Change((0.01, 0.2), START),
+        "bias": Change(True, PARAMETERS),
+        "convolution_bias": Change(False, PARAMETERS),
+        "bidirectional": Change(True, PARAMETERS),
+    },
     GELUFeedForwardSpec: {**FEEDFORWARD, "approximate": Change("tanh", OUTPUT)},
     ReLUFeedForwardSpec: {**FEEDFORWARD, "squared": Change(True, OUTPUT)},
     SwiGLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS)},
@@ -304,6 +342,8 @@ class Built:
         pos[..., 1] += torch.arange(len(PLACES)) % 2
         tokens = Tokens(torch.randn(2, len(PLACES), width, generator=draw, dtype=torch.float64), pos)
         self.module.train(training)
+        if training:
+            redraw(self.module, 1000)
         torch.manual_seed(0)
         if isinstance(self.place, PoolSpec):
             return self.module(tokens).detach()
@@ -312,7 +352,7 @@ class Built:
             shape = (2, MEMORY_LENGTH, self.place.memory_width or width)
             x = torch.randn(shape, generator=draw, dtype=torch.float64)
             memory = Tokens(x, torch.zeros(2, MEMORY_LENGTH, 3, dtype=torch.int64))
-        output = self.module(tokens, memory=memory)
+        output = self.module(tokens, memory=memory, causal="bidirectional" not in self.place.abilities)
         self.asked = {name: term.total.detach() for name, term in output.aux.items()}
         return output.tokens.x.detach()
 
