@@ -1,0 +1,51 @@
+"""Factors and dropout at the places that a layer and a stack have for them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from contract import Case, make_inputs, randomise
+from torch.testing import assert_close
+
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.stack import StackSpec
+
+CASE = Case("attention", "nowhere", "full", True, False, "layer_norm", "pre", "gelu", "none", False)
+LAYER = LayerSpec(AttentionSpec(4))
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "sandwich", "parallel"])
+def test_a_branch_scale_is_a_gain_that_is_not_learned(placement: str) -> None:
+    if placement == "parallel":
+        layer = dataclasses.replace(LAYER, parallel=True)
+    else:
+        layer = dataclasses.replace(LAYER, placement=placement)
+    scaled = randomise(StackSpec(32, 2, dataclasses.replace(layer, branch_scale=0.3)).build()).double()
+    gained = StackSpec(32, 2, dataclasses.replace(layer, layer_scale=0.3)).build().double()
+    missing, unexpected = gained.load_state_dict(scaled.state_dict(), strict=False)
+    assert unexpected == [] and all(name.endswith(".gain") for name in missing)
+    with torch.no_grad():
+        for name in missing:
+            gained.get_parameter(name).fill_(0.3)
+    inputs = make_inputs(CASE)
+    assert_close(inputs(scaled), inputs(gained), rtol=1e-12, atol=1e-12)
+
+
+def test_input_dropout_is_on_what_enters_the_first_layer() -> None:
+    """After the norm, in training alone: features are dropped by themselves, and the others are larger."""
+    entering: list[torch.Tensor] = []
+    stack = StackSpec(32, 2, LAYER, input_norm=True, input_dropout=0.4).build().double()
+    stack.layers[0].register_forward_hook(lambda *arguments: entering.append(arguments[1][0]))
+    tokens = make_inputs(CASE).tokens
+    tokens = tokens._replace(x=tokens.x.repeat(20, 1, 1), pos=tokens.pos.repeat(20, 1, 1), valid=None)
+    torch.manual_seed(0)
+    stack.train()(tokens)
+    stack.eval()(tokens)
+    dropped, whole = entering
+    assert torch.equal(whole, stack.input_norm(tokens.x))
+    gone = dropped == 0
+    assert float(gone.double().mean()) == pytest.approx(0.4, abs=0.02)
+    assert_close(dropped[~gone], whole[~gone] / 0.6)
