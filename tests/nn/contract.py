@@ -182,7 +182,7 @@ ASKED: dict[tuple[str, object], frozenset[Ability]] = {
     ("packed", True): frozenset({"packing"}),
     **{("position", name): position.needs for name, position in POSITIONS.items()},
 }
-"""What a mixer must be able to do at a level of a factor."""
+"""What a mixer, and a feed-forward, must be able to do at a level of a factor."""
 REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
     frozenset({("placement", "parallel"), other})
     for other in (*(("cross", cross) for cross in CROSSES if cross != "none"), ("feedforward", "none"))
@@ -190,6 +190,10 @@ REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
     frozenset({("mixer", mixer), level})
     for mixer, (level, needed) in itertools.product(MIXERS, ASKED.items())
     if not needed <= MIXERS[mixer].abilities
+) | frozenset(
+    frozenset({("feedforward", name), level})
+    for (name, spec), (level, needed) in itertools.product(FEEDFORWARDS.items(), ASKED.items())
+    if spec is not None and not needed <= spec.abilities
 )
 """Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built or runs."""
 
