@@ -194,6 +194,10 @@ REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
     frozenset({("feedforward", name), level})
     for (name, spec), (level, needed) in itertools.product(FEEDFORWARDS.items(), ASKED.items())
     if spec is not None and not needed <= spec.abilities
+) | frozenset(
+    frozenset({("mixer", mixer), ("feedforward", name)})  # a mixer that is causal always, and experts that never are
+    for mixer, (name, spec) in itertools.product(MIXERS, FEEDFORWARDS.items())
+    if spec is not None and "bidirectional" not in MIXERS[mixer].abilities and "causal" not in spec.abilities
 )
 """Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built or runs."""
 
