@@ -74,6 +74,7 @@ PARTS: dict[type, list[Any]] = {
         LinearAttentionSpec(2),
         PerformerSpec(2, features=4),
         LinformerSpec(2, 64, 4),
+        ShawAttentionSpec(4),
     ],
     FeedForwardSpec: [
         GELUFeedForwardSpec(ratio=2),
