@@ -257,7 +257,14 @@ def by_head(
 
 NORMS = {LayerNormSpec: layer_norm, RMSNormSpec: rms_norm}
 POSITIONS = {PositionSpec, *EMBEDDINGS, *ROTATIONS, *BIASES}
-MIXERS = {**CONVOLUTIONS, AttentionSpec: attention, LSHAttentionSpec: hashed, **dict.fromkeys(HEADS, by_head), ShawAttentionSpec: shaw, MambaSpec: mamba}
+MIXERS = {
+    **CONVOLUTIONS,
+    AttentionSpec: attention,
+    LSHAttentionSpec: hashed,
+    **dict.fromkeys(HEADS, by_head),
+    ShawAttentionSpec: shaw,
+    MambaSpec: mamba,
+}
 
 
 def per_token(function: Callable, *arguments: object) -> Callable[[Array], Array]:
