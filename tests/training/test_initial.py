@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundles import save_dual
+from bundles import TRANSFORMS, save_dual
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from tiny import COLOURS, tiny_model, tiny_run, write_shards
 from torch import Tensor
 
+from mmformer.bundle import save_bundle
 from mmformer.errors import InputError
-from mmformer.models.model import Model
+from mmformer.models.model import Model, ModelSpec
+from mmformer.nn.bias import RelativeGridPositionSpec
+from mmformer.nn.position import LearnedPositionSpec
 from mmformer.training.fit import fit
 from mmformer.training.initial import InitialSpec, load_initial
 
@@ -114,3 +118,44 @@ def test_a_run_begins_with_them_and_may_freeze_them(bundle: Path, tmp_path: Path
     with (tmp_path / "run" / "parameters.tsv").open() as file:
         rows = {row["parameter"]: (row["trains"], row["loaded"]) for row in csv.DictReader(file, delimiter="\t")}
     assert rows == {name: ("no", "yes") if name in image else ("yes", "no") for name in ended}
+
+
+def seeing(size: tuple[int, int], offsets: bool = False) -> Model:
+    """Of pictures alone, whose patches have learned positions."""
+    dual, sizes = tiny_model(), (size[0] // 8, size[1] // 8)
+    position = RelativeGridPositionSpec((1, 2), sizes) if offsets else LearnedPositionSpec((1, 2), sizes)
+    stack = dataclasses.replace(dual.stacks["image"], position=position)
+    built = ModelSpec({"image": stack}, {"image": dual.encoders["image"]}).build()
+    built.initialise(0)
+    return built
+
+
+@pytest.mark.parametrize("offsets", [False, True])
+def test_positions_that_were_learned_at_another_size_are_resized(offsets: bool, tmp_path: Path) -> None:
+    small, large = seeing((24, 32), offsets), seeing((48, 64), offsets)
+    save_bundle(tmp_path / "small", small, TRANSFORMS, "# A tiny model\n")
+    loaded = load_initial(large, InitialSpec(str(tmp_path / "small"), resize=True))
+    assert loaded == small.state_dict().keys()
+    key, table = "stacks.image.position.weight", small.state_dict()["stacks.image.position.weight"]
+    others = [name for name in loaded if name != key]
+    assert all(torch.equal(large.state_dict()[name], small.state_dict()[name]) for name in others)
+    old, new, special = ((5, 7), (11, 15), slice(-3, None)) if offsets else ((3, 4), (6, 8), slice(0, 1))
+    grid = table[:-3] if offsets else table[1:]
+    expected = resample_abs_pos_embed(grid[None], list(new), list(old), num_prefix_tokens=0)[0]
+    found = large.state_dict()[key]
+    assert torch.allclose(found[:-3] if offsets else found[1:], expected, atol=1e-6)
+    assert torch.equal(found[special], table[special])
+
+
+def test_positions_of_another_size_are_refused_where_nobody_asked(tmp_path: Path) -> None:
+    save_bundle(tmp_path / "small", seeing((24, 32)), TRANSFORMS, "# A tiny model\n")
+    for size, sizes in (((48, 64), "6, 8"), ((16, 48), "2, 6")):  # of the second, there are as many as there were
+        words = (
+            rf"image\.position\.weight as .*sizes=\(3, 4\).* model has .*sizes=\({sizes}\).*set initial\.resize to true"
+        )
+        with pytest.raises(InputError, match=words):
+            load_initial(seeing(size), InitialSpec(str(tmp_path / "small")))
+    with pytest.raises(InputError, match=r"initial\.resize: .*model\.safetensors does not say for which sizes"):
+        load_initial(seeing((48, 64)), InitialSpec(str(tmp_path / "small" / "model.safetensors"), resize=True))
+    with pytest.raises(InputError, match=r"position\.weight: the model has \(49, 16\), the file \(13, 16\)"):
+        load_initial(seeing((48, 64)), InitialSpec(str(tmp_path / "small" / "model.safetensors")))
