@@ -12,10 +12,12 @@ from tiny import VOCABULARY, tiny_model
 from torch import nn
 
 from mmformer.models.encoder import EncoderSpec
+from mmformer.models.exits import EarlyExitHeadSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
+from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -68,6 +70,8 @@ PARTS: dict[type, list[Any]] = {
         PositionSpec(),
     ],
     MixerSpec: [
+        ConvolutionSpec(norm=RMSNormSpec()),
+        GridConvolutionSpec(None),
         AttentionSpec(2),
         AttentionSpec(4, 2, qk_norm=True),
         LSHAttentionSpec(4),
@@ -84,7 +88,7 @@ PARTS: dict[type, list[Any]] = {
         MixtureOfExpertsSpec(3, router=TokenChoiceSpec(balance_rate=0.001), shared=SwiGLUFeedForwardSpec()),
     ],
     NormSpec: [LayerNormSpec(), RMSNormSpec()],
-    HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5)],
+    HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5), EarlyExitHeadSpec("e", 4, exits=(0,))],
 }
 
 
@@ -107,7 +111,7 @@ def models() -> list[ModelSpec]:
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
         stack = StackSpec(16, 1, layer, position, input_norm=True)
-        made.append(ModelSpec({"s": stack}, {"e": encoder}, heads={"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1]}))
+        made.append(ModelSpec({"s": stack}, {"e": encoder}, heads={"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1 + index % 2]}))
     return made
 
 

@@ -11,6 +11,7 @@ import torch
 
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, GLUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import (
@@ -57,6 +58,19 @@ class HeadlessSpec(MixerSpec):
 
 
 SPECS: list[tuple[Callable[[], object], str]] = [
+    (lambda: ConvolutionSpec(ratio=0.0), "ConvolutionSpec.ratio must be None or positive, but is 0.0."),
+    (lambda: ConvolutionSpec(None, gated=True), "ConvolutionSpec.gated must be false without projections (ratio None)"),
+    (lambda: ConvolutionSpec(activation="tanh"), "ConvolutionSpec.activation must be None, 'gelu' or 'silu', but is"),
+    (lambda: ConvolutionSpec(dropout=1.0), "ConvolutionSpec.dropout must be at least 0 and below 1, but is 1.0."),
+    (lambda: ConvolutionSpec(before=-1), "ConvolutionSpec.before must be at least 0, but is -1."),
+    (lambda: ConvolutionSpec(after=-1), "ConvolutionSpec.after must be at least 0, but is -1."),
+    (lambda: ConvolutionSpec(before=0, after=0), "ConvolutionSpec.after must be at least 1 where before is 0"),
+    (lambda: ConvolutionSpec(dilation=0), "ConvolutionSpec.dilation must be at least 1, but is 0."),
+    (lambda: GridConvolutionSpec(rows=-1), "GridConvolutionSpec.rows must be at least 0, but is -1."),
+    (lambda: GridConvolutionSpec(columns=-1), "GridConvolutionSpec.columns must be at least 0, but is -1."),
+    (lambda: GridConvolutionSpec(rows=0, columns=0), "GridConvolutionSpec.columns must be at least 1 where rows is 0"),
+    (lambda: GridConvolutionSpec(dilation=0), "GridConvolutionSpec.dilation must be at least 1, but is 0."),
+    (lambda: GridConvolutionSpec(axes=(1, 1)), "GridConvolutionSpec.axes must be two of 0 to 2, but is (1, 1)."),
     (lambda: AttentionSpec(heads=0), "AttentionSpec.heads must be at least 1, but is 0."),
     (lambda: AttentionSpec(8, key_value_heads=3), "AttentionSpec.key_value_heads must be a divisor of heads (8), but"),
     (lambda: AttentionSpec(8, key_value_heads=16), "key_value_heads must be a divisor of heads (8), but is 16."),

@@ -22,6 +22,7 @@ import mmformer.nn
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
+from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -95,7 +96,23 @@ FEEDFORWARD = {
     "dropout": Change(0.5, TRAINING),
 }
 ROUTER = {"jitter": Change(0.5, TRAINING), "z_loss": Change(0.5, ASKED)}
+DEPTHWISE = {
+    "ratio": Change(None, PARAMETERS),
+    "gated": Change(True, PARAMETERS),
+    "norm": Change(LayerNormSpec(), PARAMETERS),
+    "activation": Change("silu", OUTPUT),
+    "bias": Change(False, PARAMETERS),
+    "dropout": Change(0.5, TRAINING),
+    "dilation": Change(2, OUTPUT),
+}
 FIELDS: dict[type, dict[str, Change]] = {
+    ConvolutionSpec: {**DEPTHWISE, "before": Change(2, PARAMETERS), "after": Change(0, PARAMETERS)},
+    GridConvolutionSpec: {
+        **DEPTHWISE,
+        "rows": Change(2, PARAMETERS),
+        "columns": Change(0, PARAMETERS),
+        "axes": Change((2, 1), OUTPUT),
+    },
     AttentionSpec: {
         "heads": Change(4, OUTPUT),
         "key_value_heads": Change(2, PARAMETERS),
