@@ -26,14 +26,14 @@ from mkdocs.structure.files import File, Files
 
 import mmformer
 from mmformer import resources
+from mmformer.catalogue import catalogue
 from mmformer.cli import arguments
 from mmformer.cli.main import COMMANDS, GROUPS
 from mmformer.config import to_data
+from mmformer.docstrings import attributes, before_sections, sections_of, summary
 from mmformer.evaluation.recipe import RecipeSpec
 from mmformer.schema import is_family, members
 from mmformer.training.run import RunSpec
-
-SECTIONS = ("Args", "Attributes", "Returns", "Yields", "Raises")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -52,6 +52,7 @@ def pages() -> dict[str, str]:
         for unit in units
     )
     written = {"runs.md": runs_page(), "configs.md": configs_page(), "commands.md": commands_page()}
+    written["parts.md"] = parts_page()
     return {**written, "api/index.md": index, **api}
 
 
@@ -140,16 +141,6 @@ def fields_table(spec: type) -> str:
     return "\n".join(rows)
 
 
-def attributes(spec: type) -> dict[str, str]:
-    """Field -> what docstrings say of it, those of a class before those of its bases."""
-    found: dict[str, str] = {}
-    for cls in reversed(spec.__mro__):
-        for section, items in sections_of(inspect.cleandoc(cls.__dict__.get("__doc__") or "")):
-            if section == "Attributes":
-                found |= dict(items)
-    return found
-
-
 def default_of(field: dataclasses.Field[Any]) -> str:
     """As a run file would have it."""
     value = field.default
@@ -182,6 +173,25 @@ def type_name(hint: Any) -> str:
 
 def link(spec: type) -> str:
     return f"[`{spec.__name__}`](#{spec.__name__.lower()})"
+
+
+# Parts
+
+
+def parts_page() -> str:
+    """What a stack can be made of."""
+    text = (
+        "# Parts\n\nWhat a stack can be made of, as `mmformer parts` lists it. In costs, L is the tokens of a row, D "
+        "the width; the rest are options of the part, which [Every option](configs.md) explains. Abilities "
+        "are those with the options that are the default.\n"
+    )
+    for kind, entries in itertools.groupby(catalogue(), key=lambda entry: entry.kind):
+        text += f"\n## {kind}\n\n| part | cost | supports | needs | from |\n|---|---|---|---|---|\n"
+        for entry in entries:
+            part = f"[`{entry.name}`](configs.md#{entry.name.lower()}): {inline(entry.what)}"
+            able, needed = ", ".join(entry.supports), ", ".join(entry.needs)
+            text += f"| {part} | {inline(entry.cost)} | {able} | {needed} | {inline(entry.source)} |\n"
+    return text
 
 
 # Commands
@@ -323,11 +333,11 @@ def own_docstring(value: Any, sections: bool = True) -> str:
     """What a class or function says itself; not what dataclass or a base would say in its place."""
     text = inspect.cleandoc(vars(value).get("__doc__") or "") if inspect.isclass(value) else inspect.getdoc(value) or ""
     text = "" if inspect.isclass(value) and text.startswith(f"{value.__name__}(") else text
-    return text if sections else re.split(rf"^(?:{'|'.join(SECTIONS)}):$", text, maxsplit=1, flags=re.MULTILINE)[0]
+    return text if sections else before_sections(text)
 
 
 def first_sentence(module: ModuleType) -> str:
-    return inline(" ".join((inspect.getdoc(module) or "").partition("\n\n")[0].split()))
+    return inline(summary(module))
 
 
 # Docstrings
@@ -335,30 +345,11 @@ def first_sentence(module: ModuleType) -> str:
 
 def markdown(docstring: str) -> str:
     """A docstring with sections as Google writes them."""
-    before = re.split(rf"^(?:{'|'.join(SECTIONS)}):$", docstring, maxsplit=1, flags=re.MULTILINE)[0]
-    parts = [prose(before)]
+    parts = [prose(before_sections(docstring))]
     for section, items in sections_of(docstring):
         parts.append(f"**{section}**")
         parts.append("\n".join(f"- {f'`{name}`: ' if name else ''}{inline(text)}" for name, text in items))
     return "\n\n".join(filter(None, parts))
-
-
-def sections_of(docstring: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Section -> its items, each a name and a text; without names where it is one text."""
-    parts = re.split(rf"^({'|'.join(SECTIONS)}):$", docstring, flags=re.MULTILINE)
-    for section, body in zip(parts[1::2], parts[2::2], strict=True):
-        lines = textwrap.dedent(body).strip().splitlines()
-        if section in ("Returns", "Yields"):
-            yield section, [("", " ".join(lines))]
-            continue
-        items: list[tuple[str, str]] = []
-        for line in lines:
-            named = re.match(r"([\w.]+): ?(.*)", line)
-            if named:
-                items.append((named[1], named[2]))
-            elif items:
-                items[-1] = (items[-1][0], f"{items[-1][1]} {line.strip()}".rstrip())
-        yield section, items
 
 
 def prose(text: str) -> str:

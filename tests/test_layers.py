@@ -27,6 +27,8 @@ KNOWS: dict[str, set[str]] = {
     "types": set(),
     "spec": {"errors"},
     "schema": {"errors", "spec"},
+    "docstrings": set(),
+    "catalogue": {"spec", "docstrings", "nn"},
     "config": {"errors", "spec", "schema"},
     "nn": BASE,
     "tokenizers": BASE | {"nn"},
@@ -60,6 +62,7 @@ KNOWS: dict[str, set[str]] = {
     "cli": FILES_TOO
     | {
         "schema",
+        "catalogue",
         "training",
         "predictor",
         "bundle",

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "shards": ("shards", "Prepare", "build sets of samples of your data; index, check and look at sets"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
     "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),
+    "parts": ("parts", "Prepare", "list what a stack can be made of: mixers, positions, feed-forwards …"),
     "init": ("init", "Start", "start a project: a run file to change, places for data, what to do next"),
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -48,5 +48,5 @@ def flex_plan(mask: Mask, length: int, device: torch.device) -> FlexPlan | None:
 @lru_cache(maxsize=2)
 def _kernel(device: str) -> Callable[..., Tensor]:
     """Uncompiled, it would hold all scores."""
-    kernel: Callable[..., Tensor] = torch.compile(flex_attention) if device == "cuda" else flex_attention
-    return kernel
+    one = cast("Callable[..., Tensor]", flex_attention)  # what is returned depends on what is asked
+    return torch.compile(one) if device == "cuda" else one
