@@ -194,6 +194,13 @@ Aux = dict[str, LossTerm]
 """What parts of a layer ask to be minimised, or have told, by name."""
 
 
+class Early(NamedTuple):
+    """Of an encoder whose stack samples may leave before its end."""
+
+    embedding: dict[int, Tensor]  # layer -> B E, what its embedding would be if it ended there; where none leaves
+    left: Tensor | None  # B, int64: the layer after which each sample left; None: all went to the end
+
+
 class Outputs(NamedTuple):
     """What one forward pass returns; every dictionary goes by the names of the model's parts."""
 
@@ -207,7 +214,9 @@ class Outputs(NamedTuple):
         str, LossTerm
     ]  # "encoder/name" or "decoder/name" -> what layers ask to be minimised (a router's balance, say)
     intermediates: dict[str, Tensor]  # "encoder/layer" -> B L D, those that were asked for
+    early: dict[str, Early]  # encoder -> of exits before the end of its stack, where a head has some
+    exits: dict[str, Tensor]  # head -> B exits classes, the logits of its exits, where none leaves at them
 
     @staticmethod
     def empty() -> Outputs:
-        return Outputs({}, {}, {}, {}, {}, {}, {}, {})
+        return Outputs({}, {}, {}, {}, {}, {}, {}, {}, {}, {})

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.errors import InputError
+from mmformer.models.exits import Exits, run_and_leave, weigh_exits
 from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require, require_probability
 from mmformer.tokenizers.tokenizer import TokenizerSpec
-from mmformer.types import SPECIAL, Audio, Aux, Patches, Text, Tokens
+from mmformer.types import SPECIAL, Audio, Aux, Early, Patches, Text, Tokens
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Encoded(NamedTuple):
     embedding: Tensor  # B E
     aux: Aux
     intermediates: dict[int, Tensor]
+    early: Early | None  # where there are exits before the end
 
 
 class Encoder(nn.Module):
@@ -93,7 +95,11 @@ class Encoder(nn.Module):
             nn.init.trunc_normal_(self.special, std=0.02)
 
     def forward(
-        self, value: Tensor | Patches | Text | Audio, stack: Stack, intermediates: Collection[int] = ()
+        self,
+        value: Tensor | Patches | Text | Audio,
+        stack: Stack,
+        intermediates: Collection[int] = (),
+        exits: Exits | None = None,
     ) -> Encoded:
         """Encode one modality of a batch.
 
@@ -101,6 +107,7 @@ class Encoder(nn.Module):
             value: what the tokenizer reads.
             stack: the stack that the spec names.
             intermediates: layers of it whose outputs are to be returned.
+            exits: where samples may leave it before its end; None: nowhere.
 
         Raises:
             InputError: the tokenizer packs several segments into a row; one embedding would mix them.
@@ -115,16 +122,25 @@ class Encoder(nn.Module):
             tokens = _some(tokens, 1 - self.spec.patch_dropout)
         if self.special is not None:
             tokens = _put_first(self.special, tokens)
+        if exits is not None and exits.sure is not None and stack.may_stop and not intermediates:
+            exited, aux = run_and_leave(stack, tokens, self.spec.causal, self._embedded, exits)
+            return Encoded(exited.tokens, exited.embedding, aux, {}, exited.early)
         packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
-        output = stack(packed.tokens if packed else tokens, causal=self.spec.causal, intermediates=intermediates)
+        asked = {*intermediates, *(() if exits is None else exits.layers)}
+        output = stack(packed.tokens if packed else tokens, causal=self.spec.causal, intermediates=asked)
         left, kept = output.tokens, output.intermediates
         if packed is not None:
             left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)
             kept = {layer: packed.unpack(x) for layer, x in kept.items()}
-        embedding = self.pool(left)
-        if self.projection is not None:
-            embedding = self.projection(embedding)
-        return Encoded(left, embedding, output.aux, kept)
+        if exits is None:
+            return Encoded(left, self._embedded(left), output.aux, kept, None)
+        exited = weigh_exits(stack, left, kept, self._embedded, exits)
+        kept = {layer: kept[layer] for layer in intermediates}
+        return Encoded(exited.tokens, exited.embedding, output.aux, kept, exited.early)
+
+    def _embedded(self, left: Tokens) -> Tensor:
+        embedding: Tensor = self.pool(left)
+        return embedding if self.projection is None else self.projection(embedding)
 
 
 def _some(tokens: Tokens, share: float) -> Tokens:

@@ -49,6 +49,7 @@ class HeadOutput:
     logits: Tensor | None = None  # B classes
     scale: Tensor | None = None  # (1,)
     bias: Tensor | None = None  # (1,)
+    exits: Tensor | None = None  # B exits classes
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import nn
 from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
+from mmformer.models.exits import EarlyExitHeadSpec, exits_of
 from mmformer.models.head import Head, HeadSpec
 from mmformer.nn.ability import Ability
 from mmformer.nn.stack import Stack, StackSpec
@@ -53,6 +54,10 @@ class ModelSpec:
         for name, head in self.heads.items():
             for encoder_name in head.reads:
                 _require_known(f"model.heads.{name}", encoder_name, self.encoders, "encoders")
+            if isinstance(head, EarlyExitHeadSpec):
+                head.check(f"model.heads.{name}", self.stacks[self.encoders[head.encoder].stack])
+                if head.threshold is not None:
+                    self.require_one_reader(head.encoder)
         used = {part.stack for part in self.encoders.values()} | {part.stack for part in self.decoders.values()}
         unused = sorted(set(self.stacks) - used)
         if unused:
@@ -102,6 +107,20 @@ class ModelSpec:
         _require_places(where, decoder.tokenizer, decoder.stack, stack)
         for read in decoder.read_as("prefix"):
             _require_places(where, self.encoders[read].tokenizer, decoder.stack, stack)
+
+    def require_one_reader(self, encoder: str) -> None:
+        """Refuse that samples leave an encoder early which others than the head that lets them read.
+
+        Raises:
+            InputError: who reads it.
+        """
+        readers = [f"model.decoders.{name}" for name, decoder in self.decoders.items() if encoder in decoder.reads]
+        readers += [f"model.heads.{name}" for name, head in self.heads.items() if encoder in head.reads]
+        if len(readers) > 1:
+            raise InputError(
+                f"A threshold lets samples leave the encoder '{encoder}' early, but {' and '.join(readers)} read it, "
+                f"and not all of them have exits there: set the threshold to null."
+            )
 
     @property
     def embedding_widths(self) -> dict[str, int]:
@@ -158,7 +177,12 @@ class Model(nn.Module):
             value = getattr(batch, encoder.spec.tokenizer.modality)
             if value is None:
                 continue
-            encoded = encoder(value, self.stack_of(encoder.spec.stack), wanted.get(name, ()))
+            exits = exits_of(name, self.heads.values(), self.training)
+            if exits is not None and exits.sure is not None:
+                self.spec.require_one_reader(name)
+            encoded = encoder(value, self.stack_of(encoder.spec.stack), wanted.get(name, ()), exits)
+            if encoded.early is not None:
+                outputs.early[name] = encoded.early
             outputs.tokens[name] = encoded.tokens
             outputs.embedding[name] = encoded.embedding
             outputs.aux.update({f"{name}/{key}": term for key, term in encoded.aux.items()})
@@ -176,7 +200,7 @@ class Model(nn.Module):
         for name, head in self.heads.items():
             assert isinstance(head, Head)
             made = head(outputs, batch)
-            for kind in ("logits", "scale", "bias"):
+            for kind in ("logits", "scale", "bias", "exits"):
                 value = None if made is None else getattr(made, kind)
                 if value is not None:
                     getattr(outputs, kind)[name] = value
@@ -242,8 +266,8 @@ def _require_places(where: str, tokenizer: TokenizerSpec, name: str, stack: Stac
         if places is not None and places > size:
             raise InputError(
                 f"model.stacks.{name}.position has {size} places on axis {axis}, but the tokens of {where} stand at up "
-                f"to {places} ({type(tokenizer).__name__}): raise {type(stack.position).__name__}.sizes to {places}, or "
-                f"let the tokenizer make fewer."
+                f"to {places} ({type(tokenizer).__name__}): raise {type(stack.position).__name__}.sizes to {places}, "
+                f"or let the tokenizer make fewer."
             )
 
 

@@ -17,7 +17,7 @@ from mmformer.types import Batch, LossTerm, Outputs
 
 @dataclass(frozen=True)
 class ClassificationSpec(ObjectiveSpec):
-    """Cross-entropy between a head's logits and a label.
+    """Cross-entropy between a head's logits and a label; the mean over its exits, where it has some.
 
     Attributes:
         head: whose logits.
@@ -66,15 +66,21 @@ class Classification(Objective):
         if self.label not in batch.labels or self.spec.head not in outputs.logits:
             return {}
         items = self.items(batch)["cross_entropy"]
-        logits, target = outputs.logits[self.spec.head].float(), batch.labels[self.label]
+        logits, early = outputs.logits[self.spec.head], outputs.exits.get(self.spec.head)
+        every = [logits] if early is None else [logits, *early.unbind(1)]  # each of them B classes
         with torch.autocast(logits.device.type, enabled=False):
-            each = self._loss(logits, target)  # B
-            if batch.mixed is not None:
-                other = batch.mixed.labels[self.label]
-                # Where the other has no label, all of the target is the sample's own.
-                share = torch.where(other < 0, 1.0, batch.mixed.share)
-                each = (share * each + (1 - share) * self._loss(logits, other)).where(target >= 0, 0.0)
+            each = torch.stack([self._each(made.float(), batch) for made in every]).mean(0)  # B
         return {"cross_entropy": LossTerm(each.sum(), items)}
+
+    def _each(self, logits: Tensor, batch: Batch) -> Tensor:
+        target = batch.labels[self.label]
+        each = self._loss(logits, target)  # B
+        if batch.mixed is None:
+            return each
+        other = batch.mixed.labels[self.label]
+        # Where the other has no label, all of the target is the sample's own.
+        share = torch.where(other < 0, 1.0, batch.mixed.share)
+        return (share * each + (1 - share) * self._loss(logits, other)).where(target >= 0, 0.0)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(logits, target, ignore_index=-1, reduction="none", label_smoothing=self.spec.smoothing)

@@ -110,8 +110,9 @@ def models() -> list[ModelSpec]:
         mixer = next(mixer for mixer in mixers if position.needs <= mixer.abilities)
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
-        stack = StackSpec(16, 1, layer, position, input_norm=True)
-        made.append(ModelSpec({"s": stack}, {"e": encoder}, heads={"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1 + index % 2]}))
+        stack = StackSpec(16, 1 + index % 2, layer, position, input_norm=True)
+        heads = {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1 + index % 2]}
+        made.append(ModelSpec({"s": stack}, {"e": encoder}, heads=heads))
     return made
 
 
