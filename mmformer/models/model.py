@@ -217,7 +217,8 @@ class Model(nn.Module):
         A part that is added or removed leaves the others' first weights as they were. A module that holds another
         library's, and says ``resets_all_below``, draws all of it from one stream.
         """
-        further = {module: calls for name in self.stacks for module, calls in self.stack_of(name).drawn().items()}
+        stacks = [module for module in self.modules() if isinstance(module, Stack)]
+        further = {module: calls for stack in stacks for module, calls in stack.drawn().items()}
         done: tuple[str, ...] = ()
         for name, module in self.named_modules():
             whole = getattr(module, "resets_all_below", False)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mmformer.errors import InputError
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.spec import require
+from mmformer.tokenizers.mobilevit import MobileViTBlockSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec, grid_tokens
 from mmformer.types import Patches, Tokens
 
@@ -156,11 +157,13 @@ class ConvolutionalStemSpec(ImageTokenizerSpec):
         strides: of each convolution, 1 or 2, so one more than the channels; none: 2 each. Those of stride 1 see fine
             detail before it is pooled away, which small pictures reward. A token's side is the product.
         norm: after each convolution but the last.
+        blocks: MobileViT's, one after each convolution but the last, or None where there is none; (): nowhere.
     """
 
     channels: tuple[int, ...] = (32, 64)
     strides: tuple[int, ...] | None = None
     norm: NormSpec = field(default_factory=LayerNormSpec)
+    blocks: tuple[MobileViTBlockSpec | None, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -168,6 +171,8 @@ class ConvolutionalStemSpec(ImageTokenizerSpec):
         wanted = f"1 or 2 for each of the {len(self.channels) + 1} convolutions (one more than the channels)"
         require(set(self.each_stride) <= {1, 2}, self, "strides", wanted)
         require(len(self.each_stride) == len(self.channels) + 1, self, "strides", wanted)
+        fits = len(self.blocks) in (0, len(self.channels))
+        require(fits, self, "blocks", f"none, or a block or None for each of the {len(self.channels)} channels")
 
     @property
     def each_stride(self) -> tuple[int, ...]:
@@ -191,12 +196,18 @@ class ConvolutionalStem(ImageTokenizer):
             for (before, after), stride in zip(pairwise(channels), spec.each_stride, strict=True)
         )
         self.norms = nn.ModuleList(spec.norm.build(number) for number in spec.channels)
+        blocks = spec.blocks or (None,) * len(spec.channels)
+        self.blocks = nn.ModuleList(
+            nn.Identity() if block is None else block.build(number, spec.norm)
+            for block, number in zip(blocks, spec.channels, strict=True)
+        )
 
     def forward(self, image: Tensor | Patches) -> Tokens:  # B 3 H W, and no Patches
         # Channels last in memory: what the norms and the tokens want, and the faster convolution on a CPU.
         x = self.normalise(image).contiguous(memory_format=torch.channels_last)
-        for convolution, norm in zip(self.convolutions, self.norms, strict=False):
-            x = F.gelu(norm(convolution(x).permute(0, 2, 3, 1)), approximate="tanh").permute(0, 3, 1, 2)  # B C H W
+        for convolution, norm, block in zip(self.convolutions, self.norms, self.blocks, strict=False):
+            x = F.gelu(norm(convolution(x).permute(0, 2, 3, 1)), approximate="tanh")  # B H W C
+            x = block(x).permute(0, 3, 1, 2)  # B C H W
         x = self.convolutions[-1](x)  # B D rows columns
         rows, columns = x.shape[2:]
         return grid_tokens(x.permute(0, 2, 3, 1).flatten(1, 2), rows, columns)
