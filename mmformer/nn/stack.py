@@ -32,7 +32,7 @@ class StackSpec:
 
     Attributes:
         width: of every token, D.
-        depth: number of layers, or with ``sharing`` how often one of them is applied.
+        depth: number of layers.
         layer: what each of them is.
         position: where tokens stand, for all layers alike.
         input_norm: normalise what enters the first layer, positions added (with that layer's norm; CLIP's and BERT's).
@@ -43,7 +43,8 @@ class StackSpec:
         pattern: layers that follow one another in place of ``layer``, from the first again until there are ``depth``: a
             hybrid's ``[mamba, mamba, attention]``, say. Where some have a cross mixer, the others pass memory by.
         input_dropout: on what enters the first layer, positions added and normalised.
-        sharing: apply few layers several times; None: each layer once.
+        sharing: apply fewer layers than ``depth`` says, some of them several times; None: each layer has weights of its
+            own.
         halting: let each token go through as many layers as it needs; None: all go through all.
         initialisation: how the layers' matrices are drawn; None: each part's own start, or DeepNorm's where the norms'
             placement is ``deep``.
