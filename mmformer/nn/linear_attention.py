@@ -49,7 +49,7 @@ class FeatureAttention(Mixer, ABC):
 
     def __init__(self, spec: FeatureAttentionSpec, width: int, memory_width: int | None) -> None:
         super().__init__()
-        self.head_width = spec.heads_of(width).width
+        self.heads = spec.heads_of(width)
         if memory_width is None:
             self.qkv = nn.Linear(width, 3 * width, bias=spec.bias)
         else:
@@ -82,7 +82,7 @@ class FeatureAttention(Mixer, ABC):
             parts = self.qkv(x).chunk(3, dim=-1)
         else:  # which does not change while decoding: what is known of it is in the state
             parts = (self.q(x), *self.kv(memory if past is None else memory[:, :0]).chunk(2, dim=-1))
-        return tuple(part.view(*part.shape[:2], -1, self.head_width).transpose(1, 2) for part in parts)
+        return tuple(part.view(*part.shape[:2], *self.heads).transpose(1, 2) for part in parts)
 
 
 def attend_by_features(

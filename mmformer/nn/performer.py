@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmformer.nn.linear_attention import FeatureAttention, FeatureAttentionSpec, attend_by_features
 from mmformer.nn.mixer import State, View
@@ -54,19 +54,15 @@ class Performer(FeatureAttention):
     def __init__(self, spec: PerformerSpec, width: int, memory_width: int | None) -> None:
         super().__init__(spec, width, memory_width)
         self.spec = spec
-        self.register_buffer("directions", torch.empty(spec.heads, spec.features, self.head_width))
+        self.register_buffer("directions", torch.empty(spec.heads, spec.features, self.heads.width))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        self._draw(0)
-
-    def at_update(self, update: int) -> None:
-        """Draw directions anew where it is time to."""
-        if self.spec.redraw is not None and update % self.spec.redraw == 0:
-            self._draw(update // self.spec.redraw)
+        self.draw(0)
 
     @torch.no_grad()
-    def _draw(self, number: int) -> None:
+    def draw(self, number: int) -> None:
+        """Take the directions of a draw, 0 the first."""
         if not self.directions.is_meta:
             self.directions.copy_(orthogonal_directions(self.directions.shape, self.spec.seed, number))
 
@@ -85,13 +81,20 @@ class Performer(FeatureAttention):
 
     def _of_keys(self, key: Tensor) -> Tensor:
         """exp(ω·k - |k|²/2). Keys share no factor: the largest of a row would tell of later tokens, and of padding."""
-        squared: Tensor = key.square().sum(-1, keepdim=True) * self.head_width**-0.5
+        squared: Tensor = key.square().sum(-1, keepdim=True) * self.heads.width**-0.5
         return (self._along(key) - squared / 2).clamp(-LIMIT, LIMIT).exp()
 
     def _along(self, x: Tensor) -> Tensor:
         """ω·x, where softmax's 1 / √d is a factor of both x: B H L features."""
-        scaled: Tensor = x * self.head_width**-0.25
+        scaled: Tensor = x * self.heads.width**-0.25
         return scaled @ self.directions.to(x.dtype).mT
+
+
+def redraw(model: nn.Module, update: int) -> None:
+    """Draw directions anew where it is time to; called before each update, the first of which is 0."""
+    for module in model.modules():
+        if isinstance(module, Performer) and module.spec.redraw is not None and update % module.spec.redraw == 0:
+            module.draw(update // module.spec.redraw)
 
 
 def orthogonal_directions(shape: tuple[int, ...], seed: int, number: int) -> Tensor:
@@ -112,4 +115,5 @@ def orthogonal_directions(shape: tuple[int, ...], seed: int, number: int) -> Ten
     turned = turned * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]  # uniform over rotations
     length = torch.randn(heads, features, width, generator=generator, device="cpu", dtype=torch.float64).norm(dim=-1)
     unit: Tensor = turned.mT.flatten(1, 2)[:, :features]
-    return unit * length[..., None]
+    drawn: Tensor = unit * length[..., None]
+    return drawn

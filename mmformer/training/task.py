@@ -22,6 +22,7 @@ from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.models.head import ContrastiveHead
 from mmformer.models.model import Model
+from mmformer.nn.performer import redraw
 from mmformer.nn.router import rebalance
 from mmformer.objectives.objective import Objective
 from mmformer.parallel.sharding import is_sharded, shard, whole
@@ -108,6 +109,7 @@ class TrainingTask(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         optimizer.zero_grad()
+        redraw(self.built, step)
         weights = {name: spec.weight for name, spec in self.run.objectives.items()}
         measured = self.run.logging.norms and self._is_logged(step + 1)
         with ActivationNorms(self.built) if measured else nullcontext() as activations:

@@ -7,7 +7,7 @@ import itertools
 
 import nn_reference
 import pytest
-from contract import FACTORS, REFUSED, TABLES, Case, concrete_specs, covering_array, full_product
+from contract import FACTORS, REFUSED, TABLES, Case, concrete_specs, covering_array, full_product, make_inputs
 
 from mmformer.errors import InputError
 from mmformer.nn.feedforward import FeedForwardSpec
@@ -71,7 +71,8 @@ def test_what_is_left_out_is_refused() -> None:
     for pair in REFUSED:
         row = {name: levels[0] for name, levels in FACTORS.items()} | dict(pair)
         with pytest.raises(InputError):
-            Case(**row).spec.build()
+            case = Case(**row)
+            make_inputs(case)(case.spec.build().double())
 
 
 def test_the_full_product_is_full() -> None:
