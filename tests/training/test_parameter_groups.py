@@ -151,6 +151,14 @@ def test_layers_move_the_less_the_deeper_they_are() -> None:
     assert below["encoders.image.pool.query"] == 1.0
 
 
+def test_a_layer_that_is_applied_several_times_counts_once() -> None:
+    model = tiny_model()
+    shared = dataclasses.replace(model.stacks["image"], depth=6, sharing=SharingSpec(2))
+    found = scales(dataclasses.replace(model, stacks={**model.stacks, "image": shared}).build(), AdamWSpec(layer_decay=0.5))
+    for start, scale in (("stacks.image.layers.0.", 0.25), ("stacks.image.layers.1.", 0.5), ("encoders.image.tokenizer.", 0.125)):
+        assert {value for name, value in found.items() if name.startswith(start)} == {scale}, start
+
+
 def test_a_pattern_gives_a_rate_and_a_decay() -> None:
     model = tiny_model().build()
     groups = (
