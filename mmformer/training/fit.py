@@ -46,6 +46,7 @@ _OWN_CHOICES = (
     "your dataloader is not resumable",
     "across ranks is zero",
     "LeafSpec",
+    "in eval mode at the start of training",  # BatchNorm of timm's
 )
 
 
