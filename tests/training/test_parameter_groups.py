@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.nn.norm import RMSNormSpec
 from mmformer.nn.pool import AttentionPoolSpec
 from mmformer.nn.position import LearnedPositionSpec
+from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec
 from mmformer.tokenizers.text import TextTokensSpec
@@ -154,8 +156,10 @@ def test_layers_move_the_less_the_deeper_they_are() -> None:
 def test_a_layer_that_is_applied_several_times_counts_once() -> None:
     model = tiny_model()
     shared = dataclasses.replace(model.stacks["image"], depth=6, sharing=SharingSpec(2))
-    found = scales(dataclasses.replace(model, stacks={**model.stacks, "image": shared}).build(), AdamWSpec(layer_decay=0.5))
-    for start, scale in (("stacks.image.layers.0.", 0.25), ("stacks.image.layers.1.", 0.5), ("encoders.image.tokenizer.", 0.125)):
+    built = dataclasses.replace(model, stacks={**model.stacks, "image": shared}).build()
+    found = scales(built, AdamWSpec(layer_decay=0.5))
+    expected = {"stacks.image.layers.1.": 0.5, "stacks.image.layers.0.": 0.25, "encoders.image.tokenizer.": 0.125}
+    for start, scale in expected.items():
         assert {value for name, value in found.items() if name.startswith(start)} == {scale}, start
 
 
