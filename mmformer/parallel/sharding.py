@@ -10,19 +10,23 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.models.model import Model
+from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
 from mmformer.spec import require
 
 
 @dataclass(frozen=True)
 class ParallelSpec:
-    """How a run is spread over processes.
+    """How a run is spread over processes, and what of it is held at a time.
 
     Attributes:
         shard: processes that share the parameters, the optimizer's state and each batch evenly. On GPUs each has one.
             The losses are those of one process, but for dropout, which each draws for itself.
+        activation_checkpointing: compute layers' activations again in the backward pass, to save memory; None: keep
+            them.
     """
 
     shard: int = 1
+    activation_checkpointing: ActivationCheckpointingSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.shard >= 1, self, "shard", "at least 1")

@@ -25,6 +25,7 @@ from mmformer.models.model import Model
 from mmformer.nn.performer import redraw
 from mmformer.nn.router import rebalance
 from mmformer.objectives.objective import Objective
+from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.sharding import is_sharded, shard, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
@@ -69,6 +70,8 @@ class TrainingTask(pl.LightningModule):
                 self.loaded = load_initial(self.model, self.run.initial)
             freeze(self.model, self.run.freeze)
             self.thaw = Thaw(self.model, self.run.thaw)
+            if self.run.parallel.activation_checkpointing is not None:
+                checkpoint_layers(self.model, self.run.parallel.activation_checkpointing)
         elif self.device_mesh is None or is_sharded(self.model):
             return
         if self.device_mesh is not None:

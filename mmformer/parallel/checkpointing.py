@@ -1,0 +1,86 @@
+"""Activation checkpointing: what layers make on the way is not kept for the gradient but computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+
+from mmformer.models.model import Model
+from mmformer.nn.layer import Layer, LayerState
+from mmformer.nn.mixer import View
+from mmformer.spec import require
+from mmformer.types import Aux
+
+ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+"""What softmax attention comes down to, on one device or another."""
+
+KEPT: dict[str, frozenset[Any]] = {
+    "nothing": frozenset(),
+    "attention": frozenset(getattr(torch.ops.aten, name).default for name in ATTENTION),
+}
+KEPT["products"] = KEPT["attention"] | {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+"""Operations whose results are kept."""
+
+
+@dataclass(frozen=True)
+class ActivationCheckpointingSpec:
+    """Layers whose activations are computed again in the backward pass (Chen et al. 2016, Training deep nets with
+    sublinear memory cost). The gradient is the same to the bit, and takes more time and less memory.
+
+    Attributes:
+        every: one of so many layers of each stack is computed again, the first among them.
+        keep: what of such a layer is kept besides its input. ``nothing``: the least memory, about a third more time;
+            ``attention``: what softmax attention gave, which costs little memory and much time in long rows;
+            ``products``: that and what linear maps gave, so that only what is cheap is computed again.
+    """
+
+    every: int = 1
+    keep: Literal["nothing", "attention", "products"] = "nothing"
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, self, "every", "at least 1")
+        require(self.keep in KEPT, self, "keep", "'nothing', 'attention' or 'products'")
+
+
+class CheckpointedLayer(Layer):
+    """What a layer becomes, in place: its parameters keep their names."""
+
+    contexts: Callable[[], Any]
+
+    def forward(
+        self, x: Tensor, view: View, memory: View | None, state: LayerState | None, drop_path: float = 0.0
+    ) -> tuple[Tensor, LayerState | None, Aux]:
+        if state is not None or not torch.is_grad_enabled():
+            return super().forward(x, view, memory, state, drop_path)
+        made: tuple[Tensor, None, Aux] = checkpoint(
+            super().forward, x, view, memory, None, drop_path, use_reentrant=False, context_fn=self.contexts
+        )
+        return made
+
+
+def checkpoint_layers(model: Model, spec: ActivationCheckpointingSpec) -> None:
+    """Have a model's layers compute their activations again. To be done before it is sharded."""
+    kept = KEPT[spec.keep]
+    selective = partial(create_selective_checkpoint_contexts, partial(_keeps, kept))
+    contexts = selective if kept else noop_context_fn
+    for stack in model.stacks.values():
+        for layer in list(stack.layers)[:: spec.every]:  # type: ignore[arg-type]
+            assert type(layer) is Layer, "it is done once, and first"
+            layer.__class__ = CheckpointedLayer
+            assert isinstance(layer, CheckpointedLayer)
+            layer.contexts = contexts
+
+
+def _keeps(kept: frozenset[Any], _: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in kept else CheckpointPolicy.PREFER_RECOMPUTE
