@@ -209,7 +209,7 @@ def _group_backward(
 
 
 def _ends(dy: Tensor, step: Tensor, c: Tensor, retained: Tensor, decay: Tensor, grad_state: Tensor) -> Tensor:
-    """The gradients of the states after each chunk of a group, of the one after the last: R N E. As ``_starts``, backwards."""
+    """The gradients of the states after chunks, of the one after the last: R N E. ``_starts`` backwards."""
     if dy.shape[1] == len(grad_state):
         return grad_state.clone()
     flow = torch.zeros_like(retained[0])

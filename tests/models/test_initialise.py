@@ -29,6 +29,7 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.nn.linear_attention import LinearAttentionSpec
 from mmformer.nn.linformer import LinformerSpec
 from mmformer.nn.lsh import LSHAttentionSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
@@ -79,6 +80,7 @@ PARTS: dict[type, list[Any]] = {
         PerformerSpec(2, features=4),
         LinformerSpec(2, 64, 4),
         ShawAttentionSpec(4),
+        MambaSpec(states=3, bidirectional=True),
     ],
     FeedForwardSpec: [
         GELUFeedForwardSpec(ratio=2),

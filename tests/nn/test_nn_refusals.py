@@ -24,6 +24,7 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.nn.linear_attention import LinearAttentionSpec
 from mmformer.nn.linformer import LinformerSpec
 from mmformer.nn.lsh import LSHAttentionSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import Mixer, MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
@@ -155,6 +156,13 @@ SPECS: list[tuple[Callable[[], object], str]] = [
         "StackSpec.layer must be left out where there is a pattern",
     ),
     (lambda: StackSpec(16, 1, pattern=(LayerSpec(), LayerSpec())), "StackSpec.pattern must be no longer than depth, 1"),
+    (lambda: MambaSpec(expand=0), "MambaSpec.expand must be at least 1, but is 0."),
+    (lambda: MambaSpec(states=0), "MambaSpec.states must be at least 1, but is 0."),
+    (lambda: MambaSpec(convolution=0), "MambaSpec.convolution must be at least 1, but is 0."),
+    (lambda: MambaSpec(rank=0), "MambaSpec.rank must be None or at least 1, but is 0."),
+    (lambda: MambaSpec(steps=(0.1, 0.01)), "MambaSpec.steps must be two positive numbers, the smaller one first, but"),
+    (lambda: MambaSpec(steps=(0.0, 0.1)), "MambaSpec.steps must be two positive numbers, the smaller one first, but"),
+    (lambda: LayerSpec(cross=MambaSpec()), "A reader of memory needs a mixer that reads a memory, but LayerSpec.cross"),
     (lambda: GELUFeedForwardSpec(dropout=1.0), "GELUFeedForwardSpec.dropout must be at least 0 and below 1, but is 1"),
     (lambda: GELUFeedForwardSpec(ratio=0.0), "GELUFeedForwardSpec.ratio must be positive, but is 0.0."),
     (lambda: SwiGLUFeedForwardSpec(ratio=NAN), "SwiGLUFeedForwardSpec.ratio must be positive, but is nan."),
@@ -282,6 +290,14 @@ PASSES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: able()(tokens()._replace(valid=torch.ones(2, 3, dtype=torch.bool))),
         "This pass needs a mixer that passes over tokens that are not valid, but StackSpec.layer.mixer is",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(MambaSpec())).build()(tokens()),
+        "This pass needs a mixer that lets a token see those after it, but StackSpec.layer.mixer is MambaSpec(",
+    ),
+    (
+        lambda: StackSpec(16, 1, LayerSpec(MambaSpec(bidirectional=True))).build()(tokens(), causal=True),
+        "This pass needs a mixer that lets a token see itself and those before it alone, but",
     ),
     (lambda: able()(tokens(segment=True)), "needs a mixer that keeps the segments of a row apart"),
     (
