@@ -1,0 +1,153 @@
+"""Activation checkpointing: the same gradients to the bit, of less that is held; what is computed again, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from launched import assert_alike, everything
+from launched import fit as fit_command
+from safetensors.torch import load_file
+from tiny import tiny_model, tiny_run, write_shards
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmformer.config import to_yaml
+from mmformer.errors import InputError
+from mmformer.models.model import Model
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
+from mmformer.nn.position import SinusoidalPositionSpec
+from mmformer.nn.stack import Stack, StackOutput, StackSpec
+from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpoint_layers
+from mmformer.parallel.sharding import ParallelSpec
+from mmformer.training.fit import fit
+from mmformer.types import Tokens
+
+KEEP = ("nothing", "attention", "products")
+DEPTH, LENGTH, WIDTH = 4, 6, 16
+
+
+def built(spec: ActivationCheckpointingSpec | None = None, **layer: object) -> tuple[Model, Stack]:
+    layers = LayerSpec(AttentionSpec(2, **({"dropout": 0.2} if layer else {})), **layer)  # type: ignore[arg-type]
+    stack = StackSpec(WIDTH, DEPTH, layers, SinusoidalPositionSpec(axes=(1, 2)), drop_path=0.5 if layer else 0.0)
+    tiny = tiny_model()
+    model = dataclasses.replace(tiny, stacks={**tiny.stacks, "image": stack}).build()
+    model.initialise(0)
+    if spec is not None:
+        checkpoint_layers(model, spec)
+    found = model.stacks["image"].train()
+    assert isinstance(found, Stack)
+    return model, found
+
+
+def passed(stack: Stack) -> StackOutput:
+    """One pass in training, always with the same draws."""
+    x = torch.randn(3, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    return stack(Tokens(x, torch.arange(LENGTH)[None, :, None].expand(3, LENGTH, 3)))
+
+
+def gradients(stack: Stack) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    output = passed(stack)
+    loss = output.tokens.x.square().sum() + sum(term.total for term in output.aux.values())
+    names, parameters = zip(*stack.named_parameters(), strict=True)
+    asked = {name: torch.stack((term.total, term.items)).detach() for name, term in output.aux.items()}
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True)), asked
+
+
+@pytest.mark.parametrize("keep", KEEP)
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_gradient_is_the_same_to_the_bit(keep: str, every: int) -> None:
+    """With dropout everywhere, and with experts, whose losses count once."""
+    layer = {"dropout": 0.3, "feedforward": MixtureOfExpertsSpec(experts=4)}
+    expected, asked = gradients(built(**layer)[1])
+    assert asked, "a router asks for its balance"
+    found, again = gradients(built(ActivationCheckpointingSpec(every, keep), **layer)[1])  # type: ignore[arg-type]
+    assert found.keys() == expected.keys(), "parameters keep their names"
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert asked.keys() == again.keys()
+    assert all(torch.equal(asked[name], again[name]) for name in asked)
+
+
+class Counted(TorchDispatchMode):
+    """How often an operation ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        self.times[name] = self.times.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "products", "attentions"),
+    # Of four layers, each with four linear maps, the last of which nothing but the sum needs: it is not computed again.
+    [(None, 1, 0, 0), ("nothing", 1, 12, 4), ("nothing", 3, 6, 2), ("attention", 1, 12, 0), ("products", 1, 0, 0)],
+)
+def test_what_is_not_kept_is_computed_again(keep: str | None, every: int, products: int, attentions: int) -> None:
+    spec = None if keep is None else ActivationCheckpointingSpec(every, keep)  # type: ignore[arg-type]
+    loss = passed(built(spec)[1]).tokens.x.square().sum()
+    with Counted() as counted:
+        loss.backward()
+    assert counted.times.get("addmm", 0) == products
+    assert counted.times.get("_scaled_dot_product_flash_attention_for_cpu", 0) == attentions
+
+
+def test_without_a_gradient_or_with_a_state_nothing_is_different() -> None:
+    _, stack = built(ActivationCheckpointingSpec())
+    _, plain = built()
+    stack.eval(), plain.eval()
+    with torch.no_grad():
+        assert torch.equal(passed(stack).tokens.x, passed(plain).tokens.x)
+    x, pos = torch.randn(1, LENGTH, WIDTH), torch.zeros(1, LENGTH, 3, dtype=torch.int64)
+    state, parts = stack.empty_state(), []
+    for part in (slice(0, 2), slice(2, LENGTH)):
+        output = stack(Tokens(x[:, part], pos[:, part]), causal=True, state=state)
+        assert output.state is not None
+        state = output.state
+        parts.append(output.tokens.x)
+    torch.testing.assert_close(torch.cat(parts, dim=1), plain(Tokens(x, pos), causal=True).tokens.x)
+
+
+def test_it_is_done_once() -> None:
+    model, _ = built(ActivationCheckpointingSpec())
+    with pytest.raises(AssertionError, match="it is done once, and first"):
+        checkpoint_layers(model, ActivationCheckpointingSpec())
+
+
+def test_what_is_no_choice_is_refused() -> None:
+    with pytest.raises(InputError, match=r"ActivationCheckpointingSpec.every must be at least 1, but is 0"):
+        ActivationCheckpointingSpec(every=0)
+    with pytest.raises(InputError, match=r"keep must be 'nothing', 'attention' or 'products', but is 'all'"):
+        ActivationCheckpointingSpec(keep="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("keep", "parts"), [("nothing", 2), ("attention", 1)])
+def test_a_run_ends_in_the_same_weights(keep: str, parts: int, tmp_path: Path) -> None:
+    """Contrastive learning in micro-batches, too, which draws its dropout twice over; and resumed half way."""
+    run = tiny_run(write_shards(tmp_path / "shards"), dropout=0.2)
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, accumulate_grad_batches=parts))
+    fit(run, tmp_path / "plain")
+    spec = ActivationCheckpointingSpec(keep=keep)  # type: ignore[arg-type]
+    run = dataclasses.replace(run, parallel=ParallelSpec(activation_checkpointing=spec))
+    fit(run, tmp_path / "again")
+    one, other = (load_file(tmp_path / name / "bundle" / "model.safetensors") for name in ("plain", "again"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(everything(write_shards(tmp_path / "shards"))), encoding="utf-8")
+    fit_command(file, tmp_path / "one")
+    words = ("--parallel.shard", "2", "--parallel.activation_checkpointing.keep", "attention")
+    fit_command(file, tmp_path / "two", *words)
+    assert_alike(tmp_path / "one", tmp_path / "two")
