@@ -65,7 +65,8 @@ class _Layout(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, states: int, chunk: int) -> _Layout:
         together = GROUP_ON_CPU if x.device.type == "cpu" else GROUP
-        return cls(*x.shape[:2], chunk, max(1, together // (len(x) * states)))
+        batch, length, _ = x.shape
+        return cls(batch, length, chunk, max(1, together // (batch * states)))
 
     @property
     def chunks(self) -> int:
@@ -75,7 +76,7 @@ class _Layout(NamedTuple):
         """B L F -> groups of B K T F; the last chunk is filled up with zeros, which leave a state as it is."""
         missing = self.chunks * self.chunk - x.shape[1]
         whole = F.pad(x, (0, 0, 0, missing)) if missing else x
-        return whole.unflatten(1, (self.chunks, self.chunk)).split(self.group, dim=1)
+        return torch.split(whole.reshape(self.batch, self.chunks, self.chunk, -1), self.group, dim=1)
 
     def empty(self, x: Tensor, features: int) -> Tensor:
         """Room for what ``_put`` fills: B (chunks T) F."""
@@ -97,7 +98,7 @@ def _steps(x: Tensor) -> Tensor:
 
 def _put(into: Tensor, steps: Tensor) -> None:
     """The way back: T R F into B K T F."""
-    into.copy_(steps.unflatten(1, into.shape[:2]).permute(1, 2, 0, 3))
+    into.copy_(steps.view(len(steps), *into.shape[:2], -1).permute(1, 2, 0, 3))
 
 
 def _retained(step: Tensor, decay: Tensor, out: Tensor | None = None) -> Tensor:
@@ -139,7 +140,7 @@ def _scan(
             torch.bmm(c_[t, :, None], h, out=y_[t, :, None])
         _put(group[4], y_)
         starts.append(start)
-        state = h.unflatten(0, start.shape[:2])[:, -1]
+        state = h.view_as(start)[:, -1]
     return layout.row(y), state.clone(), torch.cat(starts, dim=1)
 
 
@@ -150,8 +151,8 @@ def _starts(x: Tensor, step: Tensor, b: Tensor, retained: Tensor, decay: Tensor,
     flow = x[0, :, None] * b[0, :, :, None]  # R N E
     for t in range(1, len(x)):
         flow.mul_(retained[t]).addcmul_(x[t, :, None], b[t, :, :, None])
-    shape = (len(state), -1)
-    return _handed(flow.unflatten(0, shape), _retained(step.sum(0), decay).unflatten(0, shape), state)
+    shape = (len(state), -1, *decay.shape)
+    return _handed(flow.view(shape), _retained(step.sum(0), decay).view(shape), state)
 
 
 @torch.library.custom_op("mmformer::selective_scan_backward", mutates_args=())
@@ -172,7 +173,7 @@ def _scan_backward(
     grad_state, grad_decay = grad_last, torch.zeros_like(decay)
     rooms = [layout.room(decay) for _ in range(2)]
     parts = [layout.cut(each) for each in (x, step, b, c, grad_y, *grads)]
-    groups = list(zip(*parts, starts.split(layout.group, dim=1), strict=True))
+    groups = list(zip(*parts, torch.split(starts, layout.group, dim=1), strict=True))
     for x_, step_, b_, c_, dy_, *into, start in reversed(groups):
         steps = [_steps(each) for each in (x_, step_, b_, c_, dy_)]
         retained, states = (room[:, : steps[0].shape[1]] for room in rooms)
@@ -205,7 +206,7 @@ def _group_backward(
         torch.mul(g, states[t - 1] if t else start.flatten(0, 1), out=through)  # of the exponent
         grad_decay.addcmul_(through, step[t, :, None])
         torch.sum(through.mul_(decay), dim=1, out=dstep[t])
-    return [dx, dstep, db, dc], g.unflatten(0, start.shape[:2])[:, 0], grad_decay.sum(0)
+    return [dx, dstep, db, dc], g.view_as(start)[:, 0], grad_decay.sum(0)
 
 
 def _ends(dy: Tensor, step: Tensor, c: Tensor, retained: Tensor, decay: Tensor, grad_state: Tensor) -> Tensor:
@@ -215,8 +216,8 @@ def _ends(dy: Tensor, step: Tensor, c: Tensor, retained: Tensor, decay: Tensor, 
     flow = torch.zeros_like(retained[0])
     for t in reversed(range(len(dy))):
         flow.addcmul_(dy[t, :, None], c[t, :, :, None]).mul_(retained[t])
-    shape = (len(grad_state), -1)
-    flow, total = (each.unflatten(0, shape).flip(1) for each in (flow, _retained(step.sum(0), decay)))
+    shape = (len(grad_state), -1, *decay.shape)
+    flow, total = (each.view(shape).flip(1) for each in (flow, _retained(step.sum(0), decay)))
     return _handed(flow, total, grad_state).flip(1).flatten(0, 1)
 
 

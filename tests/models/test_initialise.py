@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -104,12 +105,14 @@ def shipped(base: type) -> set[type]:
 
 def models() -> list[ModelSpec]:
     """Each pair of a tokenizer and a pool, the other parts by turns."""
-    made, mixers = [], itertools.cycle(PARTS[MixerSpec])
+    made: list[ModelSpec] = []
+    used: Counter[MixerSpec] = Counter()
     for index, (tokenizer, pool) in enumerate(itertools.product(PARTS[TokenizerSpec], PARTS[PoolSpec])):
         feedforward, norm, position = (
             PARTS[base][index % len(PARTS[base])] for base in (FeedForwardSpec, NormSpec, PositionSpec)
         )
-        mixer = next(mixer for mixer in mixers if position.needs <= mixer.abilities)
+        mixer = min((each for each in PARTS[MixerSpec] if position.needs <= each.abilities), key=used.__getitem__)
+        used[mixer] += 1
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
         stack = StackSpec(16, 1 + index % 2, layer, position, input_norm=True)
