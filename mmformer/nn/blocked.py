@@ -7,6 +7,7 @@ the whole row instead. The result is that of the dense mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmformer.nn.kernel import attend
-from mmformer.nn.mask import Mask
+from mmformer.nn.mask import Mask, masked
 from mmformer.nn.pattern import PatternSpec, span
 
 BLOCK = 128
@@ -27,6 +28,10 @@ WORTH = 0.5
 """The largest share of the keys that a block of queries gathers; where it sees more, it attends to the whole row."""
 
 
+Bias = Callable[[Tensor, Tensor], Tensor | None]
+"""B Q A, B K A -> (B or 1) (H or 1) Q K: what is added to scores, of where queries and keys stand; None: nothing."""
+
+
 class BlockedPlan(NamedTuple):
     """What is computed. A row's N blocks of queries are narrow (n of them) or wide."""
 
@@ -36,12 +41,29 @@ class BlockedPlan(NamedTuple):
     narrow: Tensor  # tokens of narrow blocks, int64, in order
     wide: Tensor  # W, int64: the other tokens
     wide_allowed: Tensor  # (B or 1) W L, bool: what they see
+    bias: Tensor | None = None  # (B or 1) n (H or 1) BLOCK (m BLOCK): on the scores of the narrow blocks
+    wide_bias: Tensor | None = None  # (B or 1) (H or 1) W L: on those of the others
+
+    def biased(self, bias: Bias, pos: Tensor) -> BlockedPlan:
+        """With what is added to the scores of the pairs that are computed, and made for no others.
+
+        Args:
+            bias: makes it of where queries and keys stand.
+            pos: (B or 1) L A.
+        """
+        query, key = (pos[:, index].flatten(0, 1) for index in (self.query, self.key))  # (B n) tokens A
+        narrow, wide = bias(query, key), bias(pos[:, self.wide], pos) if len(self.wide) else None
+        if narrow is not None:
+            narrow = narrow.view(len(pos), -1, *narrow.shape[1:])
+        return self._replace(bias=narrow, wide_bias=wide)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         y = _attend_narrow(query, key, value, self, dropout)[:, :, : len(self.narrow)]
         if not len(self.wide):
             return y
-        wide = attend(query[:, :, self.wide], key, value, self.wide_allowed[:, None], False, dropout)
+        bias = None if self.wide_bias is None else self.wide_bias.to(query.dtype)
+        mask = masked(self.wide_allowed[:, None], bias)
+        wide = attend(query[:, :, self.wide], key, value, mask, False, dropout)
         back = torch.cat((self.narrow, self.wide)).argsort()
         return torch.cat((y, wide), dim=2)[:, :, back]
 
@@ -73,12 +95,14 @@ def occupied_blocks(mask: Mask, length: int, device: torch.device) -> Tensor:
 def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, plan: BlockedPlan, dropout: float) -> Tensor:
     """B H (n BLOCK) width: the narrow blocks of queries, one after the other."""
     batch, blocks = len(query), len(plan.query)
-    allowed = plan.allowed.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]  # (B n) 1 BLOCK (m BLOCK)
+    bias = None if plan.bias is None else plan.bias.to(query.dtype)
+    mask = masked(plan.allowed[:, :, None], bias)  # (B or 1) n (H or 1) BLOCK (m BLOCK)
+    mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)
 
     def gathered(x: Tensor, index: Tensor) -> Tensor:  # B h L width -> (B n) h tokens width
         return x[:, :, index].transpose(1, 2).flatten(0, 1)
 
-    y = attend(gathered(query, plan.query), gathered(key, plan.key), gathered(value, plan.key), allowed, False, dropout)
+    y = attend(gathered(query, plan.query), gathered(key, plan.key), gathered(value, plan.key), mask, False, dropout)
     return y.view(batch, blocks, *y.shape[1:]).transpose(1, 2).flatten(2, 3)
 
 

@@ -48,8 +48,9 @@ class Mask(NamedTuple):
         Returns:
             (B or 1) … Q K, bool.
         """
-        each = [part for part in (self.prefix, self.valid, self.key_segment, self.pos, self.order) if part is not None]
-        row = torch.arange(max(map(len, each), default=1), device=query.device)
+        each = (self.prefix, self.valid, self.key_segment, self.pos, self.order)
+        rows = [len(part) for part in each if part is not None] or [1]
+        row = torch.arange(max(rows), device=query.device)
         return self.sees(row.view(-1, *[1] * (query.dim() + 1)), query[None, ..., :, None], key[None, ..., None, :])
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
@@ -89,9 +90,12 @@ class Mask(NamedTuple):
         if plain and self.prefix is None and queries == keys:
             return None, True
         allowed = self.dense(queries, keys, device)
-        if bias is None:
-            return allowed, False
-        return (bias if allowed is None else bias.masked_fill(~allowed, float("-inf"))), False
+        return (bias if allowed is None else masked(allowed, bias)), False
+
+
+def masked(allowed: Tensor, bias: Tensor | None) -> Tensor:
+    """A mask as kernels take it: a bias, minus infinity where a pair is not allowed; without one, what is allowed."""
+    return allowed if bias is None else bias.masked_fill(~allowed, float("-inf"))
 
 
 def _both(a: Tensor | None, b: Tensor) -> Tensor:

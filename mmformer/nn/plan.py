@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from mmformer.nn.blocked import blocked_plan
+from mmformer.nn.blocked import Bias, blocked_plan
 from mmformer.nn.flex import flex_plan
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
@@ -34,11 +34,19 @@ class Plan(Protocol):
         """
 
 
-def make_plan(mask: Mask, length: int, device: torch.device, dropout: float) -> Plan | None:
+def make_plan(mask: Mask, length: int, device: torch.device, dropout: float, bias: Bias | None = None) -> Plan | None:
     """The plan of a mask with a pattern over a row of a length; None where blocks would save nothing.
 
-    On CUDA it is PyTorch's flex attention, a fused kernel; elsewhere, and where weights are dropped, which flex cannot,
-    blocks are gathered.
+    On CUDA it is PyTorch's flex attention, a fused kernel; elsewhere, and where weights are dropped or biased, which
+    flex cannot, blocks are gathered.
+
+    Args:
+        bias: what a position adds to scores, of ``mask.pos``; None: nothing.
     """
-    make = flex_plan if device.type == "cuda" and not dropout else blocked_plan
-    return make(mask, length, device)
+    if device.type == "cuda" and not dropout and bias is None:
+        return flex_plan(mask, length, device)
+    plan = blocked_plan(mask, length, device)
+    if plan is None or bias is None:
+        return plan
+    assert mask.pos is not None, "the stack says where tokens stand"
+    return plan.biased(bias, mask.pos)

@@ -164,6 +164,8 @@ class Stack(nn.Module):
         self.spec, self.abilities = spec, spec.abilities
         self.asks_order = any(layer.mixer.asks_order for layer in spec.layers)
         self.sparse = {layer.mixer.sparse for layer in spec.layers if layer.mixer.sparse is not None}
+        biased = (layer.mixer.sparse for layer in spec.layers if "bias" in layer.mixer.abilities)
+        self.biased = {None if sparse is None else sparse.pattern for sparse in biased}
         self.position = spec.position.build(spec.width, spec.heads())
         last, firsts = max(1, spec.depth - 1), dict(zip(spec.applied, spec.layers, strict=True))
         self.drop_path = [spec.drop_path * index / last for index in range(spec.depth)]
@@ -237,13 +239,14 @@ class Stack(nn.Module):
             prefix = past.prefix
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
-        bias = self.position.bias(tokens.pos, pos)
         plans: dict[PatternSpec, Plan] = {}
         if self.asks_order:
             mask = mask._replace(pos=unexpanded(pos), order=counted(valid, segment))
-            # A bias is dense already, and decoding has few queries.
-            if bias is None and tokens.x.shape[1] == pos.shape[1]:
+            if tokens.x.shape[1] == pos.shape[1]:  # decoding has few queries
                 plans = self._plans(mask, tokens.x)
+        # A plan holds the bias of the pairs that it computes. That of all pairs is made where a layer computes all.
+        whole = any(pattern not in plans for pattern in self.biased)
+        bias = self.position.bias(tokens.pos, pos) if whole else None
         view = View(mask, self.position.rotary(tokens.pos), bias, plans=plans)
         reading = None
         if memory is not None:
@@ -285,9 +288,10 @@ class Stack(nn.Module):
 
     def _plans(self, mask: Mask, x: Tensor) -> dict[PatternSpec, Plan]:
         plans: dict[PatternSpec, Plan] = {}
+        bias = self.position.bias if "bias" in self.spec.position.needs else None
         for pattern in dict.fromkeys(each.pattern for each in self.sparse):
             dropout = max(each.dropout for each in self.sparse if each.pattern == pattern) if self.training else 0.0
-            plan = make_plan(mask._replace(pattern=pattern), x.shape[1], x.device, dropout)
+            plan = make_plan(mask._replace(pattern=pattern), x.shape[1], x.device, dropout, bias)
             if plan is not None:
                 plans[pattern] = plan
         return plans

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import PLACES
+from contract import PLACES, randomise
 from position_reference import alibi_slopes
 from test_positions import at, grid, time
 from torch import Tensor
 from torch.testing import assert_close
 
+import mmformer.nn.stack
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec, slopes
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.pattern import AnyOfSpec, GlobalSpec, WindowSpec
 from mmformer.nn.position import Heads, PositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
@@ -133,3 +135,58 @@ def test_a_grid_that_is_too_small_is_refused() -> None:
 def test_a_bias_depends_on_offsets_alone(spec: PositionSpec) -> None:
     assert torch.equal(bias_of(spec, grid(2, 2)), bias_of(spec, grid(2, 2) + 2))
     assert bias_of(spec, PLACES[None, 1:4], PLACES[None, 1:3]).shape == (4, 3, 2)
+
+
+BIASES = [
+    ALiBiPositionSpec(),
+    ALiBiPositionSpec((1, 2), "manhattan"),
+    RelativeBucketPositionSpec(),
+    RelativeGridPositionSpec(sizes=(55, 24)),
+]
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize("position", BIASES)
+def test_a_pattern_in_blocks_has_the_bias_of_its_pairs_alone(
+    position: PositionSpec, described: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same output and gradient as of all pairs under a mask, and no bias is made for all pairs."""
+    length, pattern = 1300, AnyOfSpec((WindowSpec(60, 40), GlobalSpec(2)))
+    stack = StackSpec(32, 2, LayerSpec(AttentionSpec(4, pattern=pattern)), position).build()
+    randomise(stack).double().eval()
+    pos = torch.zeros(2, length, 3, dtype=torch.int64)
+    pos[..., 0], pos[..., 1], pos[..., 2] = torch.arange(length), torch.arange(length) // 24, torch.arange(length) % 24
+    pos[:, :2] = -1
+    valid, segment = (torch.arange(length) < torch.tensor([[length], [900]])), torch.arange(length).expand(2, -1) // 500
+    draw = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(2, length, 32, dtype=torch.float64, generator=draw) for _ in range(2))
+    tokens = Tokens(x, pos, valid, segment) if described else Tokens(x, pos[:1].expand(2, -1, -1))
+    made: list[int] = []
+    bias = stack.position.bias
+
+    def counting(query: Tensor, key: Tensor) -> Tensor | None:
+        made.append(query.shape[1] * key.shape[1] * (1 if query.stride(0) == 0 else len(query)))
+        return bias(query, key)
+
+    monkeypatch.setattr(stack.position, "bias", counting)
+    results = []
+    for blocks in (True, False):
+        if not blocks:
+            monkeypatch.setattr(mmformer.nn.stack, "make_plan", lambda *_: None)
+        made.clear()
+        y = stack(tokens).tokens.x
+        assert (max(made) < 0.7 * length**2 * (2 if described else 1)) == blocks
+        results.append((y.detach(), torch.autograd.grad((y * weight).sum(), list(stack.parameters()))))
+    assert_close(results[0], results[1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_bias_of_all_pairs_is_made_where_a_layer_computes_all() -> None:
+    """Beside one that computes its pattern in blocks; and none is made where no layer reads it."""
+    windowed, full = (LayerSpec(AttentionSpec(4, pattern=pattern)) for pattern in (WindowSpec(30, 30), None))
+    for layers, expected in (((windowed, full), 1), ((windowed, windowed), 0)):
+        stack = StackSpec(32, 2, pattern=layers, position=ALiBiPositionSpec()).build()
+        seen: list[bool] = []
+        bias = stack.position.bias
+        stack.position.bias = lambda q, k, b=bias, s=seen: (s.append(q.shape[1] == 1100), b(q, k))[1]  # type: ignore
+        stack(Tokens(torch.randn(1, 1100, 32), time(1100)))
+        assert sum(seen) == expected

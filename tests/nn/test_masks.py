@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import nn_reference
+import position_reference
 import pytest
 import torch
 from contract import MIXERS, make_stack, randomise
@@ -163,22 +165,24 @@ def test_attention_is_its_loops(mixer: str, bias_shape: tuple[int, int] | None, 
     pos = torch.randint(-1, 6, (2, 5, 3), generator=draw)
     mask = Mask(causal=True, prefix=torch.tensor([0, 3]), valid=torch.tensor([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]]).bool())
     bias = None if bias_shape is None else torch.randn(*bias_shape, 5, 5, generator=draw, dtype=torch.float64)
-    where, head_width = RotaryPositionSpec(axes=(0, 2), base=10.0), 8
+    where = RotaryPositionSpec(axes=(0, 2), base=10.0)
     table = RotaryPosition(where, 2).rotary(pos) if rotary else None
     _, y = joined_heads(module, x, View(mask, table, bias))
 
     dense = mask.dense(5, 5)
     assert dense is not None
     full = None if bias is None else bias.expand(2, 4, 5, 5)
+    turns = None
+    if rotary:
+        turn_of = functools.partial(position_reference.rotary, where, module, head=0, head_width=8)  # as all heads
+        turns = [[[turn_of(place) for place in row]] * 4 for row in pos.numpy()]
     _, expected = nn_reference.attention(
         spec,
         module,
         x.numpy(),
         None,
         dense.expand(2, 1, 5, 5)[:, 0].numpy(),
-        [[nn_reference.rotary_angles(where, place, head_width) for place in row] for row in pos.numpy()]
-        if rotary
-        else None,
+        turns,
         None if full is None else lambda b, head, i, j: float(full[b, head, i, j]),
     )
     tolerance = 1e-6 if rotary else 1e-12
