@@ -34,16 +34,28 @@ class Canvas(NamedTuple):
         return _picked(y.permute(0, 2, 3, 1).reshape(batch, -1, y.shape[1]), self.place)
 
 
-def line_canvas(mask: Mask, length: int, device: torch.device) -> Canvas:
-    """A line for each segment, on which its real tokens follow one another."""
+def make_canvas(mask: Mask, axes: tuple[int, ...], length: int, device: torch.device) -> Canvas | None:
+    """The canvas of the keys of a mask.
+
+    Args:
+        axes: two coordinate axes, rows and columns: a grid for each segment and each coordinate on the third axis. None
+            of them: a line for each segment, on which its real tokens follow one another.
+        length: how many keys there are.
+
+    Returns:
+        None where each row is a line as it is.
+    """
+    if axes:
+        return _grids(mask, axes)
+    if mask.valid is None and mask.key_segment is None and mask.prefix is None:
+        return None
     column = torch.arange(length, device=device)[None] if mask.order is None else mask.order
     real = torch.ones_like(column, dtype=torch.bool) if mask.valid is None else mask.valid
     group = torch.zeros_like(column) if mask.key_segment is None else mask.key_segment
     return _canvas(group, torch.zeros_like(column), column, real, real)
 
 
-def grid_canvas(mask: Mask, axes: tuple[int, int]) -> Canvas:
-    """A grid for each segment, and each coordinate on the third axis, over the coordinates on two axes."""
+def _grids(mask: Mask, axes: tuple[int, ...]) -> Canvas:
     assert mask.pos is not None, "the stack tells where tokens stand"
     row, column = (mask.pos[..., axis] for axis in axes)
     (third,) = set(range(AXES)) - set(axes)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import Ability
-from mmformer.nn.canvas import Canvas, grid_canvas, line_canvas
+from mmformer.nn.canvas import Canvas
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View
 from mmformer.nn.norm import NormSpec
@@ -97,6 +97,10 @@ class ConvolutionSpec(DepthwiseSpec):
         return frozenset({"causal", "bidirectional", "prefix", "cache", "padding", "packing"})
 
     @property
+    def lays_out(self) -> tuple[int, ...]:
+        return ()
+
+    @property
     def kernel(self) -> tuple[int, int]:
         return 1, self.before + 1 + self.after
 
@@ -136,6 +140,10 @@ class GridConvolutionSpec(DepthwiseSpec):
     @property
     def abilities(self) -> frozenset[Ability]:
         return frozenset({"bidirectional", "padding", "packing"})
+
+    @property
+    def lays_out(self) -> tuple[int, ...]:
+        return self.axes
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -204,14 +212,14 @@ class Convolution(Depthwise):
     def convolved(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
         mask = view.mask
         tokens = x if state is None else torch.cat((Past(*state).tokens, x), dim=1)
-        if mask.valid is None and mask.key_segment is None and mask.prefix is None:
+        canvas = view.canvases.get(())
+        if canvas is None:
             line = tokens.transpose(1, 2)[:, :, None]  # B channels 1 N
             y = self._taps(line, None if mask.causal else line)[:, :, 0].transpose(1, 2)
             reach = self.before * self.dilation
             return y[:, -x.shape[1] :], Past(tokens[:, max(0, tokens.shape[1] - reach) :]) if keep else None
-        known = max(part.shape[1] for part in (tokens, mask.valid, mask.key_segment) if part is not None)
+        known = canvas.place.shape[1]
         tokens = F.pad(tokens, (0, 0, known - tokens.shape[1], 0))  # what is past reach is not in the state
-        canvas = line_canvas(mask, known, x.device)
         line, ahead = canvas.lay_out(tokens), None
         if not mask.causal:
             ahead = line
@@ -252,7 +260,7 @@ class GridConvolution(Depthwise):
         self.reach = (spec.rows * spec.dilation, spec.columns * spec.dilation)
 
     def convolved(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None]:
-        canvas = grid_canvas(view.mask, self.axes)
+        canvas = view.canvases[self.axes]
         weight = self.kernel.weight.to(x.dtype)
         y = F.conv2d(canvas.lay_out(x), weight, padding=self.reach, dilation=self.dilation, groups=len(weight))
         own = weight[:, 0, weight.shape[2] // 2, weight.shape[3] // 2]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
+from mmformer.nn.canvas import Canvas
 from mmformer.nn.initialisation import Part
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
@@ -35,6 +36,7 @@ class View(NamedTuple):
     bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores
     memory: Tensor | None = None  # B M D': attend to these instead of to x
     plans: Mapping[PatternSpec, Plan] = MappingProxyType({})  # of the patterns that are computed in blocks
+    canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over
 
 
 State = tuple[Tensor, ...]
@@ -61,6 +63,13 @@ class MixerSpec(Catalogued, ABC):
     def asks_order(self) -> bool:
         """Whether it asks how many real tokens of its segment stand before each (``Mask.order``)."""
         return self.sparse is not None
+
+    @property
+    def lays_out(self) -> tuple[int, ...] | None:
+        """The coordinate axes over which it wants tokens laid out, none for their order in the row; None: it does not
+        (``nn/canvas.py``).
+        """
+        return None
 
     def heads_of(self, width: int) -> Heads | None:
         """The heads that positions rotate or bias, in a stack of a width; None: it has none."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability, require_abilities
+from mmformer.nn.canvas import Canvas, make_canvas
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
 from mmformer.nn.layer import Layer, LayerSpec, LayerState
@@ -163,6 +164,7 @@ class Stack(nn.Module):
         super().__init__()
         self.spec, self.abilities = spec, spec.abilities
         self.asks_order = any(layer.mixer.asks_order for layer in spec.layers)
+        self.laid_out = {axes for layer in spec.layers if (axes := layer.mixer.lays_out) is not None}
         self.sparse = {layer.mixer.sparse for layer in spec.layers if layer.mixer.sparse is not None}
         biased = (layer.mixer.sparse for layer in spec.layers if "bias" in layer.mixer.abilities)
         self.biased = {None if sparse is None else sparse.pattern for sparse in biased}
@@ -247,7 +249,7 @@ class Stack(nn.Module):
         # A plan holds the bias of the pairs that it computes. That of all pairs is made where a layer computes all.
         whole = any(pattern not in plans for pattern in self.biased)
         bias = self.position.bias(tokens.pos, pos) if whole else None
-        view = View(mask, self.position.rotary(tokens.pos), bias, plans=plans)
+        view = View(mask, self.position.rotary(tokens.pos), bias, plans=plans, canvases=self._canvases(mask, pos))
         reading = None
         if memory is not None:
             seen = Mask(valid=memory.valid, query_segment=tokens.segment, key_segment=memory.segment)
@@ -285,6 +287,10 @@ class Stack(nn.Module):
         layer = self.layers[index]
         assert isinstance(layer, Layer)
         return layer
+
+    def _canvases(self, mask: Mask, pos: Tensor) -> dict[tuple[int, ...], Canvas]:
+        made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}
+        return {axes: canvas for axes, canvas in made.items() if canvas is not None}
 
     def _plans(self, mask: Mask, x: Tensor) -> dict[PatternSpec, Plan]:
         plans: dict[PatternSpec, Plan] = {}

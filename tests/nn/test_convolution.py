@@ -15,6 +15,7 @@ from torchaudio.models.conformer import _ConvolutionModule
 
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.canvas import make_canvas
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mask import Mask
@@ -41,7 +42,10 @@ def grid(rows: int, columns: int, batch: int = 2, seed: int = 0) -> Tokens:
 
 
 def view(tokens: Tokens, causal: bool = False) -> View:
-    return View(Mask(causal, valid=tokens.valid, pos=tokens.pos))
+    mask = Mask(causal, valid=tokens.valid, pos=tokens.pos)
+    canvas = make_canvas(mask, (1, 2), tokens.x.shape[1], tokens.x.device)
+    assert canvas is not None
+    return View(mask, canvases={(1, 2): canvas})
 
 
 def test_a_wide_grid_convolution_is_the_feed_forward_of_pvt_v2() -> None:
