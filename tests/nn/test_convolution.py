@@ -16,12 +16,14 @@ from torchaudio.models.conformer import _ConvolutionModule
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.canvas import make_canvas
-from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
+from mmformer.nn.convolution import ConvolutionSpec, DepthwiseSpec, GridConvolutionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import MixerSpec, View
+from mmformer.nn.norm import LayerNormSpec
 from mmformer.nn.packing import pack
 from mmformer.nn.stack import Stack, StackSpec
+from mmformer.nn.state import counted
 from mmformer.tokenizers.tokenizer import grid_tokens
 from mmformer.types import SPECIAL, Tokens
 
@@ -204,3 +206,22 @@ def test_gradients_are_those_of_float64(mixer: Any, value: torch.dtype) -> None:
         gradients.append(torch.cat([p.grad.double().flatten() for p in built.parameters()]))
     tolerance = 0.05 if value == torch.bfloat16 else 1e-5
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[1].norm()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, of what its compiler uses
+@pytest.mark.parametrize("mixer", [ConvolutionSpec(), GridConvolutionSpec(norm=LayerNormSpec())], ids=str)
+def test_compiles_to_one_graph(mixer: DepthwiseSpec) -> None:
+    """With padding, so that tokens are laid out."""
+    built, tokens = randomise(mixer.build(WIDTH)), grid(3, 4)
+    mask = Mask(valid=torch.arange(12)[None] < torch.tensor([[12], [7]]), pos=tokens.pos)
+    mask = mask._replace(order=counted(mask.valid, None))
+    canvas = make_canvas(mask, mixer.lays_out or (), 12, tokens.x.device)
+    assert canvas is not None
+    seen = View(mask, canvases={mixer.lays_out or (): canvas})
+    compiled = torch.compile(built, fullgraph=True, backend="aot_eager")
+    gradients = []
+    for module in (built, compiled):
+        y = module(tokens.x, seen, None, False)[0]
+        gradients.append([y, *torch.autograd.grad(y.square().sum(), list(built.parameters()))])
+    assert_close(*gradients)
