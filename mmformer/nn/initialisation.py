@@ -154,6 +154,8 @@ class ZeroResidualInitialisationSpec(InitialisationSpec):
 class DeepNormInitialisationSpec(InitialisationSpec):
     """Xavier's normal; values, outputs and feed-forwards smaller by β = (4 × branches)^-¼: what ``placement: deep``
     goes with, and what its stacks have unasked.
+
+    Each stack counts its own branches. Of an encoder that a decoder reads, the paper counts the decoder's layers too.
     """
 
     source: ClassVar[str] = "DeepNet, Wang et al. 2022, §3, figure 2"

@@ -20,7 +20,7 @@ class SharingSpec(Catalogued):
         order: ``sequence`` applies each layer several times in a row (ALBERT's groups), ``cycle`` goes through them
             all and begins again.
         step_signal: add a wave, different for each application, to what enters it, so that one layer can tell how often
-            it was applied (Universal Transformer, §2.1).
+            it was applied. Its height is 1: where tokens are much smaller, normalise them first (``input_norm``).
     """
 
     cost: ClassVar[str] = "0"
