@@ -58,6 +58,8 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
             raise InputError(
                 f"{where}.exits has {self.exits[-1]}, but exits come before the last layer, which is {stack.depth - 1}."
             )
+        if stack.reversible:
+            raise InputError(f"{where} lets samples leave a stack of two streams: leave out exits, or reversible.")
         if stack.halting is not None:
             raise InputError(f"{where} lets samples leave a stack whose tokens halt: leave out exits, or halting.")
 

@@ -58,7 +58,7 @@ def run_layers(
             states.append(state)
         if step.place in intermediates:
             kept[step.place] = x
-        _add(aux, more)
+        add_aux(aux, more)
     return Ran(x, tuple(states), aux, kept)
 
 
@@ -93,7 +93,7 @@ def run_until_halted(
             states.append(state)
         if step.place in intermediates:
             kept[step.place] = x
-        _add(aux, more)
+        add_aux(aux, more)
     aux |= halting.asked(pondered)
     return Ran(pondered.mean, tuple(states), aux, kept)
 
@@ -107,7 +107,7 @@ def _apply(
     return made
 
 
-def _add(aux: Aux, more: Aux) -> None:
+def add_aux(aux: Aux, more: Aux) -> None:
     for name, term in more.items():
         before = aux.get(name)
         aux[name] = term if before is None else before.plus(term)

@@ -20,6 +20,7 @@ from mmformer.nn.mixer import View
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, make_plan
 from mmformer.nn.position import Heads, PositionSpec, unexpanded
+from mmformer.nn.reversible import INVERTIBLE, is_invertible, run_reversibly
 from mmformer.nn.run import Ran, Step, run_layers, run_until_halted
 from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.state import StackState, counted, described
@@ -47,6 +48,8 @@ class StackSpec:
         sharing: apply fewer layers than ``depth`` says, some of them several times; None: each layer has weights of its
             own.
         halting: let each token go through as many layers as it needs; None: all go through all.
+        reversible: run the layers over two streams, so that what entered each is computed again from what left it: the
+            memory of a gradient does not grow with depth (``nn/reversible.py``).
         initialisation: how the layers' matrices are drawn; None: each part's own start, or DeepNorm's where the norms'
             placement is ``deep``.
     """
@@ -64,6 +67,7 @@ class StackSpec:
     sharing: SharingSpec | None = None
     halting: HaltingSpec | None = None
     initialisation: InitialisationSpec | None = None
+    reversible: bool = False
 
     def __post_init__(self) -> None:
         require(self.width >= 1, self, "width", "at least 1")
@@ -81,6 +85,9 @@ class StackSpec:
         require(len(self.pattern) <= self.distinct, self, "pattern", f"no longer than {limit}, {self.distinct}")
         require(self.halting is None or self.depth > 1, self, "halting", "None where there is one layer")
         self._require_deep()
+        undone = self.halting is None and (self.sharing is None or not self.sharing.step_signal)
+        undone = undone and all(is_invertible(layer) for layer in self.layers)
+        require(undone or not self.reversible, self, "reversible", f"false, unless {INVERTIBLE}")
         needed, mixers = self.position.needs, [layer.mixer for layer in self.layers]
         # A mixer that reads some of what a position gives has to read all of it.
         for mixer in [mixer for mixer in mixers if needed & mixer.abilities] or mixers[:1]:
@@ -277,6 +284,8 @@ class Stack(nn.Module):
         spec = self.spec
         signalled = spec.sharing is not None and spec.sharing.step_signal
         steps = [Step(i, self._layer(spec.applied[i]), self.drop_path[i], signalled) for i in span]
+        if spec.reversible:
+            return run_reversibly(x, steps, view, past, intermediates)
         if self.halting is None:
             return run_layers(x, steps, view, reading, past, intermediates)
         known = not self.training and not torch.compiler.is_compiling() and not x.is_meta
@@ -318,8 +327,8 @@ class Stack(nn.Module):
 
     def _check_span(self, span: range, state: StackState | None) -> None:
         whole = range(self.spec.depth)
-        if span != whole and (state is not None or self.halting is not None):
-            raise InputError("Some of the layers alone cannot be run with a state, or where tokens halt: run them all.")
+        if span != whole and (state is not None or self.halting is not None or self.spec.reversible):
+            raise InputError("With a state, halting or two streams (reversible), layers run together: run them all.")
         if span.step != 1 or not span or span.start < 0 or span.stop > whole.stop:
             raise InputError(f"The layers {span} were to be run, but those that follow one another are {whole}.")
 
