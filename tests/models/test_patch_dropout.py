@@ -19,7 +19,7 @@ from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
-from mmformer.types import SPECIAL, Patches, Tokens
+from mmformer.types import SPECIAL, Audio, Patches, Tokens
 
 WIDTH = 16
 STACK = StackSpec(WIDTH, 1, LayerSpec(AttentionSpec(2)), SinusoidalPositionSpec((1, 2)))
@@ -136,6 +136,18 @@ def test_one_seed_drops_the_same() -> None:
         seen.append(stack.entered.pos)
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
+
+
+def test_sounds_lose_patches_too() -> None:
+    encoder, stack = built(tokenizer=SpectrogramPatchesSpec(), registers=0, patch_dropout=0.5)
+    rate = encoder.spec.tokenizer.rate
+    audio = Audio(
+        torch.randn(2, rate, generator=torch.Generator().manual_seed(0)), torch.tensor([rate, rate // 4]), rate
+    )
+    whole = encoder.tokenizer(audio)
+    encoder(audio, stack)
+    expected = [1 + round(number / 2) for number in whole.valid.sum(1).tolist()]
+    assert stack.entered.valid.sum(1).tolist() == expected
 
 
 @pytest.mark.parametrize("share", [1.0, -0.1, float("nan")])

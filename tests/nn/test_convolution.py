@@ -131,6 +131,20 @@ def test_the_state_holds_what_is_still_read(dilation: int) -> None:
     assert_close(torch.cat(made, 1), whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("after", [0, 2])
+def test_padding_may_come_later(after: int) -> None:
+    """A state that holds only what is still read goes on among tokens some of which are not valid."""
+    built, x = stack(ConvolutionSpec(before=2, after=after, dilation=2), AttentionSpec(2)), drawn(2, 14, WIDTH)
+    pos = torch.stack((torch.arange(14), *torch.zeros(2, 14, dtype=torch.int64)), -1).expand(2, -1, -1)
+    valid = torch.ones(2, 14, dtype=torch.bool)
+    valid[0, 10], valid[1, 9:12] = False, False
+    whole = built(Tokens(x, pos, valid), causal=True).tokens.x
+    first = built(Tokens(x[:, :9], pos[:, :9]), causal=True, state=built.empty_state())
+    second = built(Tokens(x[:, 9:], pos[:, 9:], valid[:, 9:]), causal=True, state=first.state)
+    found = torch.cat((first.tokens.x, second.tokens.x), 1)
+    assert_close(found[valid], whole[valid], atol=1e-5, rtol=1e-5)
+
+
 def test_patches_that_are_missing_are_zeros() -> None:
     """As after patch dropout: in any order, neighbours are those of the grid, not those of the row."""
     mixer, tokens = randomise(GridConvolutionSpec().build(WIDTH)), grid(4, 5, batch=1)
