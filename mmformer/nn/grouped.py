@@ -20,6 +20,7 @@ class GroupedLinear(nn.Module):
     """As many linear maps as there are groups, initialised as nn.Linear is."""
 
     undecayed = ("bias",)
+    stacked = ("weight",)  # of a matrix for each group
 
     def __init__(self, groups: int, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmformer.parallel.sharding import sharded_as, whole
 from mmformer.spec import require
 from mmformer.training.optimizers.optimizer import OptimizerSpec, require_betas
-from mmformer.training.parameter_groups import parameter_groups
+from mmformer.training.parameter_groups import Setting, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class MuonSpec(OptimizerSpec):
     """Muon (Jordan et al. 2024): matrices move by their momentum, made orthogonal. AdamW moves all that does not decay.
 
     A matrix's step has the size of AdamW's (Liu et al. 2025, §2.2), so that AdamW's rate and decay serve for both. A
-    convolution kernel is a matrix with a row for each channel that it makes.
+    convolution kernel is a matrix with a row for each channel that it makes; what a module lists as ``stacked`` (the
+    weights of experts) is as many matrices as it has first indexes.
 
     It is written out here, since orthogonality is a whole matrix's: a sharded one is gathered for it, in every process.
     It is done in float32, which gives one process's result in any number of them.
@@ -47,12 +48,22 @@ class MuonSpec(OptimizerSpec):
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         listed = self.settings(model)
-        matrices = parameter_groups([each for each in listed if each.decays])
-        rest = parameter_groups([each for each in listed if not each.decays])
-        groups = [group | {"orthogonal": True} for group in matrices] + [
-            group | {"orthogonal": False} for group in rest
-        ]
+        stacks = {
+            f"{path}.{name}".removeprefix(".")
+            for path, module in model.named_modules()
+            for name in getattr(module, "stacked", ())
+        }
+        groups = []
+        for kind in ("matrix", "stack", "rest"):
+            own = [each for each in listed if kind == _kind(each, stacks)]
+            groups += [group | {"kind": kind} for group in parameter_groups(own)]
         return Muon(groups, self)
+
+
+def _kind(setting: Setting, stacks: Collection[str]) -> str:
+    if not setting.decays:
+        return "rest"
+    return "stack" if setting.name in stacks else "matrix"
 
 
 class Muon(torch.optim.Optimizer):
@@ -67,21 +78,25 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            move = self._turn if group["orthogonal"] else self._adam
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    move(parameter, group["lr"])
+                if parameter.grad is None:
+                    continue
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                if group["kind"] == "rest":
+                    self._adam(parameter, group["lr"])
+                else:
+                    self._turn(parameter, group["lr"], group["kind"] == "stack")
         return loss
 
-    def _turn(self, parameter: Tensor, lr: float) -> None:
+    def _turn(self, parameter: Tensor, lr: float, stack: bool) -> None:
         state, gradient, share = self.state[parameter], parameter.grad, self.spec.momentum
         assert gradient is not None
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(gradient, 1 - share)
-        ahead = whole(gradient.lerp(state["momentum"], share)).flatten(1)  # rows columns
-        step = orthogonal(ahead, self.spec.iterations) * (0.2 * math.sqrt(max(ahead.shape)))
+        ahead = whole(gradient.lerp(state["momentum"], share))
+        ahead = ahead if stack else ahead.flatten(1)  # … rows columns
+        step = orthogonal(ahead, self.spec.iterations) * (0.2 * math.sqrt(max(ahead.shape[-2:])))
         parameter.sub_(sharded_as(step.view(parameter.shape), parameter), alpha=lr)
 
     def _adam(self, parameter: Tensor, lr: float) -> None:
@@ -107,12 +122,14 @@ def orthogonal(x: Tensor, iterations: int) -> Tensor:
     After five, they are between 0.7 and 1.2 (Jordan et al. 2024): it is made to be fast at small ones.
 
     Args:
-        x: rows columns.
+        x: … rows columns; each matrix by itself.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    wide: Tensor = x.float() if len(x) <= x.shape[1] else x.float().T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    wide = x.float().mT if tall else x.float()
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(iterations):
-        square = wide @ wide.T
+        square = wide @ wide.mT
         wide = a * wide + (b * square + c * square @ square) @ wide
-    return wide if len(x) <= x.shape[1] else wide.T
+    turned: Tensor = wide.mT if tall else wide
+    return turned

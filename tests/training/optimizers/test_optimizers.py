@@ -15,6 +15,7 @@ from optimizer_references import REFERENCES
 from torch import nn
 
 from mmformer.errors import InputError
+from mmformer.nn.grouped import GroupedLinear
 from mmformer.training.optimizers.adafactor import AdafactorSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.optimizers.lamb import LAMBSpec
@@ -178,6 +179,25 @@ def test_a_kernel_is_a_matrix_to_muon() -> None:
         layer.weight.grad = torch.sin(torch.arange(24.0)).view(layer.weight.shape)
         optimizer.step()
     assert torch.allclose(kernel.weight.flatten(1), matrix.weight)
+
+
+def test_stacked_weights_are_a_matrix_each_to_muon() -> None:
+    torch.manual_seed(0)
+    grouped, single = GroupedLinear(3, 4, 6, bias=True), [nn.Linear(4, 6) for _ in range(3)]
+    for index, linear in enumerate(single):
+        linear.weight.data = grouped.weight.data[index].clone()
+        linear.bias.data = grouped.bias.data[index].clone()  # type: ignore[union-attr]
+    for step in range(3):
+        gradient = torch.randn(3, 6, 4)
+        for index, linear in enumerate(single):
+            linear.weight.grad = gradient[index].clone()
+        grouped.weight.grad = gradient
+        if step == 0:
+            optimizers = [MuonSpec(0.1).build(module) for module in (grouped, *single)]
+        for optimizer in optimizers:
+            optimizer.step()
+    for index, linear in enumerate(single):
+        assert torch.allclose(grouped.weight[index], linear.weight, atol=1e-6)
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
