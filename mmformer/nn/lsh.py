@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmformer.nn.ability import Ability
+from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
@@ -60,7 +60,7 @@ class LSHAttentionSpec(MixerSpec):
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset({"causal", "bidirectional", "prefix", "cache", "padding", "packing", "rotary"})
+        return frozenset(MEANINGS) - {"cross", "bias"}
 
     def heads_of(self, width: int) -> Heads:
         return even_heads(self, width, self.heads)

@@ -24,7 +24,6 @@ from mmformer.nn.mixer import State, View
 from mmformer.nn.run import Ran, Step, add_aux
 from mmformer.types import Aux
 
-
 INVERTIBLE = (
     "each layer is a mixer and a feedforward whose sums can be undone (no cross, not parallel, skip_scale 1, placement "
     "'pre' or 'sandwich'), without step_signal, and no token halts"

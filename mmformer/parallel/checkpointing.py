@@ -70,11 +70,16 @@ class CheckpointedLayer(Layer):
 
 
 def checkpoint_layers(model: Model, spec: ActivationCheckpointingSpec) -> None:
-    """Have a model's layers compute their activations again. To be done before it is sharded."""
+    """Have a model's layers compute their activations again, but those of reversible stacks, which keep none.
+
+    To be done before it is sharded.
+    """
     kept = KEPT[spec.keep]
     selective = partial(create_selective_checkpoint_contexts, partial(_keeps, kept))
     contexts = selective if kept else noop_context_fn
-    for stack in model.stacks.values():
+    for name, stack in model.stacks.items():
+        if model.spec.stacks[name].reversible:
+            continue
         for layer in list(stack.layers)[:: spec.every]:  # type: ignore[arg-type]
             assert type(layer) is Layer, "it is done once, and first"
             layer.__class__ = CheckpointedLayer

@@ -28,6 +28,7 @@ def check_run(run: RunSpec) -> None:
     _check_mixing(run)
     _check_evaluation(run)
     _check_thaw(run)
+    _check_reversible(run)
     if run.optimizer.averages:
         _check_averages(run)
     if run.logging.samples and "image" not in run.data.filled:
@@ -165,6 +166,21 @@ def _check_thaw(run: RunSpec) -> None:
         raise InputError(
             "thaw needs parallel.shard to be 1: a sharded run resumes with the optimizer's state of every "
             "parameter, which those that do not train yet have none of."
+        )
+
+
+def _check_reversible(run: RunSpec) -> None:
+    reversible = [name for name, stack in run.model.stacks.items() if stack.reversible]
+    if reversible and run.parallel.shard > 1:
+        raise InputError(
+            f"model.stacks.{reversible[0]} is reversible, whose layers are computed half by half, but parallel.shard "
+            f"gathers a layer's weights for the whole of it: set parallel.shard to 1, or reversible to false and "
+            f"parallel.activation_checkpointing."
+        )
+    if reversible == list(run.model.stacks) and run.parallel.activation_checkpointing is not None:
+        raise InputError(
+            "parallel.activation_checkpointing has layers computed again, but all stacks are reversible, which does "
+            "that already: leave it out."
         )
 
 

@@ -150,6 +150,18 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: LayerSpec(placement="post", parallel=True), "LayerSpec.parallel must be false, unless placement is 'pre'"),
     (lambda: LayerSpec(feedforward=None, parallel=True), "LayerSpec.parallel must be false, unless"),
     (lambda: LayerSpec(skip_scale=0.0), "LayerSpec.skip_scale must be positive, but is 0.0."),
+    *(
+        (lambda spec=spec: spec(), "StackSpec.reversible must be false, unless each layer is a mixer and a feedforward")
+        for spec in (
+            lambda: StackSpec(16, 2, LayerSpec(placement="post"), reversible=True),
+            lambda: StackSpec(16, 2, LayerSpec(skip_scale=2.0), reversible=True),
+            lambda: StackSpec(16, 2, LayerSpec(feedforward=None), reversible=True),
+            lambda: StackSpec(16, 2, LayerSpec(cross=AttentionSpec()), reversible=True),
+            lambda: StackSpec(16, 2, LayerSpec(parallel=True), reversible=True),
+            lambda: StackSpec(16, 4, sharing=SharingSpec(step_signal=True), reversible=True),
+            lambda: StackSpec(16, 2, halting=HaltingSpec(), reversible=True),
+        )
+    ),
     (lambda: StackSpec(16, 1, drop_path=0.1), "StackSpec.drop_path must be 0 where there is one layer, the first"),
     (
         lambda: StackSpec(16, 2, LayerSpec(dropout=0.1), pattern=(LayerSpec(),)),

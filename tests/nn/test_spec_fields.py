@@ -266,6 +266,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "drop_path": Change(0.5, TRAINING, {"width": 64, "depth": 2}),
         "input_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1}),
         "sharing": Change(SharingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
+        "reversible": Change(True, OUTPUT, {"width": 64, "depth": 2}),
         "halting": Change(HaltingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
         "initialisation": Change(GPT2InitialisationSpec(), START, {"width": 64, "depth": 1}),
         "pattern": Change((LayerSpec(placement="post"), LayerSpec()), OUTPUT, {"width": 64, "depth": 2}),

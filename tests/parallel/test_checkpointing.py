@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
-from mmformer.models.model import Model
+from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.layer import LayerSpec
+from mmformer.nn.layer import Layer, LayerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.position import SinusoidalPositionSpec
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
-from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpoint_layers
+from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, CheckpointedLayer, checkpoint_layers
 from mmformer.parallel.sharding import ParallelSpec
 from mmformer.training.fit import fit
+from mmformer.training.run import RunSpec
 from mmformer.types import Tokens
 
 KEEP = ("nothing", "attention", "products")
@@ -131,7 +133,7 @@ def test_what_is_no_choice_is_refused() -> None:
 
 @pytest.mark.parametrize(("keep", "parts"), [("nothing", 2), ("attention", 1)])
 def test_a_run_ends_in_the_same_weights(keep: str, parts: int, tmp_path: Path) -> None:
-    """Contrastive learning in micro-batches, too, which draws its dropout twice over; and resumed half way."""
+    """Contrastive learning in micro-batches, too, which draws its dropout twice over."""
     run = tiny_run(write_shards(tmp_path / "shards"), dropout=0.2)
     run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, accumulate_grad_batches=parts))
     fit(run, tmp_path / "plain")
@@ -140,6 +142,36 @@ def test_a_run_ends_in_the_same_weights(keep: str, parts: int, tmp_path: Path) -
     fit(run, tmp_path / "again")
     one, other = (load_file(tmp_path / name / "bundle" / "model.safetensors") for name in ("plain", "again"))
     assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def reversible(run: RunSpec, *names: str) -> ModelSpec:
+    stacks = {name: dataclasses.replace(stack, reversible=name in names) for name, stack in run.model.stacks.items()}
+    return dataclasses.replace(run.model, stacks=stacks)
+
+
+def test_reversible_stacks_need_none_and_are_not_shared_out(tmp_path: Path) -> None:
+    run = tiny_run(write_shards(tmp_path / "shards"))
+    spec = ParallelSpec(activation_checkpointing=ActivationCheckpointingSpec())
+    with pytest.raises(InputError, match="all stacks are reversible, which does that already: leave it out"):
+        dataclasses.replace(run, model=reversible(run, "image", "text"), parallel=spec)
+    with pytest.raises(InputError, match=r"model.stacks.text is reversible, .* set parallel.shard to 1, or reversible"):
+        dataclasses.replace(run, model=reversible(run, "text"), parallel=ParallelSpec(2))
+    model = dataclasses.replace(run, model=reversible(run, "text"), parallel=spec).model.build()
+    checkpoint_layers(model, ActivationCheckpointingSpec())
+    kinds = {name: {type(layer) for layer in stack.layers} for name, stack in model.stacks.items()}
+    assert kinds == {"image": {CheckpointedLayer}, "text": {Layer}}
+
+
+def test_a_reversible_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    run = tiny_run(write_shards(tmp_path / "shards"), dropout=0.2)
+    run = dataclasses.replace(run, model=reversible(run, "image", "text"))
+    fit(run, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "bundle")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-000000006")
+    fit(run, tmp_path / "resumed", resume=True)
+    one, other = (load_file(tmp_path / name / "bundle" / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
