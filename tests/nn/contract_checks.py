@@ -200,6 +200,31 @@ def cached(case: Case) -> None:
         close(decode(stack, inputs, chunks), expected, EQUAL, f"in calls of {chunks} tokens")
 
 
+@check(order={"prefix": "causal"}, padded={True: False}, packed={True: False})
+def one_token(case: Case) -> None:
+    """A batch of one row of one token gives what the loops say."""
+    stack, inputs = make_stack(case.spec), make_inputs(case)
+    first = Tokens(*(None if t is None else t[1:2, 1:2] for t in inputs.tokens))
+    memory = None if inputs.memory is None else Tokens(*(None if t is None else t[1:2] for t in inputs.memory))
+    alone = inputs._replace(tokens=first, memory=memory)
+    expected = torch.from_numpy(nn_reference.stack_output(stack, alone))
+    close(alone(stack), expected, TABLES_EQUAL if case.float32_tables else EQUAL, "one token against loops")
+
+
+@check(padded={True: False}, packed={True: False}, order={"prefix": "causal"})
+def deterministic(case: Case) -> None:
+    """Under one seed, weights are drawn, and tokens trained on, to the same bits."""
+
+    def trained() -> tuple[Tensor, ...]:
+        torch.manual_seed(11)
+        stack = case.spec.build().train()
+        output = make_inputs(case, torch.float32)(stack)
+        return output, *torch.autograd.grad(output.square().sum(), [*stack.parameters()], allow_unused=True)
+
+    for one, other in zip(trained(), trained(), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
 def decode(stack: Stack, inputs: Inputs, chunks: tuple[int, ...]) -> Tensor:
     state, outputs, at = stack.empty_state(), [], 0
     for chunk in chunks:

@@ -1,0 +1,311 @@
+"""Parts against those of others, and against what they are to replace: one process, one machine, one run.
+
+    python -m benchmarks.peers [block] [window] [mamba] [experts] [checkpointing] [reversible]
+
+Where a peer computes the same, weights are copied and outputs are compared first; then both run in the order A B B A,
+nine times after a warm-up, forward and backward, 2 threads, float32: medians and their ratio with its spread. Memory is
+by how much a pass raises the peak of a fresh process. Writes ``benchmarks/results/peers.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.attention import compare
+from benchmarks.growth import THREADS, one_pass, peak, resident
+from benchmarks.machine import describe
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mamba import MambaSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
+from mmformer.nn.norm import LayerNormSpec
+from mmformer.nn.pattern import WindowSpec
+from mmformer.nn.router import TokenChoiceSpec
+from mmformer.nn.stack import StackSpec
+from mmformer.types import Tokens
+
+RESULT = Path("benchmarks/results/peers.md")
+
+
+def stack_of(layer: LayerSpec, width: int, depth: int = 1, **more: object) -> nn.Module:
+    return StackSpec(width, depth, layer, final_norm=False, **more).build()  # type: ignore[arg-type]
+
+
+def tokens_of(x: Tensor) -> Tokens:
+    pos = torch.zeros(*x.shape[:2], 3, dtype=torch.int64)
+    pos[..., 0] = torch.arange(x.shape[1])
+    return Tokens(x, pos)
+
+
+def row(what: str, ours: Callable[[Tensor], Tensor], peer: Callable[[Tensor], Tensor], shape: tuple[int, ...],
+        equal: float | None, bound: str) -> str:  # fmt: skip
+    """A line of the table; ``equal``: by how much outputs may differ, None where weights are not copied."""
+    x = torch.randn(shape, requires_grad=True)
+    if equal is not None:
+        with torch.no_grad():
+            torch.testing.assert_close(ours(x), peer(x), atol=equal, rtol=equal)
+
+    def run(module: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+        return lambda: torch.autograd.backward(module(x).square().mean())
+
+    mine, other = compare(run(ours), run(peer), repeats=9)
+    ratios = sorted(a / b for a, b in zip(mine, other, strict=True))
+    return (
+        f"| {what} | {' × '.join(map(str, shape))} | {statistics.median(mine):.1f} | {statistics.median(other):.1f} "
+        f"| **{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {bound} "
+        f"| {'weights copied, outputs equal' if equal is not None else 'same sizes'} |"
+    )
+
+
+def block() -> Iterator[str]:
+    """A whole pre-norm block against timm's and x-transformers'."""
+    from timm.models.vision_transformer import Block
+
+    for width, heads, shape in ((256, 8, (8, 256, 256)), (384, 6, (16, 197, 384)), (256, 8, (1, 2048, 256))):
+        layer = LayerSpec(AttentionSpec(heads), GELUFeedForwardSpec(), norm=LayerNormSpec(eps=1e-6))
+        ours = stack_of(layer, width)
+        theirs = Block(width, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+        ours_of = dict(ours.named_parameters())
+        names = {
+            "norm1": "mixer_residual.norm",
+            "attn.qkv": "mixer.qkv",
+            "attn.proj": "mixer.out",
+            "norm2": "feedforward_residual.norm",
+            "mlp.fc1": "feedforward.up",
+            "mlp.fc2": "feedforward.down",
+        }
+        for name, value in theirs.named_parameters():
+            part, _, kind = name.rpartition(".")
+            ours_of[f"layers.0.{names[part]}.{kind}"].data.copy_(value)
+
+        def mine(x: Tensor, ours: nn.Module = ours) -> Tensor:
+            y: Tensor = ours(tokens_of(x)).tokens.x
+            return y
+
+        yield row(f"block, {heads} heads / timm {version('timm')}", mine, theirs, shape, 1e-5, "≤ 1.0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from x_transformers import Encoder
+        sizes = {"dim": width, "depth": 1, "heads": heads, "attn_dim_head": width // heads}
+        other = Encoder(**sizes, attn_flash=True, pre_norm_has_final_norm=False)
+        bare = stack_of(LayerSpec(AttentionSpec(heads, bias=False), GELUFeedForwardSpec()), width)
+
+        def mine_bare(x: Tensor, ours: nn.Module = bare) -> Tensor:
+            y: Tensor = ours(tokens_of(x)).tokens.x
+            return y
+
+        what = f"block, {heads} heads / x-transformers {version('x-transformers')}"
+        yield row(what, mine_bare, other, shape, None, "≤ 1.0")
+
+
+def window() -> Iterator[str]:
+    """±256 keys against Longformer's, which has no projection out of it."""
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    for length in (4096, 8192):
+        config = LongformerConfig(
+            hidden_size=256, num_attention_heads=8, attention_window=[512], attention_probs_dropout_prob=0.0
+        )
+        theirs = LongformerSelfAttention(config, 0)
+        ours = stack_of(LayerSpec(AttentionSpec(8, pattern=WindowSpec(256, 256)), None, norm=LayerNormSpec()), 256)
+        own = ours.layers[0]  # type: ignore[index]
+        own.mixer_residual.norm = nn.Identity()
+        with torch.no_grad():
+            for kind in ("weight", "bias"):
+                parts = [getattr(getattr(theirs, name), kind) for name in ("query", "key", "value")]
+                getattr(own.mixer.qkv, kind).copy_(torch.cat(parts))
+            own.mixer.out.weight.copy_(torch.eye(256))
+            own.mixer.out.bias.zero_()
+        seen = torch.zeros(1, length)
+
+        def mine(x: Tensor, ours: nn.Module = ours) -> Tensor:
+            y: Tensor = ours(tokens_of(x)).tokens.x - x  # without the residual sum
+            return y
+
+        def peer(x: Tensor, theirs: nn.Module = theirs, seen: Tensor = seen) -> Tensor:
+            no = seen < 0
+            y: Tensor = theirs(x, attention_mask=seen, is_index_masked=no, is_index_global_attn=no)[0]
+            return y
+
+        what = f"window ±256 / Longformer, transformers {version('transformers')}"
+        yield row(what, mine, peer, (1, length, 256), 1e-4, "≤ 0.5")
+
+
+def mamba() -> Iterator[str]:
+    """Against the path of transformers that is PyTorch alone, as ours is."""
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    for shape in ((1, 1024, 256), (4, 512, 256)):
+        theirs = MambaMixer(MambaConfig(hidden_size=256, state_size=16, expand=2, use_mambapy=False), 0)
+        mixer = MambaSpec().build(256)
+        inner = mixer.forwards
+        with torch.no_grad():
+            for mine_, value in (
+                (mixer.enter.weight, theirs.in_proj.weight),
+                (mixer.out.weight, theirs.out_proj.weight),
+                (inner.kernel, theirs.conv1d.weight[:, 0].T),
+                (inner.kernel_bias, theirs.conv1d.bias),
+                (inner.select.weight, theirs.x_proj.weight),
+                (inner.step, theirs.dt_proj.weight),
+                (inner.step_bias, theirs.dt_proj.bias),
+                (inner.log_decay, theirs.A_log),
+                (inner.skip, theirs.D),
+            ):
+                mine_.copy_(value)  # type: ignore[union-attr]
+        ours = stack_of(LayerSpec(MambaSpec(), None), 256)
+        own = ours.layers[0]  # type: ignore[index]
+        own.mixer_residual.norm, own.mixer = nn.Identity(), mixer
+
+        def mine(x: Tensor, ours: nn.Module = ours) -> Tensor:
+            y: Tensor = ours(tokens_of(x), causal=True).tokens.x - x
+            return y
+
+        what = f"Mamba / transformers {version('transformers')}, pure PyTorch"
+        yield row(what, mine, theirs, shape, 1e-4, "≤ 0.33")
+
+
+def experts() -> Iterator[str]:
+    """A step of training (AdamW) with 8 experts against the dense stack of the same width."""
+    shape = (8, 512, 256)
+    choices: dict[str, tuple[TokenChoiceSpec, str]] = {
+        "8 experts, top 1": (TokenChoiceSpec(top=1, renormalise=False, capacity=1.25), "≤ 1.5"),
+        "8 experts, top 2": (TokenChoiceSpec(top=2), "≤ 2.2"),
+    }
+
+    def step(feedforward: FeedForwardSpec) -> tuple[Callable[[], None], int]:
+        stack = stack_of(LayerSpec(AttentionSpec(8), feedforward), 256, 4)
+        optimizer = torch.optim.AdamW(stack.parameters(), fused=True)
+        x = torch.randn(shape)
+
+        def run() -> None:
+            output = stack(tokens_of(x))
+            loss = output.tokens.x.square().mean()
+            for name, term in output.aux.items():
+                if name in ("balance", "router_z"):
+                    loss = loss + 0.01 * term.total / term.items
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+
+        return run, sum(p.numel() for p in stack.layers[0].feedforward.parameters())  # type: ignore[index]
+
+    for what, (router, bound) in choices.items():
+        (ours, many), (dense, few) = step(MixtureOfExpertsSpec(8, router=router)), step(GELUFeedForwardSpec())
+        mine, other = compare(ours, dense, repeats=9)
+        ratios = sorted(a / b for a, b in zip(mine, other, strict=True))
+        yield (
+            f"| {what} / dense, a step with AdamW, 4 layers | {' × '.join(map(str, shape))} "
+            f"| {statistics.median(mine):.1f} | {statistics.median(other):.1f} | **{statistics.median(ratios):.2f}** "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | {bound} | {many / few:.1f} × the parameters of the feed-forward |"
+        )
+
+
+def checkpointing() -> Iterator[str]:
+    """Depth 24: what is kept for the gradient, and the time."""
+    kept = {"nothing": "all of a layer", "attention": "all but softmax attention", "products": "all but products"}
+    again = [(f"{what} computed again", how) for how, what in kept.items()]
+    yield from _memory("checkpointing", [("nothing computed again", "none"), *again])
+
+
+def reversible() -> Iterator[str]:
+    """What is kept for the gradient at several depths."""
+    kinds = [(kind, depth) for kind in ("residual", "reversible") for depth in (6, 12, 24, 48)]
+    yield from _memory("reversible", [(f"{kind}, depth {depth}", f"{kind} {depth}") for kind, depth in kinds])
+
+
+def _memory(kind: str, points: list[tuple[str, str]]) -> Iterator[str]:
+    least: list[float] | None = None
+    for what, how in points:
+        command = [sys.executable, "-m", "benchmarks.peers", "--point", f"{kind} {how}"]
+        seconds, mebibytes = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        least = least or [seconds, mebibytes]
+        yield (
+            f"| {what} | {mebibytes:.0f} | {least[1] / mebibytes:.2f} | {seconds * 1e3:.0f} "
+            f"| {seconds / least[0]:.2f} |"
+        )
+
+
+def _point(words: list[str]) -> tuple[float, float]:
+    """Seconds and MiB of a pass, in this process."""
+    torch.manual_seed(0)
+    kind, how = words[0], words[1]
+    layer = LayerSpec(AttentionSpec(8), GELUFeedForwardSpec(), reversible=how == "reversible")
+    stack = stack_of(layer, 256, 24 if kind == "checkpointing" else int(words[2]))
+    if kind == "checkpointing" and how != "none":
+        from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpoint_stack
+
+        checkpoint_stack(stack, ActivationCheckpointingSpec(keep=how))  # type: ignore[arg-type]
+
+    def run(x: Tensor) -> Tensor:
+        y: Tensor = stack(tokens_of(x.expand(8, -1, -1))).tokens.x
+        return y
+
+    one_pass(run, 16)
+    before = resident()
+    times = [one_pass(run, 512) for _ in range(5)]
+    return statistics.median(times), (peak() - before) / 2**20
+
+
+SPEED = (block, window, mamba, experts)
+MEMORY = (checkpointing, reversible)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[each.__name__ for each in (*SPEED, *MEMORY)], metavar="PART")
+    parser.add_argument("--point", help="measure one, in this process")
+    args = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    if args.point:
+        print(json.dumps(_point(args.point.split())))
+        return
+    lines = [
+        "# Parts against their peers",
+        "",
+        f"`python -m benchmarks.peers`. {describe()}; {THREADS} threads.",
+        "",
+        "| ours / theirs | shape | ours, ms | theirs, ms | ratio (least to most) | bound | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    wanted = args.parts or [each.__name__ for each in (*SPEED, *MEMORY)]
+    for part in SPEED:
+        if part.__name__ in wanted:
+            lines += _told(part())
+    for part in MEMORY:
+        if part.__name__ in wanted:
+            lines += [
+                "",
+                f"## {part.__name__.capitalize()}",
+                "",
+                f"{part.__doc__} Width 256, 8 rows of 512 tokens.",
+                "",
+            ]
+            lines += ["| | MiB of a pass | times less | ms | × time |", "|---|---|---|---|---|", *_told(part())]
+    if not args.parts:
+        RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def _told(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+        yield line
+
+
+if __name__ == "__main__":
+    main()
