@@ -127,8 +127,8 @@ class LoggingSpec:
     Attributes:
         tensorboard: event files under ``tensorboard/``.
         wandb: the project of Weights & Biases that numbers go to as well; None: none. Needs the package wandb.
-        norms: log the norm of each part's gradient, and the root mean square of what leaves each layer (but those of reversible
-            stacks, which run as two halves).
+        norms: log the norm of each part's gradient, and the root mean square of what leaves each layer; layers of
+            reversible stacks, which run as two halves, are left out.
         samples: pictures of the batch, as the model sees them and with their texts, that are drawn in TensorBoard at
             the first update and whenever the model is measured.
     """
