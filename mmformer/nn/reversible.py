@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
@@ -174,7 +174,7 @@ class _Node(torch.autograd.Function):
         return made
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, *ctx.run.backward(ctx.saved_tensors, upstream)
 
@@ -202,9 +202,11 @@ class _Random(NamedTuple):
 def _parameters(layer: Layer) -> tuple[list[Tensor], list[Tensor]]:
     """What trains in the two branches of a layer."""
     assert layer.feedforward is not None and layer.feedforward_residual is not None, "its spec was refused without"
-    halves = (layer.mixer, layer.mixer_residual), (layer.feedforward, layer.feedforward_residual)
-    mixing, feeding = ([p for part in half for p in part.parameters() if p.requires_grad] for half in halves)
-    return mixing, feeding
+    return _trained(layer.mixer, layer.mixer_residual), _trained(layer.feedforward, layer.feedforward_residual)
+
+
+def _trained(*parts: nn.Module) -> list[Tensor]:
+    return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
 
 def _differentiable(value: object) -> Iterator[Tensor]:
