@@ -1,4 +1,4 @@
-"""A stack: Tokens in, Tokens out. It owns the position and makes the view that its layers share."""
+"""A stack: Tokens in, Tokens out. It owns the position and runs its layers over one view."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability, require_abilities
-from mmformer.nn.canvas import Canvas, make_canvas
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
 from mmformer.nn.layer import Layer, LayerSpec, LayerState
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
-from mmformer.nn.pattern import PatternSpec
-from mmformer.nn.plan import Plan, make_plan
-from mmformer.nn.position import Heads, PositionSpec, unexpanded
+from mmformer.nn.position import Heads, PositionSpec
 from mmformer.nn.reversible import INVERTIBLE, is_invertible, run_reversibly
 from mmformer.nn.run import Ran, Step, run_layers, run_until_halted
 from mmformer.nn.sharing import SharingSpec
-from mmformer.nn.state import StackState, counted, described
+from mmformer.nn.state import StackState, described
+from mmformer.nn.viewing import Viewing
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux, Tokens
 
@@ -170,11 +168,7 @@ class Stack(nn.Module):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
         self.spec, self.abilities = spec, spec.abilities
-        self.asks_order = any(layer.mixer.asks_order for layer in spec.layers)
-        self.laid_out = {axes for layer in spec.layers if (axes := layer.mixer.lays_out) is not None}
-        self.sparse = {layer.mixer.sparse for layer in spec.layers if layer.mixer.sparse is not None}
-        biased = (layer.mixer.sparse for layer in spec.layers if "bias" in layer.mixer.abilities)
-        self.biased = {None if sparse is None else sparse.pattern for sparse in biased}
+        self.viewing = Viewing([layer.mixer for layer in spec.layers], "bias" in spec.position.needs)
         self.position = spec.position.build(spec.width, spec.heads())
         last, firsts = max(1, spec.depth - 1), dict(zip(spec.applied, spec.layers, strict=True))
         self.drop_path = [spec.drop_path * index / last for index in range(spec.depth)]
@@ -248,15 +242,7 @@ class Stack(nn.Module):
             prefix = past.prefix
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
-        plans: dict[PatternSpec, Plan] = {}
-        if self.asks_order:
-            mask = mask._replace(pos=unexpanded(pos), order=counted(valid, segment))
-            if tokens.x.shape[1] == pos.shape[1]:  # decoding has few queries
-                plans = self._plans(mask, tokens.x)
-        # A plan holds the bias of the pairs that it computes. That of all pairs is made where a layer computes all.
-        whole = any(pattern not in plans for pattern in self.biased)
-        bias = self.position.bias(tokens.pos, pos) if whole else None
-        view = View(mask, self.position.rotary(tokens.pos), bias, plans=plans, canvases=self._canvases(mask, pos))
+        view = self.viewing.view(tokens, pos, mask, self.position, self.training)
         reading = None
         if memory is not None:
             seen = Mask(valid=memory.valid, query_segment=tokens.segment, key_segment=memory.segment)
@@ -296,20 +282,6 @@ class Stack(nn.Module):
         layer = self.layers[index]
         assert isinstance(layer, Layer)
         return layer
-
-    def _canvases(self, mask: Mask, pos: Tensor) -> dict[tuple[int, ...], Canvas]:
-        made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}
-        return {axes: canvas for axes, canvas in made.items() if canvas is not None}
-
-    def _plans(self, mask: Mask, x: Tensor) -> dict[PatternSpec, Plan]:
-        plans: dict[PatternSpec, Plan] = {}
-        bias = self.position.bias if "bias" in self.spec.position.needs else None
-        for pattern in dict.fromkeys(each.pattern for each in self.sparse):
-            dropout = max(each.dropout for each in self.sparse if each.pattern == pattern) if self.training else 0.0
-            plan = make_plan(mask._replace(pattern=pattern), x.shape[1], x.device, dropout, bias)
-            if plan is not None:
-                plans[pattern] = plan
-        return plans
 
     def _check(
         self, causal: bool, prefix: Tensor | None, memory: Tokens | None, intermediates: Collection[int]

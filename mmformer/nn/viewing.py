@@ -1,0 +1,61 @@
+"""What a stack's layers may look at: made once a pass, and no more of it than their mixers ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mmformer.nn.canvas import Canvas, make_canvas
+from mmformer.nn.mask import Mask
+from mmformer.nn.mixer import MixerSpec, View
+from mmformer.nn.pattern import PatternSpec
+from mmformer.nn.plan import Plan, make_plan
+from mmformer.nn.position import Position, unexpanded
+from mmformer.nn.state import counted
+from mmformer.types import Tokens
+
+
+class Viewing:
+    """Makes the views of some mixers, under one position."""
+
+    def __init__(self, mixers: Sequence[MixerSpec], biases: bool) -> None:
+        """Args: biases: whether the position has a bias."""
+        self.biases = biases
+        self.asks_order = any(mixer.asks_order for mixer in mixers)
+        self.laid_out = {axes for mixer in mixers if (axes := mixer.lays_out) is not None}
+        self.sparse = {mixer.sparse for mixer in mixers if mixer.sparse is not None}
+        biased = (mixer.sparse for mixer in mixers if "bias" in mixer.abilities)
+        self.biased = {None if sparse is None else sparse.pattern for sparse in biased}
+
+    def view(self, tokens: Tokens, pos: Tensor, mask: Mask, position: Position, training: bool) -> View:
+        """What layers may look at.
+
+        Args:
+            tokens: that look.
+            pos: B L A, where all keys stand, those of a state among them.
+            mask: which of them are seen.
+        """
+        plans: dict[PatternSpec, Plan] = {}
+        if self.asks_order:
+            mask = mask._replace(pos=unexpanded(pos), order=counted(mask.valid, mask.key_segment))
+            if tokens.x.shape[1] == pos.shape[1]:  # decoding has few queries
+                plans = self._plans(mask, tokens.x, position, training)
+        # A plan holds the bias of the pairs that it computes. That of all pairs is made where a layer computes all.
+        whole = any(pattern not in plans for pattern in self.biased)
+        bias = position.bias(tokens.pos, pos) if whole else None
+        return View(mask, position.rotary(tokens.pos), bias, plans=plans, canvases=self._canvases(mask, pos))
+
+    def _canvases(self, mask: Mask, pos: Tensor) -> dict[tuple[int, ...], Canvas]:
+        made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}
+        return {axes: canvas for axes, canvas in made.items() if canvas is not None}
+
+    def _plans(self, mask: Mask, x: Tensor, position: Position, training: bool) -> dict[PatternSpec, Plan]:
+        plans: dict[PatternSpec, Plan] = {}
+        bias = position.bias if self.biases else None
+        for pattern in dict.fromkeys(each.pattern for each in self.sparse):
+            dropout = max(each.dropout for each in self.sparse if each.pattern == pattern) if training else 0.0
+            plan = make_plan(mask._replace(pattern=pattern), x.shape[1], x.device, dropout, bias)
+            if plan is not None:
+                plans[pattern] = plan
+        return plans
