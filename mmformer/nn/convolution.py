@@ -76,7 +76,7 @@ class ConvolutionSpec(DepthwiseSpec):
         dilation: steps between the tokens that are read.
     """
 
-    cost: ClassVar[str] = "L·D·(before + after + D)"
+    cost: ClassVar[str] = "L·ratio·D·(before + after + D)"
     source: ClassVar[str] = (
         "van den Oord et al. 2016, WaveNet, §2.1; with gate and norm: Gulati et al. 2020, Conformer, §2.2"
     )
@@ -120,7 +120,7 @@ class GridConvolutionSpec(DepthwiseSpec):
         axes: the coordinate axes of rows and columns; what differs on the third one is another grid.
     """
 
-    cost: ClassVar[str] = "L·D·(rows·columns + D)"
+    cost: ClassVar[str] = "L·ratio·D·(rows·columns + D)"
     source: ClassVar[str] = "Chu et al. 2021, CPVT, §3.2; as a feed-forward: Wang et al. 2022, PVTv2, §3.2"
 
     rows: int = 1
