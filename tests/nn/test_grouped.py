@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmformer.nn import grouped
 from mmformer.nn.grouped import GroupedLinear, grouped_linear
 
 ENDS = torch.tensor([3, 3, 8])  # the second group has no rows; two rows are no group's
@@ -69,3 +70,16 @@ def test_autocast_computes_products_in_its_precision() -> None:
     torch.testing.assert_close(y.float(), module(x, ENDS), rtol=0.03, atol=0.03)
     y.float().sum().backward()
     assert module.weight.grad is not None and module.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gpus_way_means_the_same(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done around its kernel, which PyTorch also has for the CPU: rows of no group, biases, gradients."""
+    module, x = GroupedLinear(3, 16, 8, bias), torch.randn(10, 16, requires_grad=True)
+    leaves, upstream, found = [x, *module.parameters()], torch.randn(10, 8), []
+    for kernel in (False, True):
+        monkeypatch.setattr(grouped, "_has_kernel", lambda *_, kernel=kernel: kernel)
+        y = module(x, ENDS)
+        found.append([y, *torch.autograd.grad(y, leaves, upstream)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
