@@ -49,7 +49,7 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
         return EarlyExitHead(self, widths[self.encoder])
 
     def check(self, where: str, stack: StackSpec) -> None:
-        """Refuse a stack that has no such layers, or whose tokens halt each for itself.
+        """Refuse a stack that has no such layers, or whose layers cannot be run in spans.
 
         Raises:
             InputError: ``where`` is the key of the head.
@@ -58,10 +58,9 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
             raise InputError(
                 f"{where}.exits has {self.exits[-1]}, but exits come before the last layer, which is {stack.depth - 1}."
             )
-        if stack.reversible:
-            raise InputError(f"{where} lets samples leave a stack of two streams: leave out exits, or reversible.")
-        if stack.halting is not None:
-            raise InputError(f"{where} lets samples leave a stack whose tokens halt: leave out exits, or halting.")
+        for field in ("halting", "reversible"):
+            if getattr(stack, field):
+                raise InputError(f"{where} lets samples leave a stack that runs as a whole: leave out its {field}.")
 
 
 class EarlyExitHead(ClassificationHead):

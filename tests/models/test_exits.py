@@ -212,10 +212,11 @@ def test_it_is_refused(make: Callable[[], object], words: str) -> None:
         make()
 
 
-def test_halting_and_exits_are_refused() -> None:
+@pytest.mark.parametrize("whole", [{"halting": HaltingSpec()}, {"reversible": True}], ids=str)
+def test_exits_from_a_stack_that_runs_as_a_whole_are_refused(whole: dict[str, Any]) -> None:
     made = spec()
-    stacks = {"image": dataclasses.replace(made.stacks["image"], halting=HaltingSpec())}
-    with pytest.raises(InputError, match=r"model\.heads\.colour lets samples leave a stack whose tokens halt"):
+    stacks = {"image": dataclasses.replace(made.stacks["image"], **whole)}
+    with pytest.raises(InputError, match=rf"model\.heads\.colour lets samples leave .*: leave out its {min(whole)}"):
         dataclasses.replace(made, stacks=stacks)
 
 

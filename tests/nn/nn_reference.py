@@ -316,7 +316,11 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
 
     if spec.input_norm:
         x = normed(stack.input_norm)(x)
-    for layer in (stack.layers[index] for index in spec.applied):
+    for time, index in enumerate(spec.applied):
+        layer = stack.layers[index]
+        if spec.sharing is not None and spec.sharing.step_signal:
+            waves = [(time + 1) / 10_000 ** (2 * i / width) for i in range(width // 2)]
+            x = x + np.array([*map(math.sin, waves), *map(math.cos, waves)])
         entered = normed(layer.mixer_residual.norm)(x) if layer_spec.parallel else None
         mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, turns, bias)
         x = branch(x, layer.mixer_residual, mixer)

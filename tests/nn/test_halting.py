@@ -22,7 +22,7 @@ from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Tokens
 
 LAYER = LayerSpec(AttentionSpec(4))
-ELSEWHERE = {"shapes", "reference", "sight", "sight_of_memory"}
+ELSEWHERE = {"shapes", "reference", "one_token", "sight", "sight_of_memory"}
 """Checks that know of two layers which all tokens go through; what they check is checked below."""
 
 

@@ -227,7 +227,7 @@ def test_a_layer_scale_is_where_the_gains_start() -> None:
 def test_feedforward_is_its_loops(spec: FeedForwardSpec) -> None:
     module, x = randomise(spec.build(32)).double(), make_inputs(CASE).tokens.x
     meaning = nn_reference.FEEDFORWARDS[type(spec)]
-    equal(module(x)[0], torch.from_numpy(nn_reference.per_token(meaning, spec, module)(x.numpy())))
+    equal(module(x)[0], torch.from_numpy(meaning(spec, module, x.numpy(), None)))
 
 
 def test_hidden_widths() -> None:
@@ -256,7 +256,8 @@ def test_a_pattern_repeats_its_layers() -> None:
     one, two = LayerSpec(AttentionSpec(4)), LayerSpec(AttentionSpec(2), SwiGLUFeedForwardSpec(), norm=RMSNormSpec())
     hybrid = StackSpec(32, 5, pattern=(one, one, two), position=LearnedPositionSpec()).build()
     assert [layer.mixer.heads for layer in hybrid.layers] == [4, 4, 2, 4, 4]
-    assert [type(layer.feedforward).__name__[:4] for layer in hybrid.layers] == ["GELU", "GELU", "SwiG", "GELU", "GELU"]
+    fed = [type(layer.feedforward.spec).__name__[:4] for layer in hybrid.layers]
+    assert fed == ["GELU", "GELU", "SwiG", "GELU", "GELU"]
     assert isinstance(hybrid.norm, nn.LayerNorm), "the first layer's"
     same = StackSpec(32, 3, pattern=(one,), position=RotaryPositionSpec()).build()
     plain = StackSpec(32, 3, one, RotaryPositionSpec()).build()
