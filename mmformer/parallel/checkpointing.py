@@ -29,7 +29,8 @@ KEPT: dict[str, frozenset[Any]] = {
     "nothing": frozenset(),
     "attention": frozenset(getattr(torch.ops.aten, name).default for name in ATTENTION),
 }
-KEPT["products"] = KEPT["attention"] | {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
+PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.mmformer.grouped_linear.default)
+KEPT["products"] = KEPT["attention"] | frozenset(PRODUCTS)
 """Operations whose results are kept."""
 
 

@@ -66,6 +66,15 @@ def decays(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
                 yield (f"{prefix}.{name}" if prefix else name), parameter, not free
 
 
+def listed_by(model: nn.Module, attribute: str) -> set[str]:
+    """The names of the parameters that modules list under a class attribute."""
+    return {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        for name in getattr(module, attribute, ())
+    }
+
+
 def settings(
     model: nn.Module, weight_decay: float, layer_decay: float = 1.0, groups: Sequence[GroupSpec] = ()
 ) -> list[Setting]:
@@ -130,6 +139,10 @@ def parameter_groups(listed: Sequence[Setting]) -> list[dict[str, Any]]:
     ]
 
 
+def _trains(name: str, own: Setting | None, starts: Mapping[str, int]) -> str:
+    return f"after {starts[name]}" if name in starts else "yes" if own else "no"
+
+
 def parameter_table(
     model: nn.Module,
     lr: float,
@@ -138,9 +151,10 @@ def parameter_table(
     starts: Mapping[str, int] = MappingProxyType({}),
 ) -> str:
     """Every parameter, as tab-separated text with a header: its shape, its size, its peak learning rate, its weight
-    decay, whether it trains (or after how many updates), and whether it began with a loaded weight.
+    decay, whether it trains (or after how many updates, or without the optimizer, by itself), and whether it began with
+    a loaded weight.
     """
-    trained = {each.name: each for each in listed}
+    trained, alone = {each.name: each for each in listed}, listed_by(model, "unoptimised")
     lines = ["parameter\tshape\tsize\tlr\tweight_decay\ttrains\tloaded"]
     for name, parameter in model.named_parameters():
         own = trained.get(name)
@@ -150,7 +164,7 @@ def parameter_table(
             parameter.numel(),
             f"{lr * own.lr_scale:.6g}" if own else 0.0,
             own.weight_decay if own else 0.0,
-            f"after {starts[name]}" if name in starts else "yes" if own else "no",
+            "by itself" if name in alone and parameter.requires_grad else _trains(name, own, starts),
             "yes" if name in loaded else "no",
         )
         lines.append("\t".join(map(str, cells)))

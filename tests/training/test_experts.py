@@ -19,7 +19,7 @@ from mmformer.nn.router import TokenChoice, TokenChoiceSpec, rebalance
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import fit
-from mmformer.training.parameter_groups import settings
+from mmformer.training.parameter_groups import parameter_table, settings
 from mmformer.training.run import CheckpointSpec, RunSpec
 
 ROUTER = TokenChoiceSpec(top=1, renormalise=False, capacity=1.0, balance_loss=0.5, z_loss=0.25, balance_rate=0.125)
@@ -102,5 +102,8 @@ def test_balances_move_by_the_whole_batch(parts: int) -> None:
     rebalance(model)
     assert balance.grad is None
     assert set((balance.detach() / 0.125).tolist()) <= {-1.0, 0.0, 1.0}
-    assert BALANCE not in {each.name for each in settings(model, 0.1)}, "no optimizer has it"
+    listed = settings(model, 0.1)
+    assert BALANCE not in {each.name for each in listed}, "no optimizer has it"
+    (row,) = (line for line in parameter_table(model, 1e-3, listed).splitlines() if line.startswith(BALANCE))
+    assert row.split("\t") == [BALANCE, "4", "4", "0.0", "0.0", "by itself", "no"]
     assert isinstance(model.get_submodule(BALANCE.removesuffix(".balance")), TokenChoice)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmformer.parallel.sharding import sharded_as, whole
 from mmformer.spec import require
 from mmformer.training.optimizers.optimizer import OptimizerSpec, require_betas
-from mmformer.training.parameter_groups import Setting, parameter_groups
+from mmformer.training.parameter_groups import Setting, listed_by, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ class MuonSpec(OptimizerSpec):
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         listed = self.settings(model)
-        stacks = {
-            f"{path}.{name}".removeprefix(".")
-            for path, module in model.named_modules()
-            for name in getattr(module, "stacked", ())
-        }
-        groups = []
+        stacks, groups = listed_by(model, "stacked"), []
         for kind in ("matrix", "stack", "rest"):
             own = [each for each in listed if kind == _kind(each, stacks)]
             groups += [group | {"kind": kind} for group in parameter_groups(own)]
