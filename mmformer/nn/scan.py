@@ -22,7 +22,7 @@ from torch.nn import functional as F
 CHUNK = 16
 """Tokens of a chunk: as many steps are taken one after the other, and one state is kept for so many tokens."""
 
-GROUP, GROUP_ON_CPU = 2**22, 2**17
+GROUP, GROUP_ON_CPU = 2**22, 2**18
 """How many states take a step together. A CPU holds that few in its caches; elsewhere an operation is a launch, and
 should be large. What a step retains of each state is held for a group: ``CHUNK`` times as much."""
 
@@ -93,7 +93,7 @@ class _Layout(NamedTuple):
 
 def _steps(x: Tensor) -> Tensor:
     """B K T F -> T R F: what the chunks of a group have at each step."""
-    return x.permute(2, 0, 1, 3).flatten(1, 2)
+    return x.permute(2, 0, 1, 3).flatten(1, 2).contiguous()
 
 
 def _put(into: Tensor, steps: Tensor) -> None:
@@ -195,13 +195,13 @@ def _group_backward(
     h = start.flatten(0, 1)
     for t in range(len(x)):
         h = torch.mul(retained[t], h, out=states[t]).addcmul_(x[t, :, None], b[t, :, :, None])
-        torch.bmm(h, dy[t, :, :, None], out=dc[t, :, :, None])
+        torch.bmm(dy[t, :, None], h.mT, out=dc[t, :, None])  # ten times as fast as h times a column
     g = _ends(dy, step, c, retained, decay, grad_state)  # R N E, of the state after a step
     through, grad_decay = torch.empty_like(g), torch.zeros_like(g)
     for t in reversed(range(len(x))):
         g.addcmul_(dy[t, :, None], c[t, :, :, None])
         torch.bmm(b[t, :, None], g, out=dx[t, :, None])
-        torch.bmm(g, x[t, :, :, None], out=db[t, :, :, None])
+        torch.bmm(x[t, :, None], g.mT, out=db[t, :, None])
         g.mul_(retained[t])  # now of the state before it
         torch.mul(g, states[t - 1] if t else start.flatten(0, 1), out=through)  # of the exponent
         grad_decay.addcmul_(through, step[t, :, None])
