@@ -25,10 +25,19 @@ from mmformer.evaluation.translation import TranslationSpec
 from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import GreedySpec, SamplingSpec
+from mmformer.models.exits import EarlyExitHeadSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
+from mmformer.nn.initialisation import (
+    DeepNormInitialisationSpec,
+    GPT2InitialisationSpec,
+    T5InitialisationSpec,
+    TruncatedNormalInitialisationSpec,
+    XavierInitialisationSpec,
+    ZeroResidualInitialisationSpec,
+)
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
 from mmformer.nn.pattern import (
     AllOfSpec,
@@ -96,6 +105,13 @@ MEMBERS: list[Any] = [
     SpectrogramPatchesSpec(8000, 256, 100, 32, 50.0, 3500.0, (8, 16), (4, 8), -5.0, 3.0),
     ContrastiveHeadSpec(0.5, 0.1),
     ClassificationHeadSpec("image", 3, 0.1),
+    EarlyExitHeadSpec("image", 3, 0.1, (0, 4), 0.7),
+    GPT2InitialisationSpec(0.1),
+    TruncatedNormalInitialisationSpec(0.1),
+    XavierInitialisationSpec(),
+    T5InitialisationSpec(0.5),
+    ZeroResidualInitialisationSpec(),
+    DeepNormInitialisationSpec(),
     ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7, 0.1),
     ClassificationSpec(0.5, "colour", "hue", 0.1),
     CaptioningSpec(0.5, "writer"),
