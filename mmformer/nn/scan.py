@@ -13,6 +13,7 @@ others again, a group of chunks at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,10 +64,9 @@ class _Layout(NamedTuple):
     group: int
 
     @classmethod
-    def of(cls, x: Tensor, states: int, chunk: int) -> _Layout:
-        together = GROUP_ON_CPU if x.device.type == "cpu" else GROUP
+    def of(cls, x: Tensor, decay: Tensor, chunk: int) -> _Layout:
         batch, length, _ = x.shape
-        return cls(batch, length, chunk, max(1, together // (batch * states)))
+        return cls(batch, length, chunk, max(1, _together(decay) // batch))
 
     @property
     def chunks(self) -> int:
@@ -89,6 +89,16 @@ class _Layout(NamedTuple):
     def row(self, filled: Tensor) -> Tensor:
         """B (chunks T) F -> B L F."""
         return filled[:, : self.length].contiguous()
+
+
+def _together(decay: Tensor) -> int:
+    """How many chunks take a step together; so many rows at most are scanned at once."""
+    return max(1, (GROUP_ON_CPU if decay.device.type == "cpu" else GROUP) // decay.numel())
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """What was made of some rows at a time, of all."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _steps(x: Tensor) -> Tensor:
@@ -128,7 +138,15 @@ def _scan(
     x: Tensor, step: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and the states before chunks: B chunks N E. One operator, so that compiling keeps it whole."""
-    layout = _Layout.of(x, decay.numel(), chunk)
+    parts = zip(*(torch.split(each, _together(decay)) for each in (x, step, b, c, state)), strict=True)
+    y, last, starts = map(_joined, zip(*(_scan_rows(decay, chunk, *rows) for rows in parts), strict=True))
+    return y, last, starts
+
+
+def _scan_rows(
+    decay: Tensor, chunk: int, x: Tensor, step: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = _Layout.of(x, decay, chunk)
     y, starts, room = layout.empty(x, x.shape[2]), [], layout.room(decay)
     for group in zip(*(layout.cut(each) for each in (x, step, b, c, y)), strict=True):
         x_, step_, b_, c_ = map(_steps, group[:4])  # T R E or T R N
@@ -168,7 +186,26 @@ def _scan_backward(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, step, decay, b, c and the first state."""
-    layout = _Layout.of(x, decay.numel(), chunk)
+    tensors = (x, step, b, c, grad_y, grad_last, starts)
+    parts = zip(*(torch.split(each, _together(decay)) for each in tensors), strict=True)
+    made = list(zip(*(_scan_rows_backward(decay, chunk, *rows) for rows in parts), strict=True))
+    dx, dstep, db, dc, dstate = map(_joined, made[:-1])
+    return dx, dstep, torch.stack(made[-1]).sum(0), db, dc, dstate
+
+
+def _scan_rows_backward(
+    decay: Tensor,
+    chunk: int,
+    x: Tensor,
+    step: Tensor,
+    b: Tensor,
+    c: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor,
+    starts: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of x, step, b, c, the first state, and, of these rows, the decay."""
+    layout = _Layout.of(x, decay, chunk)
     grads = [layout.empty(x, each.shape[2]) for each in (x, step, b, c)]
     grad_state, grad_decay = grad_last, torch.zeros_like(decay)
     rooms = [layout.room(decay) for _ in range(2)]
@@ -182,8 +219,7 @@ def _scan_backward(
         grad_decay += more
         for each, steps_ in zip(into, made, strict=True):
             _put(each, steps_)
-    dx, dstep, db, dc = map(layout.row, grads)
-    return dx, dstep, grad_decay, db, dc, grad_state.clone()
+    return *map(layout.row, grads), grad_state.clone(), grad_decay
 
 
 def _group_backward(
