@@ -67,8 +67,7 @@ def attention(spec: AttentionPoolSpec, module: Pool, x: Array, pos: Array, valid
     if spec.feedforward is None:
         return y[0, 0]
     normed = nn_reference.NORMS[type(spec.norm)](spec.norm, module.norm, y[0, 0])
-    branch = nn_reference.FEEDFORWARDS[type(spec.feedforward)](spec.feedforward, module.feedforward, normed)
-    return y[0, 0] + branch
+    return y[0, 0] + nn_reference.fed(spec.feedforward, module.feedforward, None)(normed[None, None])[0, 0]
 
 
 MEANINGS = {ClassTokenPoolSpec: class_token, MeanPoolSpec: mean, LastPoolSpec: last, AttentionPoolSpec: attention}
