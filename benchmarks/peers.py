@@ -1,6 +1,6 @@
 """Parts against those of others, and against what they are to replace: one process, one machine, one run.
 
-    python -m benchmarks.peers [block] [window] [mamba] [experts] [checkpointing] [reversible]
+    python -m benchmarks.peers [--only block window mamba experts checkpointing reversible]
 
 Where a peer computes the same, weights are copied and outputs are compared first; then both run in the order A B B A,
 nine times after a warm-up, forward and backward, 2 threads, float32: medians and their ratio with its spread. Memory is
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +35,19 @@ from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec
 from mmformer.nn.pattern import WindowSpec
 from mmformer.nn.router import TokenChoiceSpec
-from mmformer.nn.stack import StackSpec
+from mmformer.nn.stack import Stack, StackSpec
 from mmformer.types import Tokens
 
 RESULT = Path("benchmarks/results/peers.md")
 
 
-def stack_of(layer: LayerSpec, width: int, depth: int = 1, **more: object) -> nn.Module:
-    return StackSpec(width, depth, layer, final_norm=False, **more).build()  # type: ignore[arg-type]
+def stack_of(layer: LayerSpec, width: int, depth: int = 1, reversible: bool = False) -> Stack:
+    return StackSpec(width, depth, layer, final_norm=False, reversible=reversible).build()
+
+
+def first_of(stack: Stack) -> Any:
+    """Its first layer, whose parts are known to the caller."""
+    return stack.layers[0]
 
 
 def tokens_of(x: Tensor) -> Tokens:
@@ -74,10 +80,11 @@ def block() -> Iterator[str]:
     """A whole pre-norm block against timm's and x-transformers'."""
     from timm.models.vision_transformer import Block
 
+    layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)
     for width, heads, shape in ((256, 8, (8, 256, 256)), (384, 6, (16, 197, 384)), (256, 8, (1, 2048, 256))):
         layer = LayerSpec(AttentionSpec(heads), GELUFeedForwardSpec(), norm=LayerNormSpec(eps=1e-6))
         ours = stack_of(layer, width)
-        theirs = Block(width, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+        theirs = Block(width, heads, qkv_bias=True, norm_layer=layer_norm)
         ours_of = dict(ours.named_parameters())
         names = {
             "norm1": "mixer_residual.norm",
@@ -91,19 +98,19 @@ def block() -> Iterator[str]:
             part, _, kind = name.rpartition(".")
             ours_of[f"layers.0.{names[part]}.{kind}"].data.copy_(value)
 
-        def mine(x: Tensor, ours: nn.Module = ours) -> Tensor:
+        def mine(x: Tensor, ours: Stack = ours) -> Tensor:
             y: Tensor = ours(tokens_of(x)).tokens.x
             return y
 
         yield row(f"block, {heads} heads / timm {version('timm')}", mine, theirs, shape, 1e-5, "≤ 1.0")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            from x_transformers import Encoder
+            from x_transformers import Encoder  # type: ignore[import-untyped]
         sizes = {"dim": width, "depth": 1, "heads": heads, "attn_dim_head": width // heads}
         other = Encoder(**sizes, attn_flash=True, pre_norm_has_final_norm=False)
         bare = stack_of(LayerSpec(AttentionSpec(heads, bias=False), GELUFeedForwardSpec()), width)
 
-        def mine_bare(x: Tensor, ours: nn.Module = bare) -> Tensor:
+        def mine_bare(x: Tensor, ours: Stack = bare) -> Tensor:
             y: Tensor = ours(tokens_of(x)).tokens.x
             return y
 
@@ -120,9 +127,9 @@ def window() -> Iterator[str]:
         config = LongformerConfig(
             hidden_size=256, num_attention_heads=8, attention_window=[512], attention_probs_dropout_prob=0.0
         )
-        theirs = LongformerSelfAttention(config, 0)
+        theirs: nn.Module = LongformerSelfAttention(config, 0)  # type: ignore[no-untyped-call]
         ours = stack_of(LayerSpec(AttentionSpec(8, pattern=WindowSpec(256, 256)), None, norm=LayerNormSpec()), 256)
-        own = ours.layers[0]  # type: ignore[index]
+        own = first_of(ours)
         own.mixer_residual.norm = nn.Identity()
         with torch.no_grad():
             for kind in ("weight", "bias"):
@@ -132,7 +139,7 @@ def window() -> Iterator[str]:
             own.mixer.out.bias.zero_()
         seen = torch.zeros(1, length)
 
-        def mine(x: Tensor, ours: nn.Module = ours) -> Tensor:
+        def mine(x: Tensor, ours: Stack = ours) -> Tensor:
             y: Tensor = ours(tokens_of(x)).tokens.x - x  # without the residual sum
             return y
 
@@ -153,9 +160,9 @@ def mamba() -> Iterator[str]:
     for shape in ((1, 1024, 256), (4, 512, 256)):
         theirs = MambaMixer(MambaConfig(hidden_size=256, state_size=16, expand=2, use_mambapy=False), 0)
         mixer = MambaSpec().build(256)
-        inner = mixer.forwards
+        inner: Any = mixer.forwards
         with torch.no_grad():
-            for mine_, value in (
+            copied: Any = (
                 (mixer.enter.weight, theirs.in_proj.weight),
                 (mixer.out.weight, theirs.out_proj.weight),
                 (inner.kernel, theirs.conv1d.weight[:, 0].T),
@@ -165,13 +172,14 @@ def mamba() -> Iterator[str]:
                 (inner.step_bias, theirs.dt_proj.bias),
                 (inner.log_decay, theirs.A_log),
                 (inner.skip, theirs.D),
-            ):
-                mine_.copy_(value)  # type: ignore[union-attr]
+            )
+            for mine_, value in copied:
+                mine_.copy_(value)
         ours = stack_of(LayerSpec(MambaSpec(), None), 256)
-        own = ours.layers[0]  # type: ignore[index]
+        own = first_of(ours)
         own.mixer_residual.norm, own.mixer = nn.Identity(), mixer
 
-        def mine(x: Tensor, ours: nn.Module = ours) -> Tensor:
+        def mine(x: Tensor, ours: Stack = ours) -> Tensor:
             y: Tensor = ours(tokens_of(x), causal=True).tokens.x - x
             return y
 
@@ -202,7 +210,7 @@ def experts() -> Iterator[str]:
             torch.autograd.backward(loss)
             optimizer.step()
 
-        return run, sum(p.numel() for p in stack.layers[0].feedforward.parameters())  # type: ignore[index]
+        return run, sum(p.numel() for p in first_of(stack).feedforward.parameters())
 
     for what, (router, bound) in choices.items():
         (ours, many), (dense, few) = step(MixtureOfExpertsSpec(8, router=router)), step(GELUFeedForwardSpec())
@@ -244,8 +252,8 @@ def _point(words: list[str]) -> tuple[float, float]:
     """Seconds and MiB of a pass, in this process."""
     torch.manual_seed(0)
     kind, how = words[0], words[1]
-    layer = LayerSpec(AttentionSpec(8), GELUFeedForwardSpec(), reversible=how == "reversible")
-    stack = stack_of(layer, 256, 24 if kind == "checkpointing" else int(words[2]))
+    layer = LayerSpec(AttentionSpec(8), GELUFeedForwardSpec())
+    stack = stack_of(layer, 256, 24 if kind == "checkpointing" else int(words[2]), how == "reversible")
     if kind == "checkpointing" and how != "none":
         from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpoint_stack
 
@@ -267,7 +275,8 @@ MEMORY = (checkpointing, reversible)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[each.__name__ for each in (*SPEED, *MEMORY)], metavar="PART")
+    names = [each.__name__ for each in (*SPEED, *MEMORY)]
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--point", help="measure one, in this process")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -282,12 +291,11 @@ def main() -> None:
         "| ours / theirs | shape | ours, ms | theirs, ms | ratio (least to most) | bound | |",
         "|---|---|---|---|---|---|---|",
     ]
-    wanted = args.parts or [each.__name__ for each in (*SPEED, *MEMORY)]
     for part in SPEED:
-        if part.__name__ in wanted:
+        if part.__name__ in args.only:
             lines += _told(part())
     for part in MEMORY:
-        if part.__name__ in wanted:
+        if part.__name__ in args.only:
             lines += [
                 "",
                 f"## {part.__name__.capitalize()}",
@@ -296,7 +304,7 @@ def main() -> None:
                 "",
             ]
             lines += ["| | MiB of a pass | times less | ms | × time |", "|---|---|---|---|---|", *_told(part())]
-    if not args.parts:
+    if args.only == names:
         RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from mmformer.models.model import Model
 from mmformer.nn.layer import Layer, LayerState
 from mmformer.nn.mixer import View
+from mmformer.nn.stack import Stack
 from mmformer.spec import require
 from mmformer.types import Aux
 
@@ -75,17 +76,21 @@ def checkpoint_layers(model: Model, spec: ActivationCheckpointingSpec) -> None:
 
     To be done before it is sharded.
     """
+    for stack in model.stacks.values():
+        assert isinstance(stack, Stack), "a model's stacks"
+        if not stack.spec.reversible:
+            checkpoint_stack(stack, spec)
+
+
+def checkpoint_stack(stack: Stack, spec: ActivationCheckpointingSpec) -> None:
+    """Have a stack's layers compute their activations again."""
     kept = KEPT[spec.keep]
     selective = partial(create_selective_checkpoint_contexts, partial(_keeps, kept))
-    contexts = selective if kept else noop_context_fn
-    for name, stack in model.stacks.items():
-        if model.spec.stacks[name].reversible:
-            continue
-        for layer in list(stack.layers)[:: spec.every]:  # type: ignore[arg-type]
-            assert type(layer) is Layer, "it is done once, and first"
-            layer.__class__ = CheckpointedLayer
-            assert isinstance(layer, CheckpointedLayer)
-            layer.contexts = contexts
+    for layer in list(stack.layers)[:: spec.every]:
+        assert type(layer) is Layer, "it is done once, and first"
+        layer.__class__ = CheckpointedLayer
+        assert isinstance(layer, CheckpointedLayer)
+        layer.contexts = selective if kept else noop_context_fn
 
 
 def _keeps(kept: frozenset[Any], _: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
