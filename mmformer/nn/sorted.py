@@ -58,7 +58,7 @@ def make_order(group: Tensor, mask: Mask, window: int) -> Order:
     begins = alone.gather(-1, token)
     begins[:, 1:] |= group[:, 1:] != group[:, :-1]
     code = position + window * begins.cumsum(-1)
-    missing = -length % max(CHUNK, window)
+    missing = -length % min(max(CHUNK, window), length)
     further = code[:, -1:] + (window + 1) * torch.arange(1, missing + 1, device=code.device)
     place = torch.empty_like(token).scatter_(-1, token, position.expand_as(token))
     return Order(F.pad(token, (0, missing)), place, torch.cat((code, further), dim=-1).int())
@@ -73,7 +73,7 @@ def attend_in_order(
         query: N L width.
         key: N L width.
         value: N L width.
-        order: of the rows, for a window of at least ``before`` and ``after``.
+        order: of the rows, made for the larger of ``before`` and ``after``.
         early: N L, bool: keys that may be seen from before them; None: all may.
         before: places before a query's own that it sees.
         after: places after it.
@@ -143,7 +143,7 @@ class _Cut(NamedTuple):
 
     def chunks(self, x: Tensor) -> Tensor:
         """N L width -> N C c width."""
-        size = max(CHUNK, self.before, self.after)
+        size = min(max(CHUNK, self.before, self.after), self.token.shape[1])  # a short row is one chunk
         return _rows(x, self.token).view(len(x), -1, size, x.shape[-1])
 
     def back(self, x: Tensor) -> Tensor:
@@ -152,6 +152,8 @@ class _Cut(NamedTuple):
 
     def near(self, x: Tensor, outside: int = 0) -> Tensor:
         """N C c width -> N C K width; ``outside`` is what stands before the first chunk and after the last."""
+        if x.shape[1] == 1:
+            return x
         first, last = (x.new_full((len(x), 1, size, x.shape[3]), outside) for size in (self.before, self.after))
         earlier = torch.cat((first, x[:, :-1, x.shape[2] - self.before :]), dim=1)
         later = torch.cat((x[:, 1:, : self.after], last), dim=1)
@@ -159,6 +161,8 @@ class _Cut(NamedTuple):
 
     def fold(self, x: Tensor) -> Tensor:
         """N C K width -> N C c width: the sums of what ``near`` made copies of."""
+        if x.shape[1] == 1:
+            return x
         size = x.shape[2] - self.before - self.after
         y = x[:, :, self.before : self.before + size].clone()
         y[:, :-1, size - self.before :] += x[:, 1:, : self.before]

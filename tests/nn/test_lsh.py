@@ -106,6 +106,17 @@ def test_where_all_hash_alike_it_is_attention_to_all_but_oneself() -> None:
     assert_close(mixed(mixer, x, Mask()), mixer.out(y.transpose(1, 2).flatten(2)), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [2, 7, 8, 9, 16, 17])
+def test_chunks_of_any_size_are_one(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, x = built(), tokens()[:, :length].requires_grad_()
+    cut = mixed(mixer, x, Mask())
+    (gradient,) = torch.autograd.grad(cut.sin().sum(), x)
+    monkeypatch.setattr(mmformer.nn.sorted, "CHUNK", 64)
+    whole = mixed(mixer, x, Mask())
+    assert_close(cut, whole, rtol=1e-13, atol=1e-13)
+    assert_close(gradient, torch.autograd.grad(whole.sin().sum(), x)[0], rtol=1e-12, atol=1e-12)
+
+
 def test_one_token_sees_itself() -> None:
     mixer, x = built(), tokens()[:, :1]
     assert_close(mixed(mixer, x, CAUSAL), mixer.out(mixer.shared_value(x)[..., WIDTH:]))
