@@ -306,10 +306,14 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
 
     def branch(x: Array, residual: nn.Module, f: Callable[[Array], Array], entered: Array | None = None) -> Array:
         gain, skip = 1.0 if layer_spec.layer_scale is None else array(residual.gain), layer_spec.skip_scale
+        gain = gain * layer_spec.branch_scale
+        if layer_spec.placement == "deep":  # α of all branches, two or three a layer
+            branches = 1 + (layer_spec.feedforward is not None) + (layer_spec.cross is not None)
+            skip = (spec.depth * branches) ** 0.25
         if entered is not None:
             return x + gain * f(entered)
         norm = normed(residual.norm)
-        if layer_spec.placement == "post":
+        if layer_spec.placement in ("post", "deep"):
             return norm(skip * x + gain * f(x))
         y = f(norm(x))
         return skip * x + gain * (normed(residual.inner_norm)(y) if layer_spec.placement == "sandwich" else y)

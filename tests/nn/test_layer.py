@@ -7,11 +7,46 @@ import dataclasses
 import pytest
 import torch
 from contract import Case, make_inputs, randomise
+from contract_checks import CHECKS, Check
 from torch.testing import assert_close
 
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.stack import StackSpec
+
+
+class Deep(Case):
+    """A point of the contract's space under DeepNorm."""
+
+    @property
+    def spec(self) -> StackSpec:
+        spec = super().spec
+        layer = dataclasses.replace(spec.layer, placement="deep", skip_scale=1.0)
+        return dataclasses.replace(spec, layer=layer, final_norm=False)
+
+
+class Scaled(Case):
+    """A point of the contract's space whose branches are scaled."""
+
+    @property
+    def spec(self) -> StackSpec:
+        spec = super().spec
+        return dataclasses.replace(spec, layer=dataclasses.replace(spec.layer, branch_scale=0.3))
+
+
+CASES = [
+    Deep("attention_grouped", "rotary", "causal", True, False, "layer_norm", "post", "gelu", "other_width", False),
+    Deep("attention", "sinusoidal", "full", False, True, "rms_norm", "post", "none", "none", True),
+    Scaled("attention", "learned", "prefix", True, True, "rms_norm", "parallel", "swiglu", "none", True),
+    Scaled("attention_grouped", "rotary", "causal", True, False, "layer_norm", "sandwich", "gelu", "same_width", False),
+]
+
+
+@pytest.mark.parametrize(("check", "case"), [(check, case) for check in CHECKS for case in CASES], ids=str)
+def test_deepnorm_and_branch_scales_hold_the_contract(check: Check, case: Case) -> None:
+    for taken in check.cases([case]):
+        check(taken)
+
 
 CASE = Case("attention", "nowhere", "full", True, False, "layer_norm", "pre", "gelu", "none", False)
 LAYER = LayerSpec(AttentionSpec(4))
