@@ -55,12 +55,10 @@ class GroupedLinear(nn.Module):
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
     """N inputs, groups outputs inputs, groups outputs, groups -> N outputs: see ``GroupedLinear``."""
     if _has_kernel(x, weight):
-        y = F.grouped_mm(x, weight.transpose(1, 2), offs=ends.int())
-        row = torch.arange(len(x), device=x.device)
-        group = torch.searchsorted(ends, row, right=True)
-        if bias is not None:
-            y = y + bias[group.clamp(max=len(ends) - 1)]
-        return y.masked_fill_((group == len(ends))[:, None], 0.0)
+        group, nowhere = _groups(x, ends)
+        y = F.grouped_mm(x, weight.mT, offs=ends.int())
+        y = y if bias is None else y + bias[group]
+        return y.masked_fill_(nowhere, 0.0)
     y = x.new_empty(len(x), weight.shape[1])
     for index, rows in enumerate(_slices(ends)):
         if bias is None:
@@ -80,32 +78,35 @@ def grouped_linear_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, bias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, of the weight, and of the bias (empty where there is none)."""
-    gradient, biases = gradient.contiguous(), weight.new_zeros(weight.shape[:2] if bias else 0)
+    gradient, of_bias = gradient.contiguous(), weight.new_zeros(weight.shape[:2] if bias else 0)
     if _has_kernel(x, weight):
-        row = torch.arange(len(x), device=x.device)
-        group = torch.searchsorted(ends, row, right=True)
-        of_x = F.grouped_mm(gradient, weight, offs=ends.int())
-        of_x.masked_fill_((group == len(ends))[:, None], 0.0)
+        group, nowhere = _groups(x, ends)
+        of_x = F.grouped_mm(gradient, weight, offs=ends.int()).masked_fill_(nowhere, 0.0)
         of_weight = F.grouped_mm(gradient.t(), x, offs=ends.int())
         if bias:
-            kept = gradient.float().masked_fill((group == len(ends))[:, None], 0.0)
-            sums = biases.float().index_add_(0, group.clamp(max=len(ends) - 1), kept)
-            biases = sums.to(weight.dtype)
-        return of_x, of_weight, biases
+            kept = gradient.masked_fill(nowhere, 0.0).float()
+            of_bias = of_bias.float().index_add_(0, group, kept).to(weight.dtype)
+        return of_x, of_weight, of_bias
     of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
     for index, rows in enumerate(_slices(ends)):
         torch.mm(gradient[rows], weight[index], out=of_x[rows])
         torch.mm(gradient[rows].t(), x[rows], out=of_weight[index])
         if bias:
-            torch.sum(gradient[rows], dim=0, out=biases[index])
+            torch.sum(gradient[rows], dim=0, out=of_bias[index])
     of_x[int(ends[-1]) :] = 0
-    return of_x, of_weight, biases
+    return of_x, of_weight, of_bias
 
 
 def _slices(ends: Tensor) -> list[slice]:
-    """The rows of each group."""
+    """The rows of each group, for a loop that waits for them."""
     listed = ends.tolist()
     return [slice(start, end) for start, end in zip([0, *listed], listed, strict=False)]
+
+
+def _groups(x: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """The group of each row: N; and where it has none, and any is named: N 1."""
+    group = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
+    return group.clamp(max=len(ends) - 1), (group == len(ends))[:, None]
 
 
 def _has_kernel(x: Tensor, weight: Tensor) -> bool:

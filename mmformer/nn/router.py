@@ -201,8 +201,7 @@ class TokenChoice(Router):
     def _within_capacity(self, chosen: Tensor, real: Tensor) -> Tensor:
         """Which choices find room: B L top experts -> B L top."""
         assert self.spec.capacity is not None, "it has one"
-        share = real.sum(1) * self.spec.top / self.experts
-        room = (share.double() * self.spec.capacity).ceil()  # B
+        room = (real.sum(1).double() * (self.spec.top * self.spec.capacity) / self.experts).ceil()  # B
         count = chosen.flatten(1, 2).cumsum(1).view_as(chosen)  # of an expert's choices, up to each
         return (chosen & (count <= room[:, None, None, None])).any(-1)
 
@@ -275,7 +274,7 @@ class ExpertChoiceSpec(RouterSpec):
 class ExpertChoice(Router):
     def __init__(self, spec: ExpertChoiceSpec, width: int, experts: int) -> None:
         super().__init__(spec, width, experts)
-        self.share = spec.capacity / experts  # of a row's tokens that an expert takes
+        self.capacity = spec.capacity
         self.reset_parameters()
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Routing:
@@ -283,9 +282,9 @@ class ExpertChoice(Router):
         real = x.new_ones(batch, length, dtype=torch.bool) if valid is None else valid
         logits = self.logits(x)
         scores = logits.softmax(-1).masked_fill(~real[..., None], -1.0)  # B L experts
-        most = math.ceil(length * self.share)
+        most = math.ceil(length * self.capacity / self.experts)
         gate, place = scores.topk(most, dim=1)  # B most experts
-        room = (real.sum(1).double() * self.share).ceil()  # B
+        room = (real.sum(1).double() * self.capacity / self.experts).ceil()  # B
         taken = (torch.arange(most, device=x.device) < room[:, None])[..., None].expand_as(place)
         aux: Aux = {}
         if self.training:
