@@ -33,7 +33,7 @@ class HaltingSpec(Catalogued):
     """
 
     cost: ClassVar[str] = "L·D"
-    source: ClassVar[str] = "Graves 2016, §2.2; for each token: Universal Transformers, Dehghani et al. 2019, §2.2"
+    source: ClassVar[str] = "Graves 2016, §2; for each token: Universal Transformers, Dehghani et al. 2019, §2.2"
 
     threshold: float = 0.99
     ponder_cost: float = 0.01
