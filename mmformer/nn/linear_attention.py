@@ -79,10 +79,13 @@ class FeatureAttention(Mixer, ABC):
 
     def _projected(self, x: Tensor, memory: Tensor | None, past: State | None) -> tuple[Tensor, ...]:
         if memory is None:
-            parts = self.qkv(x).chunk(3, dim=-1)
-        else:  # which does not change while decoding: what is known of it is in the state
-            parts = (self.q(x), *self.kv(memory if past is None else memory[:, :0]).chunk(2, dim=-1))
-        return tuple(part.view(*part.shape[:2], *self.heads).transpose(1, 2) for part in parts)
+            return self._split(self.qkv(x), 3)
+        # Memory does not change while decoding: what is known of it is in the state.
+        return (*self._split(self.q(x), 1), *self._split(self.kv(memory if past is None else memory[:, :0]), 2))
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """B L (parts D) -> parts of B H L width of a head."""
+        return tuple(part.view(*part.shape[:2], *self.heads).transpose(1, 2) for part in x.chunk(parts, dim=-1))
 
 
 def attend_by_features(
@@ -96,7 +99,8 @@ def attend_by_features(
         value: B H K width of a head.
     """
     y, after = weigh(query, key, F.pad(value, (0, 1), value=1.0), view.mask, past, keep)
-    return divided(y[..., :-1], y[..., -1:]), after
+    sums, weights = torch.split(y, [value.shape[3], 1], dim=-1)
+    return divided(sums, weights), after
 
 
 def divided(sums: Tensor, weights: Tensor) -> Tensor:
@@ -123,7 +127,7 @@ class LinearAttention(FeatureAttention):
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, view: View, past: State | None, keep: bool
     ) -> tuple[Tensor, State | None]:
-        query, key = F.elu(query) + 1, F.elu(key) + 1
+        query, key = F.elu(query).add_(1), F.elu(key).add_(1)
         if view.rotary is None:
             return attend_by_features(query, key, value, view, past, keep)
         # Two sums with weights of their own: twice as many heads.

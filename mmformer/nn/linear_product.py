@@ -98,7 +98,9 @@ def causal_product(query: Tensor, key: Tensor, value: Tensor, segment: Tensor | 
 def _chunked(x: Tensor, size: int) -> Tensor:
     """B H L width -> B H N C width, with zeros after the last token."""
     batch, heads, length, width = x.shape
-    return F.pad(x, (0, 0, 0, -length % size)).reshape(batch, heads, -1, size, width)
+    if length % size:
+        x = F.pad(x, (0, 0, 0, -length % size))
+    return x.reshape(batch, heads, -1, size, width)
 
 
 def _from_chunks_before(query: Tensor, key: Tensor, value: Tensor, segment: Tensor | None) -> Tensor:

@@ -76,18 +76,17 @@ class Performer(FeatureAttention):
     def _of_queries(self, query: Tensor) -> Tensor:
         """exp(ω·q), up to a factor of each query's own, which its weights cancel: B H L features."""
         exponent = self._along(query)
-        shifted: Tensor = exponent - exponent.detach().amax(-1, keepdim=True)
-        return shifted.exp()
+        return exponent.sub_(exponent.detach().amax(-1, keepdim=True)).exp_()
 
     def _of_keys(self, key: Tensor) -> Tensor:
         """exp(ω·k - |k|²/2). Keys share no factor: the largest of a row would tell of later tokens, and of padding."""
-        squared: Tensor = key.square().sum(-1, keepdim=True) * self.heads.width**-0.5
-        return (self._along(key) - squared / 2).clamp(-LIMIT, LIMIT).exp()
+        squared = key.square().sum(-1, keepdim=True) * self.heads.width**-0.5
+        return self._along(key).sub_(squared / 2).clamp(-LIMIT, LIMIT).exp_()
 
     def _along(self, x: Tensor) -> Tensor:
         """ω·x, where softmax's 1 / √d is a factor of both x: B H L features."""
-        scaled: Tensor = x * self.heads.width**-0.25
-        return scaled @ self.directions.to(x.dtype).mT
+        scaled: Tensor = self.directions.to(x.dtype) * self.heads.width**-0.25
+        return x @ scaled.mT
 
 
 def redraw(model: nn.Module, update: int) -> None:
