@@ -54,6 +54,11 @@ OVERRIDES: list[tuple[list[str], str, object]] = [
     (["--trainer.gradient_clip_val", "null"], "trainer.gradient_clip_val", None),
     (["--ema.decay", "0.9"], "ema", {"decay": 0.9, "warmup": True}),
     (["--ema.decay", "0.9", "--ema", "null"], "ema", None),
+    (
+        ["--parallel.activation_checkpointing.every", "2"],
+        "parallel.activation_checkpointing",
+        {"every": 2, "keep": "nothing"},
+    ),
     (["--freeze", "[encoders.image.*, '*.bias']"], "freeze", ["encoders.image.*", "*.bias"]),
     (["--thaw", "{'stacks.*': 3}"], "thaw", {"stacks.*": 3}),
     (["--optimizer", "MuonSpec", "--optimizer.momentum", "0.9"], "optimizer.init_args.momentum", 0.9),
