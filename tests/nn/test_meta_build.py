@@ -8,6 +8,7 @@ from contract import POOLS, WIDTH, Case, covering_array, make_inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.pool import PoolSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
@@ -79,4 +80,5 @@ def test_nothing_is_made_on_another_device(case: Case, monkeypatch: pytest.Monke
         state = inputs.run(stack, state=stack.empty_state()).state
         output = inputs.run(stack, state=state)
     assert output.tokens.x.is_meta
-    assert devices == {META}
+    assert devices <= {META}
+    assert devices or not isinstance(case.spec.layer.mixer, AttentionSpec), "the spy has seen softmax attention"
