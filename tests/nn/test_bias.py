@@ -10,8 +10,8 @@ from test_positions import at, grid, time
 from torch import Tensor
 from torch.testing import assert_close
 
-import mmformer.nn.stack
 from mmformer.errors import InputError
+from mmformer.nn import blocked
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec, slopes
 from mmformer.nn.layer import LayerSpec
@@ -172,7 +172,7 @@ def test_a_pattern_in_blocks_has_the_bias_of_its_pairs_alone(
     results = []
     for blocks in (True, False):
         if not blocks:
-            monkeypatch.setattr(mmformer.nn.stack, "make_plan", lambda *_: None)
+            monkeypatch.setattr(blocked, "LEAST", 10 * length)
         made.clear()
         y = stack(tokens).tokens.x
         assert (max(made) < 0.7 * length**2 * (2 if described else 1)) == blocks
