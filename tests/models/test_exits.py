@@ -115,22 +115,24 @@ def test_sure_samples_leave_and_are_not_computed_on(encoder: str) -> None:
     assert "colour" not in outputs.exits
 
 
-def test_leaving_is_choosing_afterwards() -> None:
+@pytest.mark.parametrize("encoder", ["image", "text"])
+def test_leaving_is_choosing_afterwards(encoder: str) -> None:
     """Where processes run layers together, and hidden states are asked for, all is computed; it means the same."""
-    model, made = built(spec(threshold=0.5)), batch()
+    model, made = built(spec(0.5, encoder, packed=encoder == "text")), batch()
     left = model(made)
-    asked = model(made, intermediates=["image/1"])
-    assert asked.intermediates["image/1"].shape[0] == len(TEXTS)
-    model.stack_of("image").may_stop = False
-    sizes = calls(model, "image")
+    asked = model(made, intermediates=[f"{encoder}/1"])
+    assert asked.intermediates[f"{encoder}/1"].shape[0] == len(TEXTS)
+    model.stack_of(encoder).may_stop = False
+    sizes = calls(model, encoder)
     whole = model(made)
-    assert sizes == [len(TEXTS)] * DEPTH
-    assert 0 in left.early["image"].left.tolist()
+    assert sizes == [sizes[0]] * DEPTH, "all rows go through all layers"
+    assert 0 in left.early[encoder].left.tolist()
+    real = ... if left.tokens[encoder].valid is None else left.tokens[encoder].valid
     for other in (whole, asked):
         assert_close(other.logits["colour"], left.logits["colour"])
-        assert_close(other.embedding["image"], left.embedding["image"])
-        assert_close(other.tokens["image"].x, left.tokens["image"].x)
-        assert torch.equal(other.early["image"].left, left.early["image"].left)
+        assert_close(other.embedding[encoder], left.embedding[encoder])
+        assert_close(other.tokens[encoder].x[real], left.tokens[encoder].x[real])
+        assert torch.equal(other.early[encoder].left, left.early[encoder].left)
 
 
 @pytest.mark.parametrize(("threshold", "layer"), [(1e-6, 0), (1.0, DEPTH - 1)])
