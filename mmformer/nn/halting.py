@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmformer.nn.precision import without_autocast
 from mmformer.spec import Catalogued, require
 from mmformer.types import Aux, LossTerm
 
@@ -90,7 +91,7 @@ class Halting(nn.Module):
         Returns:
             What enters the next one, and how far tokens have come.
         """
-        with torch.autocast(after.device.type, enabled=False):
+        with without_autocast(after):
             exact = _exact(after)
             chance = F.linear(after.to(exact), self.weight.to(exact), self.bias.to(exact)).sigmoid()[..., 0]  # B L
         enough = past.spent + chance >= self.spec.threshold

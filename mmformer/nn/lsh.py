@@ -23,6 +23,7 @@ from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.position import Heads, rotate
+from mmformer.nn.precision import without_autocast
 from mmformer.nn.sorted import ALONE, Order, attend_in_order, make_order
 from mmformer.spec import require
 from mmformer.types import Aux
@@ -117,7 +118,7 @@ class LSHAttention(Mixer):
         size = (self.spec.heads, self.head_width, self.spec.rounds * self.spec.buckets // 2)
         rotation = torch.randn(size, device=shared.device) if anew else _rotation(size, self.spec.seed)
         exact = torch.promote_types(shared.dtype, torch.float32)
-        with torch.autocast(shared.device.type, enabled=False):
+        with without_autocast(shared):
             rotated = shared.to(exact) @ rotation.to(shared.device, exact)
         rotated = rotated.view(*rotated.shape[:-1], self.spec.rounds, -1)  # B H L rounds buckets/2
         axis = rotated.abs().argmax(-1)
