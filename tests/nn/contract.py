@@ -30,6 +30,15 @@ from mmformer.nn.feedforward import (
     ReLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
+from mmformer.nn.initialisation import (
+    DeepNormInitialisationSpec,
+    GPT2InitialisationSpec,
+    InitialisationSpec,
+    T5InitialisationSpec,
+    TruncatedNormalInitialisationSpec,
+    XavierInitialisationSpec,
+    ZeroResidualInitialisationSpec,
+)
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.linear_attention import LinearAttentionSpec
 from mmformer.nn.linformer import LinformerSpec
@@ -183,23 +192,37 @@ ASKED: dict[tuple[str, object], frozenset[Ability]] = {
     **{("position", name): position.needs for name, position in POSITIONS.items()},
 }
 """What a mixer, and a feed-forward, must be able to do at a level of a factor."""
-REFUSED: frozenset[frozenset[tuple[str, object]]] = frozenset(
-    frozenset({("placement", "parallel"), other})
-    for other in (*(("cross", cross) for cross in CROSSES if cross != "none"), ("feedforward", "none"))
-) | frozenset(
-    frozenset({("mixer", mixer), level})
-    for mixer, (level, needed) in itertools.product(MIXERS, ASKED.items())
-    if not needed <= MIXERS[mixer].abilities
-) | frozenset(
-    frozenset({("feedforward", name), level})
-    for (name, spec), (level, needed) in itertools.product(FEEDFORWARDS.items(), ASKED.items())
-    if spec is not None and not needed <= spec.abilities
-) | frozenset(
-    frozenset({("mixer", mixer), ("feedforward", name)})  # a mixer that is causal always, and experts that never are
-    for mixer, (name, spec) in itertools.product(MIXERS, FEEDFORWARDS.items())
-    if spec is not None and "bidirectional" not in MIXERS[mixer].abilities and "causal" not in spec.abilities
+REFUSED: frozenset[frozenset[tuple[str, object]]] = (
+    frozenset(
+        frozenset({("placement", "parallel"), other})
+        for other in (*(("cross", cross) for cross in CROSSES if cross != "none"), ("feedforward", "none"))
+    )
+    | frozenset(
+        frozenset({("mixer", mixer), level})
+        for mixer, (level, needed) in itertools.product(MIXERS, ASKED.items())
+        if not needed <= MIXERS[mixer].abilities
+    )
+    | frozenset(
+        frozenset({("feedforward", name), level})
+        for (name, spec), (level, needed) in itertools.product(FEEDFORWARDS.items(), ASKED.items())
+        if spec is not None and not needed <= spec.abilities
+    )
+    | frozenset(  # a mixer that is causal always, and experts that never are
+        frozenset({("mixer", mixer), ("feedforward", name)})
+        for mixer, (name, spec) in itertools.product(MIXERS, FEEDFORWARDS.items())
+        if spec is not None and "bidirectional" not in MIXERS[mixer].abilities and "causal" not in spec.abilities
+    )
 )
 """Pairs of (factor, level) that cannot stand together; each must raise InputError when the stack is built or runs."""
+
+INITIALISATIONS: dict[str, InitialisationSpec] = {  # what they draw: test_initialisations.py
+    "gpt2": GPT2InitialisationSpec(),
+    "t5": T5InitialisationSpec(),
+    "truncated_normal": TruncatedNormalInitialisationSpec(),
+    "xavier": XavierInitialisationSpec(),
+    "zero_residual": ZeroResidualInitialisationSpec(),
+    "deep_norm": DeepNormInitialisationSpec(),
+}
 
 TABLES: dict[type, tuple[str, dict]] = {
     MixerSpec: ("MIXERS", MIXERS),
@@ -210,6 +233,7 @@ TABLES: dict[type, tuple[str, dict]] = {
     NormSpec: ("NORMS", NORMS),
     PoolSpec: ("POOLS", POOLS),
     PatternSpec: ("PATTERNS", PATTERNS),
+    InitialisationSpec: ("INITIALISATIONS", INITIALISATIONS),
 }
 
 
@@ -278,9 +302,22 @@ class Case:
         return type(POSITIONS[self.position]) not in (PositionSpec, *exact)
 
 
-def covering_array() -> list[Case]:
+@functools.cache
+def covering_array() -> tuple[Case, ...]:
     """Cases such that any two levels of any two factors meet in one of them (greedy, the same at every run)."""
     names, draw, cases = list(FACTORS), random.Random(0), []
+
+    def clashes(row: dict, name: str, level: object) -> bool:
+        return any(frozenset({(name, level), other}) in REFUSED for other in row.items())
+
+    def gain(row: dict, name: str, level: object) -> int:
+        """How many pairs that are still missing a level makes with those that a row has."""
+        before = sum(
+            ((other, row[other]), (name, level)) in missing for other in names[: names.index(name)] if other in row
+        )
+        after = names[names.index(name) + 1 :]
+        return before + sum(((name, level), (other, row[other])) in missing for other in after if other in row)
+
     missing = {
         pair
         for a, b in itertools.combinations(names, 2)
@@ -294,16 +331,16 @@ def covering_array() -> list[Case]:
             row = dict(start)
             for name in draw.sample(names, len(names)):
                 if name not in row:
-                    allowed = [level for level in FACTORS[name] if not refused({**row, name: level})]
+                    allowed = [level for level in FACTORS[name] if not clashes(row, name, level)]
                     draw.shuffle(allowed)
-                    row[name] = max(allowed, key=lambda level, n=name: len(_pairs({**row, n: level}, names) & missing))
+                    row[name] = max(allowed, key=functools.partial(gain, row, name))
             new = _pairs(row, names) & missing
             if len(new) > len(covered):
                 best, covered = row, new
         assert best is not None
         cases.append(Case(**best))
         missing -= covered
-    return cases
+    return tuple(cases)
 
 
 def full_product(**fixed: object) -> Iterator[Case]:

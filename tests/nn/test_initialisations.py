@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from contract import FEEDFORWARDS, MIXERS, Inputs, make_inputs
+from contract import FEEDFORWARDS, INITIALISATIONS, MIXERS, Inputs, make_inputs
 from test_sharing import CASES
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -276,3 +276,18 @@ def test_a_part_that_does_not_say_is_refused() -> None:
     StackSpec(32, 2, layer).build()
     with pytest.raises(InputError, match="GPT2InitialisationSpec draws matrices by what they are for, but Silent does"):
         StackSpec(32, 2, layer, initialisation=GPT2InitialisationSpec()).build()
+
+
+@pytest.mark.parametrize("name", INITIALISATIONS)
+def test_every_initialisation_draws_weights_of_its_own_the_same_under_a_seed(name: str) -> None:
+    layer = dataclasses.replace(LAYER, placement="deep" if name == "deep_norm" else "pre")
+
+    def drawn(initialisation: InitialisationSpec | None) -> Tensor:
+        return torch.cat(
+            [matrix.flatten() for each in matrices(built(initialisation, layer)).values() for matrix in each]
+        )
+
+    found = drawn(INITIALISATIONS[name])
+    assert bool(found.isfinite().all())
+    assert torch.equal(found, drawn(INITIALISATIONS[name]))
+    assert name == "deep_norm" or not torch.equal(found, drawn(None))  # which a deep placement means anyway

@@ -48,7 +48,8 @@ def test_built_on_meta_then_initialised_is_built(name: str) -> None:
         other = expected[key]
         assert (tensor.shape, tensor.dtype) == (other.shape, other.dtype), key
         assert bool(tensor.isfinite().all()), f"{key} was not initialised"
-        if key not in buffers and tensor.numel() > 1 and float(other.std()) > 0:  # drawn at random, from the same distribution
+        # Drawn at random, from the same distribution:
+        if key not in buffers and tensor.numel() > 1 and float(other.std()) > 0:
             assert not torch.equal(tensor, other), f"{key} is not drawn"
             ratio, few = float(tensor.std() / other.std()), tensor.numel() < 64
             assert few or 0.75 < ratio < 1.33, f"{key} is spread {ratio:.2f} times as wide"
