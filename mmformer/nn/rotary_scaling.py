@@ -130,7 +130,7 @@ class Llama3ScalingSpec(RotaryScalingSpec):
         slow: turns up to which it is squeezed by the whole factor.
     """
 
-    source: ClassVar[str] = "Llama 3, Grattafiori et al. 2024, §3.4; its published code"
+    source: ClassVar[str] = "Llama 3.1, Meta 2024, its published code"
 
     factor: float = 8.0
     length: int = 8192
