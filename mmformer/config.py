@@ -20,9 +20,11 @@ from mmformer.schema import (
     at,
     check_layout,
     default_class,
+    defaults_of,
     fields_of,
     find_mistake,
     has_spec,
+    is_family,
     join,
     split_class,
     without_null,
@@ -58,7 +60,7 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
     check_layout(spec, data, where)
     parser = make_parser(spec)
     try:
-        return build(parser, parser.parse_object(copy.deepcopy(data)), spec)
+        return build(parser, parser.parse_object(copy.deepcopy(_whole(spec, data))), spec)
     except ArgumentError as error:
         raise InputError(f"{at(where)}{find_mistake(spec, data) or explain(error)}") from error
     except ValueError as error:
@@ -67,6 +69,26 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
         if not isinstance(refused, InputError):
             raise
         raise InputError(f"{at(where)}{at(_key_of(spec, data, str(refused)) or '')}{refused}") from error
+
+
+def _whole(hint: Any, value: Any) -> Any:
+    """Plain data in which every class that is named has its own defaults: the parser would fill in what the spec has
+    that is the field's default, where both have an argument of that name.
+    """
+    hint = without_null(hint)
+    if value is None or not has_spec(hint):
+        return value
+    if get_origin(hint) is dict:
+        return {name: _whole(get_args(hint)[1], item) for name, item in value.items()}
+    if not isinstance(hint, type):
+        return [_whole(get_args(hint)[0], item) for item in value]
+    cls, fields = split_class(hint, value, "", "")
+    hints = fields_of(hint, cls)
+    given = {name: _whole(hints[name], item) for name, item in fields.items()}
+    if cls is None or not is_family(hint):
+        return given
+    defaults = {name: to_data(default) for name, default in defaults_of(cls).items()}
+    return {"class_path": cls.__name__, "init_args": defaults | given}
 
 
 def build(parser: ArgumentParser, namespace: Namespace, spec: type[S]) -> S:

@@ -143,9 +143,19 @@ def with_default(base: type, cls: type | None) -> set[str]:
 
 def default_class(cls: Any, name: str) -> type | None:
     """The class of the spec that a field is by default; None: it is none."""
-    field = cls.__dataclass_fields__[name]
-    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    made = defaults_of(cls).get(name)
     return type(made) if dataclasses.is_dataclass(made) and not isinstance(made, type) else None
+
+
+def defaults_of(cls: Any) -> dict[str, Any]:
+    """What the fields of a spec are where they are left out; without those that may not be."""
+    found, none = {}, dataclasses.MISSING
+    for field in dataclasses.fields(cls):
+        if field.default_factory is not none:
+            found[field.name] = field.default_factory()
+        elif field.default is not none:
+            found[field.name] = field.default
+    return found
 
 
 def _candidates(base: type, cls: type | None) -> list[Any]:
