@@ -1,17 +1,26 @@
-"""Every file under configs/: it is read as a run, its model has a size, and it takes a step on made-up samples."""
+"""Every file under configs/: it is read as a run, its model has a size, and it takes a step on made-up samples. A stack's
+is read by the command that its head comment tells. All files together use every part that there is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mmformer.cli.options import merged
-from mmformer.config import parse
+from mmformer.catalogue import catalogue
+from mmformer.cli.options import merged, split
+from mmformer.config import parse, read_yaml
 from mmformer.data.inputs import ImageInputSpec
 from mmformer.data.sources import DataSpec, SourceSpec
 from mmformer.models.head import ClassificationHeadSpec
+from mmformer.nn.stack import StackSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.run import RunSpec
@@ -19,12 +28,19 @@ from mmformer.types import Audio, Batch
 
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "configs/runs").glob("*.yaml"))
+STACKS = sorted((ROOT / "configs/stacks").glob("*.yaml"))
 NUMBER = 4
 TEXTS = ["a red square", "two", "what is it?", "grinning face with big eyes"]
 
 
+@cache
 def read(path: Path) -> RunSpec:
     return parse(RunSpec, merged(RunSpec, [("config", str(path))]), str(path))
+
+
+@cache
+def read_stack(path: Path) -> StackSpec:
+    return parse(StackSpec, read_yaml(path), str(path))
 
 
 def made_up(run: RunSpec, source: SourceSpec) -> Batch:
@@ -58,12 +74,32 @@ def test_there_are_runs() -> None:
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_a_run_takes_a_step_of_every_kind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    run = read(path)
+    take_a_step(read(path))
+
+
+@pytest.mark.parametrize("path", STACKS, ids=lambda path: path.stem)
+def test_a_stack_takes_a_step_in_the_run_that_its_file_names(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    (command,) = re.findall(r"^#   mmformer fit (.*)$", path.read_text(), re.M)
+    settings = split(command.split(), RunSpec, {}).settings
+    assert settings[1:] == [(settings[1][0], f"configs/stacks/{path.name}")]
+    stack = settings[1][0].removeprefix("model.stacks.")
+    run = parse(RunSpec, merged(RunSpec, settings), str(path))
+    assert stack in read(ROOT / settings[0][1]).model.stacks
+    assert run.model.stacks[stack] == read_stack(path), "nothing of the run's own stack is left"
+    take_a_step(run)
+
+
+def take_a_step(run: RunSpec) -> None:
+    """Build a run's model without memory, initialise it, and take a gradient of every source."""
     with torch.device("meta"):
-        meta = run.model.build()
+        model = run.model.build()
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     model = run.model.build()
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == shapes
+    for parameter in model.parameters():
+        parameter.detach().fill_(float("nan"))
     model.initialise(0)
-    assert {name: p.shape for name, p in meta.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
     data = run.data
     assert isinstance(data, DataSpec)
     objectives = {name: spec.build() for name, spec in run.objectives.items()}
@@ -75,8 +111,30 @@ def test_a_run_takes_a_step_of_every_kind(path: Path, monkeypatch: pytest.Monkey
         assert all(value.isfinite() for value in losses.values())
         told |= {name.partition("/")[0] for name in losses}
     assert told >= set(run.objectives), "every objective has a source"
-    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert without == [], "every parameter is reached"
+    trained = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert [name for name, grad in trained.items() if grad is None] == [], "every parameter is reached"
+    assert all(grad.isfinite().all() for grad in trained.values() if grad is not None)
+
+
+def test_every_part_is_in_some_file() -> None:
+    used = {type(part).__name__ for path in RUNS for part in parts(read(path).model)}
+    used |= {type(part).__name__ for path in STACKS for part in parts(read_stack(path))}
+    assert {entry.name for entry in catalogue()} - used == set()
+
+
+def parts(value: Any) -> Iterator[Any]:
+    """All dataclasses in a value."""
+    if dataclasses.is_dataclass(value):
+        yield value
+        for field in dataclasses.fields(value):
+            yield from parts(getattr(value, field.name))
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from parts(item)
+
+
+def test_no_two_stacks_are_one() -> None:
+    assert len({read_stack(path) for path in STACKS}) == len(STACKS)
 
 
 @pytest.mark.parametrize("path", [*RUNS, *(ROOT / "configs/models").glob("*.yaml")], ids=lambda path: path.stem)

@@ -92,6 +92,8 @@ def _unknown(word: str, known: Sequence[str]) -> str:
 def merged(spec: type, settings: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """A spec's plain data, as files and dotted options say it; later ones override earlier ones.
 
+    A run file overrides what it names; a file that stands for an option's spec is all of that spec.
+
     Raises:
         InputError: a file cannot be read, or something has a wrong key or class; nothing is imported for those.
     """
@@ -136,8 +138,8 @@ def _put(hint: Any, old: Any, path: Sequence[str], text: str, key: str, added: l
     """Plain data with a dotted option's value in its place."""
     inner = without_null(hint)
     if not path:
-        value = _value(hint, text, key)
-        return _merge(hint, old, value)
+        value, named = _value(hint, text, key)
+        return value if named else _merge(hint, old, value)
     whole, (part, *rest) = ".".join([key, *path] if key else path), path
     if get_origin(inner) is dict:
         entries = dict(old or {})
@@ -167,17 +169,22 @@ def _put(hint: Any, old: Any, path: Sequence[str], text: str, key: str, added: l
     return {"class_path": cls.__name__, "init_args": fields} if is_family(inner) and cls is not None else fields
 
 
-def _value(hint: Any, text: str, key: str) -> Any:
-    """An option's value: YAML, or a file's path, where a spec is expected; otherwise for the parser to convert."""
+def _value(hint: Any, text: str, key: str) -> tuple[Any, bool]:
+    """An option's value: YAML, or a file's path, where a spec is expected; otherwise for the parser to convert.
+
+    Returns:
+        The value, and whether it is a file's: all of a spec, of which nothing stays as it was.
+    """
     if text == "null" and accepts_null(hint):
-        return None
+        return None, False
     if not has_spec(hint):
         if text == "null" and without_null(hint) is not str:
             check_layout(hint, None, "", key)
-        return from_yaml(text, f"--{key}") if get_origin(without_null(hint)) in (tuple, dict) else text
-    value = _with_files(hint, from_yaml(text, f"--{key}"), Path(), key)
+        return from_yaml(text, f"--{key}") if get_origin(without_null(hint)) in (tuple, dict) else text, False
+    read = from_yaml(text, f"--{key}")
+    value = _with_files(hint, read, Path(), key)
     check_layout(hint, value, "", key)
-    return value
+    return value, isinstance(read, str) and value is not read
 
 
 def _merge(hint: Any, old: Any, new: Any) -> Any:
