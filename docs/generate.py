@@ -17,6 +17,7 @@ import pkgutil
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -34,6 +35,8 @@ from mmformer.docstrings import attributes, before_sections, sections_of, summar
 from mmformer.evaluation.recipe import RecipeSpec
 from mmformer.schema import is_family, members
 from mmformer.training.run import RunSpec
+
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,6 +56,7 @@ def pages() -> dict[str, str]:
     )
     written = {"runs.md": runs_page(), "configs.md": configs_page(), "commands.md": commands_page()}
     written["parts.md"] = parts_page()
+    written |= {f"{name}.md": (RESULTS / f"{name}.md").read_text(encoding="utf-8") for name in ("growth", "peers")}
     return {**written, "api/index.md": index, **api}
 
 
@@ -60,13 +64,14 @@ def pages() -> dict[str, str]:
 
 
 def runs_page() -> str:
-    """What the head comments of the run files and models say that come with mmformer."""
+    """What the head comments of the run files, models and stacks say that come with mmformer."""
     parts = [
         "# Runs that come with mmformer",
         "Each is a place to begin: copy it, or change it by options. What they expect was measured; "
-        "the repository's `benchmarks/` has the commands.",
+        "the repository's `benchmarks/` has the commands. The stacks, at the end, are parts of the literature put "
+        "together, small: each has the command that puts it into a run, in place of a stack of that run.",
     ]
-    for group in ("runs", "models"):
+    for group in ("runs", "models", "stacks"):
         for file in sorted((resources.FOLDER / "configs" / group).glob("*.yaml")):
             lines = itertools.takewhile(
                 lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines()

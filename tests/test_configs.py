@@ -1,5 +1,5 @@
-"""Every file under configs/: it is read as a run, its model has a size, and it takes a step on made-up samples. A stack's
-is read by the command that its head comment tells. All files together use every part that there is.
+"""Every file under configs/: it is read as a run, its model has a size, and it takes a step on made-up samples. Stacks
+are read by the commands that their head comments tell. All files together use every part that there is.
 """
 
 from __future__ import annotations
