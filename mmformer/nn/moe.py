@@ -33,7 +33,9 @@ class MixtureOfExpertsSpec(FeedForwardSpec):
     """
 
     cost: ClassVar[str] = "L·top·ratio·D²"
-    source: ClassVar[str] = "Shazeer et al. 2017, Outrageously large neural networks, §2; shared: DeepSeekMoE, §3.2"
+    source: ClassVar[str] = (
+        "Shazeer et al. 2017, Outrageously large neural networks, §2; shared: DeepSeekMoE, Dai et al. 2024, §3.2"
+    )
 
     experts: int = 8
     expert: FeedForwardSpec = GELUFeedForwardSpec()

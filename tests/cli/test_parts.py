@@ -41,14 +41,49 @@ def test_only_what_supports_something(capsys: pytest.CaptureFixture[str]) -> Non
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     (norm,) = json.loads(told(capsys, "rms-norm", "--json"))
     assert norm["kind"] == "Norm"
-    assert norm["options"]["eps"]["default"] == "1e-06"
+    assert norm["options"]["eps"]["default"] == 1e-6
+
+
+def test_a_part_is_named_as_users_may_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(capsys, "feed_forward") == told(capsys, "Feed forward") == told(capsys, "feedforward")
+    none = told(capsys, "PositionSpec")  # the part, not its kind
+    assert "No position" in none
+    assert "RotaryPositionSpec" not in none
+
+
+def test_kinds_say_where_they_stand_in_a_run_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "in model.stacks.NAME.layer.mixer, model.stacks.NAME.layer.cross\n" in told(capsys, "mixer")
+    assert "in MixtureOfExpertsSpec.router\n" in told(capsys, "router")
+    assert "in AttentionSpec.pattern, AllOfSpec.patterns, AnyOfSpec.patterns\n" in told(capsys, "pattern")
+
+
+def test_defaults_that_are_parts_go_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "pattern")
+    assert "patterns: [WindowSpec, StridedSpec]" in text
+    assert "size: 256" in text
+
+
+def test_lines_are_folded_in_a_terminal_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = told(capsys)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    folded = told(capsys)
+    assert max(map(len, plain.splitlines())) > 80 >= max(map(len, folded.splitlines()))
+    assert folded.split() == plain.split()
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("Atention",), "There is no kind of part and no part named 'Atention'. Did you mean"),
+        (("alibi",), "ALiBiPositionSpec speaks of it."),
+        (("qk_norm",), "It is an option: AttentionSpec.qk_norm."),
+        (("reversible",), "It is an option: model.stacks.NAME.reversible."),
         (("--supports", "casual"), "Did you mean 'causal'?"),
+        (("norm", "--supports", "causal"), "none of these parts supports all of that. They have no abilities"),
+        (("mixer", "--supports", "cross,2-D"), "none of these parts supports all of that. They support causal,"),
     ],
 )
 def test_what_there_is_not(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
