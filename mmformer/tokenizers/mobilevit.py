@@ -12,6 +12,7 @@ from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import NormSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.spec import require
@@ -27,7 +28,8 @@ class MobileViTBlockSpec:
     and so on: so many times less work than over all places, of which the convolutions let each know the others.
 
     Attributes:
-        stack: over the places; its positions are the cells' rows and columns.
+        stack: over the places; its positions are the cells' rows and columns. What its layers would ask to be
+            minimised (routers, halting) nobody would hear of: such a stack is refused.
         cell: side of a cell in places; it must divide the map.
     """
 
@@ -36,6 +38,10 @@ class MobileViTBlockSpec:
 
     def __post_init__(self) -> None:
         require(not self.stack.reads_memory, self, "stack", "one whose layers read no memory (LayerSpec.cross)")
+        routed = any(isinstance(layer.feedforward, MixtureOfExpertsSpec) for layer in self.stack.layers)
+        silent = self.stack.halting is None and not routed
+        require(silent, self, "stack", "one without experts or halting, whose losses a tokenizer cannot hand on")
+        self.stack.require_able("MobileViTBlockSpec.stack", ["bidirectional"], "A block over a map")
         require(self.cell >= 1, self, "cell", "at least 1")
 
     def build(self, channels: int, norm: NormSpec) -> MobileViTBlock:
@@ -60,8 +66,7 @@ class MobileViTBlock(nn.Module):
         """B rows columns C -> the same.
 
         Raises:
-            InputError: cells do not divide the map; or the stack asks for a loss (a router's, say), of which a
-                tokenizer can tell nobody.
+            InputError: cells do not divide the map.
         """
         batch, rows, columns, _ = x.shape
         side = self.cell
@@ -74,11 +79,7 @@ class MobileViTBlock(nn.Module):
         y = y.view(batch, rows // side, side, columns // side, side, -1)
         y = y.permute(0, 2, 4, 1, 3, 5).reshape(batch * side**2, (rows // side) * (columns // side), -1)
         output = self.stack(grid_tokens(y, rows // side, columns // side))
-        if output.aux:
-            raise InputError(
-                f"MobileViTBlockSpec.stack asks for the losses {', '.join(output.aux)}, which a tokenizer cannot hand "
-                f"on: take layers that ask for none."
-            )
+        assert not output.aux, "its spec was refused with what asks for losses"
         y = output.tokens.x.view(batch, side, side, rows // side, columns // side, -1)
         y = y.permute(0, 3, 1, 4, 2, 5).reshape(batch, rows, columns, -1)
         y = F.silu(self.down_norm(self.down(y)))

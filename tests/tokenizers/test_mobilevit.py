@@ -21,7 +21,9 @@ from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
+from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec
 from mmformer.nn.position import SinusoidalPositionSpec
@@ -166,10 +168,16 @@ def test_a_model_with_a_block_trains_and_reads_as_yaml() -> None:
             "MobileViTBlockSpec.cell is 4, which does not divide its map of 10x12: hand in pictures of another size",
         ),
         (
-            lambda: dataclasses.replace(
-                STEM, blocks=(None, MobileViTBlockSpec(StackSpec(16, 1, LayerSpec(feedforward=MixtureOfExpertsSpec()))))
-            ).build(10)(pictures()),
-            "which a tokenizer cannot hand on: take layers that ask for none.",
+            lambda: MobileViTBlockSpec(StackSpec(16, 1, LayerSpec(feedforward=MixtureOfExpertsSpec()))),
+            "MobileViTBlockSpec.stack must be one without experts or halting, whose losses a tokenizer cannot hand on",
+        ),
+        (
+            lambda: MobileViTBlockSpec(StackSpec(16, 2, halting=HaltingSpec())),
+            "MobileViTBlockSpec.stack must be one without experts or halting, whose losses a tokenizer cannot hand on",
+        ),
+        (
+            lambda: MobileViTBlockSpec(StackSpec(16, 1, LayerSpec(MambaSpec()))),
+            "A block over a map needs a mixer that lets a token see those after it, but MobileViTBlockSpec.stack.layer",
         ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
