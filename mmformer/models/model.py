@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,7 +20,7 @@ from mmformer.nn.ability import Ability
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
-from mmformer.types import Batch, Outputs
+from mmformer.types import AXES, Batch, Outputs
 
 S = TypeVar("S")
 
@@ -258,6 +259,22 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
     needed += ["packing"] if encoder.packed else []
     stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
     _require_places(f"model.encoders.{name}", encoder.tokenizer, encoder.stack, stack)
+    _require_length(name, encoder, stack)
+
+
+def _require_length(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
+    """Refuse a stack with a mixer for shorter rows than an encoder has, where that is known."""
+    places = [number for number in encoder.tokenizer.places if number is not None]
+    if len(places) < AXES:  # how many tokens a row has depends on what it is handed
+        return
+    number = math.prod(places) + encoder.class_token + encoder.registers
+    for mixer in (layer.mixer for layer in stack.layers):
+        if mixer.longest is not None and mixer.longest < number:
+            raise InputError(
+                f"model.stacks.{encoder.stack} has a {type(mixer).__name__} over rows of at most {mixer.longest} "
+                f"tokens, but those of model.encoders.{name} have up to {number}: raise its length to {number}, or let "
+                f"the tokenizer make fewer."
+            )
 
 
 def _require_places(where: str, tokenizer: TokenizerSpec, name: str, stack: StackSpec) -> None:

@@ -57,6 +57,10 @@ class LinformerSpec(MixerSpec):
     def abilities(self) -> frozenset[Ability]:
         return frozenset({"bidirectional", "padding"})
 
+    @property
+    def longest(self) -> int:
+        return self.length
+
     def heads_of(self, width: int) -> Heads:
         return even_heads(self, width, self.heads)
 

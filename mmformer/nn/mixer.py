@@ -71,6 +71,11 @@ class MixerSpec(Catalogued, ABC):
         """
         return None
 
+    @property
+    def longest(self) -> int | None:
+        """How many tokens a row may have; None: any number."""
+        return None
+
     def heads_of(self, width: int) -> Heads | None:
         """The heads that positions rotate or bias, in a stack of a width; None: it has none."""
         return None

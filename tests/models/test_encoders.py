@@ -15,6 +15,7 @@ from mmformer.models.encoder import EncoderSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.linformer import LinformerSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec
 from mmformer.nn.stack import StackSpec
@@ -77,6 +78,26 @@ def test_a_learned_position_with_too_few_places_is_refused(position: LearnedPosi
         "(TextTokensSpec): raise LearnedPositionSpec.sizes to 16, or let the tokenizer make fewer."
     )
     over(position, image=PATCHES)
+
+
+def test_a_mixer_for_shorter_rows_is_refused() -> None:
+    """A text of 16 ids and two special tokens; how many tokens pictures make, their size says."""
+
+    def model(length: int) -> ModelSpec:
+        base = tiny_model()
+        stack = StackSpec(16, 2, LayerSpec(LinformerSpec(heads=2, length=length, projected=4)))
+        encoder = EncoderSpec(IDS, "trunk", class_token=True, registers=1)
+        return ModelSpec({"trunk": stack, "image": base.stacks["image"]}, base.encoders | {"text": encoder})
+
+    with pytest.raises(InputError) as caught:
+        model(17)
+    assert str(caught.value) == (
+        "model.stacks.trunk has a LinformerSpec over rows of at most 17 tokens, but those of model.encoders.text have "
+        "up to 18: raise its length to 18, or let the tokenizer make fewer."
+    )
+    made = model(18).build()
+    made.initialise(0)
+    assert made(tiny_batch(["a large red square on the left " * 9, ""])).tokens["text"].x.shape[1] == 18
 
 
 class Packed(nn.Module):
