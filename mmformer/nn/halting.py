@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmformer.nn.precision import without_autocast
+from mmformer.nn.precision import exact_dtype, without_autocast
 from mmformer.spec import Catalogued, require
 from mmformer.types import Aux, LossTerm
 
@@ -76,7 +76,7 @@ class Halting(nn.Module):
     def begin(self, x: Tensor, valid: Tensor | None) -> Pondering:
         """Before the first application. Padding does not run; its mean is zero."""
         real = x.new_ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-        zero = x.new_zeros(x.shape[:2], dtype=_exact(x))
+        zero = x.new_zeros(x.shape[:2], dtype=exact_dtype(x))
         return Pondering(torch.zeros_like(x), zero, zero, zero, real, real)
 
     def forward(self, before: Tensor, after: Tensor, past: Pondering, last: bool) -> tuple[Tensor, Pondering]:
@@ -92,7 +92,7 @@ class Halting(nn.Module):
             What enters the next one, and how far tokens have come.
         """
         with without_autocast(after):
-            exact = _exact(after)
+            exact = exact_dtype(after)
             chance = F.linear(after.to(exact), self.weight.to(exact), self.bias.to(exact)).sigmoid()[..., 0]  # B L
         enough = past.spent + chance >= self.spec.threshold
         halts = past.running & (torch.ones_like(enough) if last else enough)
@@ -109,7 +109,3 @@ class Halting(nn.Module):
         tokens, applications = pondered.real.sum().float(), pondered.applications.sum().float()
         cost = self.spec.ponder_cost * (applications + pondered.remainder.sum().float())
         return {"ponder": LossTerm(cost, tokens), "applications": LossTerm(applications, tokens, minimised=False)}
-
-
-def _exact(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -15,7 +15,7 @@ from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.linear_product import weigh
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.position import Heads, rotate
-from mmformer.nn.precision import without_autocast
+from mmformer.nn.precision import exact_dtype, without_autocast
 from mmformer.spec import require
 from mmformer.types import Aux
 
@@ -72,7 +72,7 @@ class FeatureAttention(Mixer, ABC):
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         query, key, value = self._projected(x, view.memory, state)
-        exact = torch.promote_types(query.dtype, torch.float32)
+        exact = exact_dtype(query)
         with without_autocast(x):  # sums over a long row need the precision
             y, after = self.attend(query.to(exact), key.to(exact), value.to(exact), view, state, keep)
         y = self.out(y.transpose(1, 2).flatten(2).to(query.dtype))  # B L D

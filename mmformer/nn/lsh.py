@@ -23,7 +23,7 @@ from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.position import Heads, rotate
-from mmformer.nn.precision import without_autocast
+from mmformer.nn.precision import exact_dtype, without_autocast
 from mmformer.nn.sorted import ALONE, Order, attend_in_order, make_order
 from mmformer.spec import require
 from mmformer.types import Aux
@@ -117,7 +117,7 @@ class LSHAttention(Mixer):
         """B H L rounds: which of the rotated axes, or of their opposites, a token is nearest to."""
         size = (self.spec.heads, self.head_width, self.spec.rounds * self.spec.buckets // 2)
         rotation = torch.randn(size, device=shared.device) if anew else _rotation(size, self.spec.seed)
-        exact = torch.promote_types(shared.dtype, torch.float32)
+        exact = exact_dtype(shared)
         with without_autocast(shared):
             rotated = shared.to(exact) @ rotation.to(shared.device, exact)
         rotated = rotated.view(*rotated.shape[:-1], self.spec.rounds, -1)  # B H L rounds buckets/2

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
+from mmformer.nn.precision import exact_dtype
 from mmformer.spec import Catalogued, family, require
 from mmformer.types import AXES, SPECIAL
 
@@ -263,7 +264,7 @@ def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tenso
     if old == new:
         return table
     height, width = (1, *old)[-2:]
-    precise = table.to(torch.promote_types(table.dtype, torch.float32))
+    precise = table.to(exact_dtype(table))
     grid = precise.T.reshape(1, -1, height, width)  # 1 D height width
     mode = "bicubic" if len(old) == 2 else "bilinear"  # over one row, bilinear is linear
     grid = F.interpolate(grid, (1, *new)[-2:], mode=mode, antialias=True)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmformer.nn.precision import exact_dtype
+
 CHUNK = 16
 """Tokens of a chunk: as many steps are taken one after the other, and one state is kept for so many tokens."""
 
@@ -47,7 +49,7 @@ def selective_scan(
     Returns:
         B L E, and the state after the last token: B N E. Both are float32, or float64 where x is.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    dtype = exact_dtype(x)
     if state is None:
         state = x.new_zeros(len(x), *decay.shape)
     inputs = [each.to(dtype) for each in (x, step, decay, b, c, state)]

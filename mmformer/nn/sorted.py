@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.nn.mask import Mask
+from mmformer.nn.precision import exact_dtype
 
 CHUNK = 64
 """Least tokens of a chunk: small ones follow a window closely, large ones make large matrix products."""
@@ -178,7 +179,7 @@ class _Cut(NamedTuple):
         if self.early is not None:
             unseen |= (ahead > 0) & ~self.near(self.chunks(self.early[..., None])).mT
         own = ahead == 0
-        scores = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32))
+        scores = (query @ key.mT).to(exact_dtype(query))
         return scores.masked_fill_(unseen, float("-inf")).masked_fill_(own, ALONE), own
 
 
