@@ -307,9 +307,6 @@ def covering_array() -> tuple[Case, ...]:
     """Cases such that any two levels of any two factors meet in one of them (greedy, the same at every run)."""
     names, draw, cases = list(FACTORS), random.Random(0), []
 
-    def clashes(row: dict, name: str, level: object) -> bool:
-        return any(frozenset({(name, level), other}) in REFUSED for other in row.items())
-
     def gain(row: dict, name: str, level: object) -> int:
         """How many pairs that are still missing a level makes with those that a row has."""
         before = sum(
@@ -343,11 +340,19 @@ def covering_array() -> tuple[Case, ...]:
     return tuple(cases)
 
 
-def full_product(**fixed: object) -> Iterator[Case]:
-    levels = [(fixed[name],) if name in fixed else FACTORS[name] for name in FACTORS]
-    for row in itertools.product(*levels):
-        if not refused(dict(zip(FACTORS, row, strict=True))):
-            yield Case(*row)
+MASKS = ("order", "padded", "packed")
+
+
+def full_product(mixer: str, position: str) -> Iterator[Case]:
+    """Every mask with a mixer and a position; levels of the other factors are drawn, the same at every run."""
+    draw = random.Random(f"{mixer} {position}")
+    for levels in itertools.product(*(FACTORS[name] for name in MASKS)):
+        row = {"mixer": mixer, "position": position, **dict(zip(MASKS, levels, strict=True))}
+        if refused(row):
+            continue
+        for name in [name for name in FACTORS if name not in row]:
+            row[name] = draw.choice([level for level in FACTORS[name] if not clashes(row, name, level)])
+        yield Case(**row)
 
 
 def _pairs(row: dict, names: list[str]) -> set:
@@ -355,7 +360,12 @@ def _pairs(row: dict, names: list[str]) -> set:
 
 
 def refused(row: dict) -> bool:
-    return any(pair <= row.items() for pair in REFUSED)
+    return any(clashes(row, name, level) for name, level in row.items())
+
+
+def clashes(row: dict, name: str, level: object) -> bool:
+    """Whether a level cannot stand beside one of a row's."""
+    return any(frozenset({(name, level), other}) in REFUSED for other in row.items())
 
 
 class Inputs(NamedTuple):

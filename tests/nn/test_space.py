@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import itertools
 
 import nn_reference
 import pytest
-from contract import FACTORS, REFUSED, TABLES, Case, concrete_specs, covering_array, full_product, make_inputs
+from contract import (
+    FACTORS,
+    MASKS,
+    MIXERS,
+    POSITIONS,
+    REFUSED,
+    TABLES,
+    Case,
+    concrete_specs,
+    covering_array,
+    full_product,
+    make_inputs,
+    refused,
+)
 
 from mmformer.errors import InputError
 from mmformer.nn.feedforward import FeedForwardSpec
@@ -75,10 +89,16 @@ def test_what_is_left_out_is_refused() -> None:
             make_inputs(case)(case.spec.build().double())
 
 
-def test_the_full_product_is_full() -> None:
-    size = 1
-    for levels in FACTORS.values():
-        size *= len(levels)
-    cases = set(full_product())
-    assert len(cases) == size or REFUSED
-    assert cases >= set(covering_array())
+def test_the_full_product_is_every_mixer_position_and_mask_that_is_not_refused() -> None:
+    factors = ("mixer", "position", *MASKS)
+    wanted = {
+        row
+        for row in itertools.product(*(FACTORS[name] for name in factors))
+        if not refused(dict(zip(factors, row, strict=True)))
+    }
+    cases = [case for mixer, position in itertools.product(MIXERS, POSITIONS) for case in full_product(mixer, position)]
+    assert len(cases) == len(wanted) > 1000
+    assert {tuple(getattr(case, name) for name in factors) for case in cases} == wanted
+    assert not any(refused(dataclasses.asdict(case)) for case in cases)
+    for name in FACTORS:
+        assert {getattr(case, name) for case in cases} == set(FACTORS[name]), f"a level of {name} was never drawn"
