@@ -75,6 +75,12 @@ class MambaState(NamedTuple):
     hidden: Tensor  # B N E
 
 
+class Seen(NamedTuple):
+    """The same for rows that several segments share: all of them, as they came in."""
+
+    tokens: Tensor  # B L D
+
+
 class Line(NamedTuple):
     """How the tokens of rows follow one another; those that are not valid come last."""
 
@@ -127,9 +133,9 @@ class Mamba(Mixer):
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         length, mask = x.shape[1], view.mask
         if keep and mask.key_segment is not None:
-            seen = x if state is None else torch.cat((state[0], x), dim=1)
+            seen = x if state is None else torch.cat((Seen(*state).tokens, x), dim=1)
             y, _ = self._mixed(seen, Line.of(mask.valid, mask.key_segment), None)
-            return y[:, -length:], (seen,), {}
+            return y[:, -length:], Seen(seen), {}
         valid = None if mask.valid is None else mask.valid[:, -length:]
         past = None if state is None else MambaState(*state)
         y, after = self._mixed(x, Line.of(valid, mask.query_segment), past)

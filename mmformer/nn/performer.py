@@ -27,7 +27,8 @@ class PerformerSpec(FeatureAttentionSpec):
     Attributes:
         features: random directions of a head; about d·ln d, of heads d wide, are enough for most.
         redraw: updates in training after which directions are drawn anew, as a function of the seed and of how often
-            they were drawn: a resumed run has the same. The last ones are saved with the weights. None: never.
+            they were drawn: a resumed run has the same. The last ones are saved with the weights, and a frozen layer
+            keeps those that it has. None: never.
         seed: of the directions, which the layers of a stack share and its heads do not.
     """
 
@@ -90,9 +91,15 @@ class Performer(FeatureAttention):
 
 
 def redraw(model: nn.Module, update: int) -> None:
-    """Draw directions anew where it is time to; called before each update, the first of which is 0."""
+    """Draw directions anew where it is time to; called before each update, the first of which is 0.
+
+    Layers that do not train keep those that they have: what is frozen stays the same function.
+    """
     for module in model.modules():
-        if isinstance(module, Performer) and module.spec.redraw is not None and update % module.spec.redraw == 0:
+        if not isinstance(module, Performer) or module.spec.redraw is None:
+            continue
+        trains = any(parameter.requires_grad for parameter in module.parameters())
+        if trains and update % module.spec.redraw == 0:
             module.draw(update // module.spec.redraw)
 
 

@@ -227,7 +227,8 @@ class Stack(nn.Module):
 
         Raises:
             InputError: memory is missing or is not read; a prefix or a state without causal; an intermediate that is
-                no layer; a span with a state or with halting.
+                no layer; a span with a state, with halting or of reversible layers; what a mixer or a feed-forward
+                cannot.
         """
         span = range(self.spec.depth) if span is None else span
         self._check(causal, prefix, memory, intermediates)

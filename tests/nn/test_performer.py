@@ -151,3 +151,13 @@ def test_without_redraw_directions_stay_those_that_were_loaded() -> None:
     redraw(module, 0)
     redraw(module, 1000)
     assert torch.equal(module.directions, other.directions)
+
+
+def test_a_frozen_layer_keeps_its_directions() -> None:
+    module = performer(redraw=10).requires_grad_(False)
+    before = module.directions.clone()
+    redraw(module, 10)
+    assert torch.equal(module.directions, before)
+    module.out.requires_grad_(True)
+    redraw(module, 10)
+    assert not torch.equal(module.directions, before)
