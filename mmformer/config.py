@@ -68,7 +68,9 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
         refused = error.__cause__ if isinstance(error.__cause__, InputError) else error
         if not isinstance(refused, InputError):
             raise
-        raise InputError(f"{at(where)}{at(_key_of(spec, data, str(refused)) or '')}{refused}") from error
+        key = _key_of(spec, _whole(spec, data), str(refused)) or ""
+        named = str(refused).startswith(f"{key}.")  # a spec that holds others by name says the key itself
+        raise InputError(f"{at(where)}{'' if named else at(key)}{refused}") from error
 
 
 def _whole(hint: Any, value: Any) -> Any:

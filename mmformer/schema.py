@@ -60,6 +60,8 @@ def split_class(base: type, value: Any, where: str, key: str) -> tuple[type | No
         InputError: it names a class that is not mmformer's or not of this family, or is no mapping.
     """
     if not is_family(base):
+        if (value.get("class_path") if isinstance(value, dict) else value) == base.__name__:
+            raise InputError(f"{at(where)}{key} is always a {base.__name__}: give its options alone, or {{}} for none.")
         return base, _require(value, dict, where, key)
     if isinstance(value, str):
         return class_named(base, value, where, key), {}

@@ -6,6 +6,7 @@ type at once; it validates in ``__post_init__``.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, TypeVar
@@ -56,12 +57,26 @@ def require(condition: bool, spec: object, field: str, must: str) -> None:
         InputError: "AttentionSpec.heads must be at least 1, but is 0."
     """
     if not condition:
-        raise InputError(f"{type(spec).__name__}.{field} must be {must}, but is {getattr(spec, field)!r}.")
+        raise InputError(f"{type(spec).__name__}.{field} must be {must}, but is {told(getattr(spec, field))}.")
 
 
 def require_probability(spec: object, field: str) -> None:
     """Refuse a field outside [0, 1)."""
     require(0.0 <= getattr(spec, field) < 1.0, spec, field, "at least 0 and below 1")
+
+
+def told(value: object) -> str:
+    """A value as a message has it: as Python writes it, but of specs only what is not the default."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(told, value))}{',' * (len(value) == 1)})"
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    shown = []
+    for field in dataclasses.fields(value):
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if getattr(value, field.name) != made:
+            shown.append(f"{field.name}={told(getattr(value, field.name))}")
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 class Parts(NamedTuple):

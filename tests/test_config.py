@@ -208,6 +208,16 @@ REFUSED: list[tuple[str, object, list[str]]] = [
     ),
     ("stacks.trunk.layer.mixer", {"heads": 0}, [": stacks.trunk.layer.mixer: AttentionSpec.heads must be"]),
     ("stacks.trunk.depth", 0, [": stacks.trunk: StackSpec.depth must be at least 1, but is 0."]),
+    # Of a class whose defaults are not those of the default class
+    (
+        "stacks.trunk.layer.cross",
+        "MambaSpec",
+        [": stacks.trunk.layer: A reader of memory", "LayerSpec.cross is Mamba"],
+    ),
+    ("stacks.trunk.layer.mixer", {"heads": 7}, [": stacks.trunk: AttentionSpec.heads must divide the stack's width"]),
+    # What is of one class alone
+    ("stacks.trunk.halting", "HaltingSpec", ["stacks.trunk.halting is always a HaltingSpec: give its options alone"]),
+    ("stacks.trunk.halting", {"class_path": "HaltingSpec"}, ["trunk.halting is always a HaltingSpec"]),
 ]
 
 

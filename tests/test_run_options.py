@@ -243,10 +243,8 @@ def test_every_run_parses_builds_and_takes_a_step(
         if not Path(source.source).exists():
             pytest.skip(f"{source.source} is not here: python -m benchmarks.prepare makes it")
     parts = run.trainer.accumulate_grad_batches
-    stacks = {name: dataclasses.replace(stack, depth=1) for name, stack in run.model.stacks.items()}
     tiny = dataclasses.replace(
         run,
-        model=dataclasses.replace(run.model, stacks=stacks),
         data=dataclasses.replace(run.data, batch_size=2 * parts, workers=0, test=None),
         trainer=dataclasses.replace(run.trainer, max_steps=1, accelerator="cpu", enable_progress_bar=False),
         evaluation=dataclasses.replace(run.evaluation, every_steps=None),

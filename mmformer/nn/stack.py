@@ -90,6 +90,8 @@ class StackSpec:
         # A mixer that reads some of what a position gives has to read all of it.
         for mixer in [mixer for mixer in mixers if needed & mixer.abilities] or mixers[:1]:
             require_abilities("StackSpec.layer.mixer", mixer, sorted(needed), type(self.position).__name__)
+        for mixer in (*mixers, *(layer.cross for layer in self.layers if layer.cross is not None)):
+            mixer.heads_of(self.width)  # refuses heads that do not fit it
 
     def _require_deep(self) -> None:
         deep = [layer.placement == "deep" for layer in self.pattern or (self.layer,)]
