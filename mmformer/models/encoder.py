@@ -32,7 +32,8 @@ class EncoderSpec:
         class_token: put a learned token first, for a pool that reads it.
         registers: learned tokens that hold no content (Darcet et al. 2023), after the class token.
         packed: samples share rows where they differ in length, so that the stack does no work on padding. The result is
-            the same; it pays where most are much shorter than the longest.
+            the same (in training, but for what is by row: drop_path, and experts' balance and capacity); it pays where
+            most are much shorter than the longest.
         patch_dropout: in training, the share of a picture's patches (or a sound's) that the stack never sees, drawn
             anew each time; an update costs as much less (FLIP, Li et al. 2023, §3). Special tokens stay.
     """

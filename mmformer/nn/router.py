@@ -115,7 +115,8 @@ class TokenChoiceSpec(RouterSpec):
         scores: what makes scores of logits: ``softmax`` over all experts, or ``sigmoid`` of each (DeepSeek-V3, §2.1.2).
         capacity: in training, the most choices of a row that an expert takes, over an even share: in the order of the
             tokens, so that none is dropped for a later one; those past it are dropped, and counted as ``dropped``, the
-            share of all choices. A row's real tokens alone are counted. In evaluation nothing is dropped, so that a
+            share of all choices. A row's real tokens alone are counted, those of all its segments together: what is
+            dropped of a sample depends on which ones it shares a row with. In evaluation nothing is dropped, so that a
             text is worth the same in any row. None: nothing is dropped at all.
         balance_loss: weight of experts × Σ (share of choices × mean score), the mean over rows and layers, which is
             smallest, 1, where experts are chosen evenly (Switch Transformer, §2.2); 0: it is not asked for.
