@@ -67,12 +67,18 @@ def row(what: str, ours: Callable[[Tensor], Tensor], peer: Callable[[Tensor], Te
     def run(module: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         return lambda: torch.autograd.backward(module(x).square().mean())
 
-    mine, other = compare(run(ours), run(peer), repeats=9)
+    about = "weights copied, outputs equal" if equal is not None else "same sizes"
+    return timed(what, shape, run(ours), run(peer), bound, about)
+
+
+def timed(what: str, shape: tuple[int, ...], ours: Callable[[], None], peer: Callable[[], None], bound: str,
+          about: str) -> str:  # fmt: skip
+    """A line of the table."""
+    mine, other = compare(ours, peer, repeats=9)
     ratios = sorted(a / b for a, b in zip(mine, other, strict=True))
     return (
         f"| {what} | {' × '.join(map(str, shape))} | {statistics.median(mine):.1f} | {statistics.median(other):.1f} "
-        f"| **{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {bound} "
-        f"| {'weights copied, outputs equal' if equal is not None else 'same sizes'} |"
+        f"| **{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {bound} | {about} |"
     )
 
 
@@ -157,7 +163,7 @@ def mamba() -> Iterator[str]:
     from transformers import MambaConfig
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
-    for shape in ((1, 1024, 256), (4, 512, 256)):
+    for shape in ((1, 512, 256), (4, 128, 256)):
         theirs = MambaMixer(MambaConfig(hidden_size=256, state_size=16, expand=2, use_mambapy=False), 0)
         mixer = MambaSpec().build(256)
         inner: Any = mixer.forwards
@@ -214,13 +220,8 @@ def experts() -> Iterator[str]:
 
     for what, (router, bound) in choices.items():
         (ours, many), (dense, few) = step(MixtureOfExpertsSpec(8, router=router)), step(GELUFeedForwardSpec())
-        mine, other = compare(ours, dense, repeats=9)
-        ratios = sorted(a / b for a, b in zip(mine, other, strict=True))
-        yield (
-            f"| {what} / dense, a step with AdamW, 4 layers | {' × '.join(map(str, shape))} "
-            f"| {statistics.median(mine):.1f} | {statistics.median(other):.1f} | **{statistics.median(ratios):.2f}** "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | {bound} | {many / few:.1f} × the parameters of the feed-forward |"
-        )
+        about = f"{many / few:.1f} × the parameters of the feed-forward"
+        yield timed(f"{what} / dense, a step with AdamW, 4 layers", shape, ours, dense, bound, about)
 
 
 def checkpointing() -> Iterator[str]:
