@@ -69,6 +69,8 @@ class LinformerSpec(MixerSpec):
 
 
 class Linformer(Mixer):
+    stacked = ("key_sums", "value_sums")  # of a matrix for each set of sums
+
     def __init__(self, spec: LinformerSpec, width: int) -> None:
         super().__init__()
         self.length, self.dropout = spec.length, spec.dropout

@@ -16,6 +16,7 @@ from torch import nn
 
 from mmformer.errors import InputError
 from mmformer.nn.grouped import GroupedLinear
+from mmformer.nn.linformer import LinformerSpec
 from mmformer.training.optimizers.adafactor import AdafactorSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.optimizers.lamb import LAMBSpec
@@ -198,6 +199,19 @@ def test_stacked_weights_are_a_matrix_each_to_muon() -> None:
             optimizer.step()
     for index, linear in enumerate(single):
         assert torch.allclose(grouped.weight[index], linear.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharing", ["none", "heads", "keys_and_values"])
+def test_linformers_sums_are_a_matrix_for_each_set_to_muon(sharing: str) -> None:
+    torch.manual_seed(0)
+    mixer = LinformerSpec(heads=2, length=6, projected=3, sharing=sharing).build(4)  # type: ignore[arg-type]
+    optimizer = MuonSpec(0.1, 0.0).build(mixer)
+    for parameter in mixer.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    before = mixer.key_sums.detach().clone()
+    optimizer.step()
+    turned = torch.linalg.svdvals(mixer.key_sums.detach() - before)  # sets projected
+    assert bool((turned.amin(-1) > 0.5 * turned.amax(-1)).all())
 
 
 REFUSED: list[tuple[Callable[[], Any], str]] = [
