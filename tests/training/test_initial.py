@@ -150,9 +150,7 @@ def test_positions_that_were_learned_at_another_size_are_resized(offsets: bool, 
 def test_positions_of_another_size_are_refused_where_nobody_asked(tmp_path: Path) -> None:
     save_bundle(tmp_path / "small", seeing((24, 32)), TRANSFORMS, "# A tiny model\n")
     for size, sizes in (((48, 64), "6, 8"), ((16, 48), "2, 6")):  # of the second, there are as many as there were
-        words = (
-            rf"image\.position\.weight as .*sizes=\(3, 4\).* model has .*sizes=\({sizes}\).*set initial\.resize"
-        )
+        words = rf"image\.position\.weight as .*sizes=\(3, 4\).* model has .*sizes=\({sizes}\).*set initial\.resize"
         with pytest.raises(InputError, match=words):
             load_initial(seeing(size), InitialSpec(str(tmp_path / "small")))
     with pytest.raises(InputError, match=r"initial\.resize: .*model\.safetensors does not say for which sizes"):
