@@ -44,10 +44,12 @@ format: $(STAMP)  ## let ruff put the code in shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## repeat the recorded numbers (a quarter of an hour; OPENMOJI=DIR for its drawings too)
+bench: $(STAMP)  ## repeat the recorded numbers (half an hour; OPENMOJI=DIR for its drawings too)
 	$(BIN)/python -m benchmarks.quickstart $(if $(OPENMOJI),--openmoji $(OPENMOJI))
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.attention
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.peers
 
 numbers: $(STAMP)  ## measure quality on public sets (hours; DATA=DIR has a folder of each as it was published)
 	$(BIN)/python -m benchmarks.numbers all $(if $(DATA),--data $(DATA))
