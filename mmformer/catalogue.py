@@ -21,6 +21,9 @@ PATHS: dict[type, str] = {StackSpec: "model.stacks.NAME", LayerSpec: "model.stac
 FLAT = "2-D"
 """What is supported by parts that work on the two axes of a grid, beside the abilities."""
 
+ABILITIES = (*MEANINGS, FLAT)
+"""What a part may support, in the order in which it is told."""
+
 OF_MIXERS = {"cross", "rotary", "rotary_heads", "bias"}
 """Abilities that a feed-forward or a router merely does not stand in the way of."""
 

@@ -106,13 +106,12 @@ def _spoken_of(entries: Sequence[Entry], word: str) -> str:
 
 
 def _supporting(entries: Sequence[Entry], abilities: str | None) -> list[Entry]:
-    from mmformer.catalogue import FLAT
-    from mmformer.nn.ability import MEANINGS
+    from mmformer.catalogue import ABILITIES
 
     wanted = [word.strip() for word in abilities.split(",")] if abilities is not None else []
     for word in wanted:
-        if word not in (known := [*MEANINGS, FLAT]):
-            raise InputError(f"--supports {word}: abilities are {', '.join(known)}.{nearest(word, known)}")
+        if word not in ABILITIES:
+            raise InputError(f"--supports {word}: abilities are {', '.join(ABILITIES)}.{nearest(word, ABILITIES)}")
     found = [entry for entry in entries if set(wanted) <= set(entry.supports)]
     if not found:
         single = list(dict.fromkeys(ability for entry in entries for ability in entry.supports))
