@@ -302,13 +302,9 @@ def main() -> None:
             lines += _told(part())
     for part in MEMORY:
         if part.__name__ in args.only:
-            lines += [
-                "",
-                f"## {part.__name__.capitalize()}",
-                "",
-                f"{' '.join((part.__doc__ or '').split())} Width 256, 4 rows of 512 tokens; glibc gives back what was freed.",
-                "",
-            ]
+            about = " ".join((part.__doc__ or "").split())
+            setting = "Width 256, 4 rows of 512 tokens; glibc gives back what was freed."
+            lines += ["", f"## {part.__name__.capitalize()}", "", f"{about} {setting}", ""]
             lines += ["| | MiB of a pass | times less | ms | × time |", "|---|---|---|---|---|", *_told(part())]
     if args.only == names:
         RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
