@@ -184,10 +184,10 @@ def link(spec: type) -> str:
 
 
 def parts_page() -> str:
-    """What a stack can be made of."""
+    """What stacks and encoders can be made of."""
     text = (
-        "# Parts\n\nWhat a stack can be made of, as `mmformer parts` lists it. In costs, L is the tokens of a row, D "
-        "the width; the rest are options of the part, which [Every option](configs.md) explains. Abilities "
+        "# Parts\n\nWhat stacks and encoders can be made of, as `mmformer parts` lists it. In costs, L is the tokens "
+        "of a row, D the width; the rest are options of the part, which [Every option](configs.md) explains. Abilities "
         "are those with the options that are the default.\n"
     )
     for kind, entries in itertools.groupby(catalogue(), key=lambda entry: entry.kind):

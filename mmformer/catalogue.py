@@ -1,4 +1,4 @@
-"""The parts that a stack can be made of, as ``mmformer parts`` and the documentation list them: read off the code."""
+"""The parts of stacks and encoders, as ``mmformer parts`` and the documentation list them: read off the code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import inspect
 import re
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-import mmformer.nn  # noqa: F401 every part
+import mmformer.tokenizers  # noqa: F401 every part, those of nn among them
 from mmformer.docstrings import attributes, before_sections, summary
+from mmformer.models.encoder import EncoderSpec
 from mmformer.nn.ability import MEANINGS
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.spec import Catalogued, concrete
 
-PATHS: dict[type, str] = {StackSpec: "model.stacks.NAME", LayerSpec: "model.stacks.NAME.layer"}
+PATHS: dict[type, str] = {
+    StackSpec: "model.stacks.NAME",
+    LayerSpec: "model.stacks.NAME.layer",
+    EncoderSpec: "model.encoders.NAME",
+}
 """Where a run file has what is made of parts."""
 
 FLAT = "2-D"
@@ -26,6 +31,10 @@ ABILITIES = (*MEANINGS, FLAT)
 
 OF_MIXERS = {"cross", "rotary", "rotary_heads", "bias"}
 """Abilities that a feed-forward or a router merely does not stand in the way of."""
+
+
+REQUIRED = "required"
+"""What stands in place of a default where there is none."""
 
 
 class Option(NamedTuple):
@@ -77,16 +86,16 @@ def _places(kind: type) -> tuple[str, ...]:
 
 
 def _entry(base: type[Catalogued], spec: type[Catalogued]) -> Entry:
-    meanings = attributes(spec)
-    default: Any = spec()
-    options = tuple(
-        Option(field.name, getattr(default, field.name), meanings[field.name]) for field in dataclasses.fields(default)
-    )
+    meanings, options = attributes(spec), []
+    for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+        made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        options.append(Option(field.name, REQUIRED if made is dataclasses.MISSING else made, meanings[field.name]))
+    default: Any = None if any(option.default is REQUIRED for option in options) else spec()
     able = set(getattr(default, "abilities", ())) - (set() if isinstance(default, MixerSpec) else OF_MIXERS)
     flat = "axes" in meanings or getattr(default, "over_coordinates", False)
     supports = (*(ability for ability in MEANINGS if ability in able), *[FLAT] * flat)
     needed = tuple(ability for ability in MEANINGS if ability in getattr(default, "needs", ()))
     more = " ".join(before_sections(inspect.getdoc(spec) or "").partition("\n\n")[2].split())
     what = summary(spec)
-    said = (what, more, spec.cost, supports, needed, spec.source, options)
+    said = (what, more, spec.cost, supports, needed, spec.source, tuple(options))
     return Entry(kind_of(base), _places(base), spec.__name__, *said)

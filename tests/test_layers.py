@@ -28,7 +28,7 @@ KNOWS: dict[str, set[str]] = {
     "spec": {"errors"},
     "schema": {"errors", "spec"},
     "docstrings": set(),
-    "catalogue": {"spec", "docstrings", "nn"},
+    "catalogue": {"spec", "docstrings", "nn", "tokenizers", "models"},
     "config": {"errors", "spec", "schema"},
     "nn": BASE,
     "tokenizers": BASE | {"nn"},

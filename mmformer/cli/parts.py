@@ -1,4 +1,4 @@
-"""``mmformer parts``: what a stack can be made of."""
+"""``mmformer parts``: what stacks and encoders can be made of."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Adds ``parts`` to the command line."""
     parts = subparsers.add_parser(
         "parts",
-        description="List the parts that a stack can be made of: what they cost, what they can, where they come from.",
+        description="List the parts of stacks and encoders: what they cost, what they can, where they come from.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,13 +14,13 @@ from mmformer.nn.feedforward import DenseFeedForwardSpec, FeedForwardSpec
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
-from mmformer.spec import family, require
+from mmformer.spec import Catalogued, family, require
 from mmformer.types import SPECIAL, Tokens
 
 
 @family
 @dataclass(frozen=True)
-class PoolSpec(ABC):
+class PoolSpec(Catalogued, ABC):
     """A reduction over the tokens of a sample."""
 
     needs_class_token: ClassVar[bool] = False
@@ -40,6 +40,9 @@ class Pool(nn.Module, ABC):
 class ClassTokenPoolSpec(PoolSpec):
     """The class token, which the encoder puts first (ViT, BERT)."""
 
+    cost: ClassVar[str] = "D"
+    source: ClassVar[str] = "BERT, Devlin et al. 2018, §3; ViT, Dosovitskiy et al. 2020, §3.1"
+
     needs_class_token: ClassVar[bool] = True
 
     def build(self, width: int) -> Pool:
@@ -55,6 +58,9 @@ class ClassTokenPool(Pool):
 class MeanPoolSpec(PoolSpec):
     """The mean of the real tokens, special tokens left out."""
 
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "ViT, Dosovitskiy et al. 2020, appendix D.3"
+
     def build(self, width: int) -> Pool:
         return MeanPool()
 
@@ -68,6 +74,9 @@ class MeanPool(Pool):
 @dataclass(frozen=True)
 class LastPoolSpec(PoolSpec):
     """The last real token: what a causal stack has read the whole text at (CLIP, GPT)."""
+
+    cost: ClassVar[str] = "D"
+    source: ClassVar[str] = "CLIP, Radford et al. 2021, §2.4"
 
     def build(self, width: int) -> Pool:
         return LastPool()
@@ -91,6 +100,9 @@ class AttentionPoolSpec(PoolSpec):
         feedforward: applied to the result, normalised, as a residual branch; None: none.
         norm: of that branch.
     """
+
+    cost: ClassVar[str] = "L·D²"
+    source: ClassVar[str] = "Set Transformer, Lee et al. 2019, §3.2; SigLIP, Zhai et al. 2023"
 
     attention: AttentionSpec = field(default_factory=AttentionSpec)
     feedforward: FeedForwardSpec | None = None

@@ -38,6 +38,9 @@ class SpectrogramPatchesSpec(TokenizerSpec):
         std: of log-mel values; divided by.
     """
 
+    cost: ClassVar[str] = "L·patch²·D"
+    source: ClassVar[str] = "AST, Gong et al. 2021, §2.1"
+
     modality: ClassVar[str] = "audio"
 
     rate: int = 16_000

@@ -95,6 +95,9 @@ class ImagePatchesSpec(ImageTokenizerSpec):
         patch: side of a patch in pixels.
     """
 
+    cost: ClassVar[str] = "L·patch²·D"
+    source: ClassVar[str] = "ViT, Dosovitskiy et al. 2020, §3.1"
+
     patch: int = 16
 
     def __post_init__(self) -> None:
@@ -159,6 +162,9 @@ class ConvolutionalStemSpec(ImageTokenizerSpec):
         norm: after each convolution but the last.
         blocks: MobileViT's, one after each convolution but the last, or None where there is none; (): nowhere.
     """
+
+    cost: ClassVar[str] = "L·channels²"
+    source: ClassVar[str] = "Xiao et al. 2021, Early convolutions help transformers see better, §3"
 
     channels: tuple[int, ...] = (32, 64)
     strides: tuple[int, ...] | None = None

@@ -30,6 +30,9 @@ class TextTokensSpec(TokenizerSpec):
         prefix_space: put a space before a text, so that its first word has the pieces that it has elsewhere.
     """
 
+    cost: ClassVar[str] = "L·D"
+    source: ClassVar[str] = "SentencePiece, Kudo and Richardson 2018"
+
     modality: ClassVar[str] = "text"
     files: ClassVar[tuple[str, ...]] = ("vocabulary",)
 

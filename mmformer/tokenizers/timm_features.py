@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ class TimmFeaturesSpec(ImageTokenizerSpec):
             are drawn as timm draws them.
         image_size: height and width, for a model that is made for one size (Swin's); None: timm's own.
     """
+
+    cost: ClassVar[str] = "that of the model"
+    source: ClassVar[str] = "timm, Wightman 2019; ViT's hybrid: Dosovitskiy et al. 2020, §3.1"
 
     name: str = "resnet18"
     level: int = -1

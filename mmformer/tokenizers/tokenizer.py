@@ -9,13 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from mmformer.spec import family
+from mmformer.spec import Catalogued, family
 from mmformer.types import AXES, Tokens
 
 
 @family
 @dataclass(frozen=True)
-class TokenizerSpec(ABC):
+class TokenizerSpec(Catalogued, ABC):
     """A way to turn one modality into Tokens.
 
     ``modality`` is the field of Batch that it reads; ``files`` are the fields that name files, which a bundle takes
