@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmformer.nn.ability import Ability
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View
-from mmformer.nn.precision import exact_dtype
+from mmformer.nn.precision import exact_dtype, without_autocast
 from mmformer.nn.scan import RESET, selective_scan
 from mmformer.spec import require
 from mmformer.types import Aux
@@ -194,9 +194,10 @@ class SelectiveStateSpace(nn.Module):
         """B L E -> B L E, and what is remembered after the last valid token."""
         u, tail = self._convolved(u, line, None if past is None else past.tail)
         u = F.silu(u)
-        chosen, b, c = self.select(u).split(self.parts, dim=-1)
         exact = exact_dtype(u)
-        step = F.softplus(F.linear(chosen, self.step).to(exact) + self.step_bias)  # B L E
+        with without_autocast(u):  # what is chosen compounds along the row, and is little to compute
+            chosen, b, c = F.linear(u.to(exact), self.select.weight.to(exact)).split(self.parts, dim=-1)
+            step = F.softplus(F.linear(chosen, self.step.to(exact)) + self.step_bias)  # B L E
         if line is not None:
             step = step.masked_fill(~line.valid[..., None], 0.0)
         flow = step * u
