@@ -34,7 +34,8 @@ def test_perplexity_is_of_the_decoders_loss() -> None:
         model, [batch.rows(slice(0, 2)), batch.rows(slice(2, 3))], {"p": PerplexitySpec("caption")}, encoders
     )
     with torch.no_grad():
-        total, tokens = model(batch).losses["caption"]
+        total, tokens, minimised = model(batch).losses["caption"]
+    assert minimised
     assert scores["p/perplexity"].value == pytest.approx(math.exp(float(total / tokens)), rel=1e-5)
     bits = float(total) / math.log(2) / sum(len(text.encode()) for text in TEXTS)
     assert scores["p/bits_per_byte"].value == pytest.approx(bits, rel=1e-5)

@@ -323,7 +323,7 @@ def test_every_field_of_an_encoder_changes_the_model() -> None:
     ]
     assert {name for change in changes for name in change} == {
         field.name for field in dataclasses.fields(EncoderSpec)
-    } - {"stack", "packed"}, "packed changes the work, not the result: tests/nn/test_packing.py"
+    } - {"stack", "packed", "patch_dropout"}, "test_packing.py and test_patch_dropout.py have these"
     reference = build(with_text(base))(batch).embedding["text"]
     for change in changes[1:]:
         found = build(with_text(dataclasses.replace(base, **change)))(batch).embedding["text"]
