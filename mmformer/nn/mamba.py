@@ -196,7 +196,8 @@ class SelectiveStateSpace(nn.Module):
         u = F.silu(u)
         exact = exact_dtype(u)
         with without_autocast(u):  # what is chosen compounds along the row, and is little to compute
-            chosen, b, c = F.linear(u.to(exact), self.select.weight.to(exact)).split(self.parts, dim=-1)
+            selected = F.linear(u.to(exact), self.select.weight.to(exact))
+            chosen, b, c = torch.split(selected, list(self.parts), dim=-1)
             step = F.softplus(F.linear(chosen, self.step.to(exact)) + self.step_bias)  # B L E
         if line is not None:
             step = step.masked_fill(~line.valid[..., None], 0.0)
