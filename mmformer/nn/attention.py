@@ -29,7 +29,10 @@ class AttentionSpec(MixerSpec):
     """Softmax attention over a fused kernel.
 
     Attributes:
-        heads: query heads; they share the width out evenly.
+        heads: query heads; they share the width out evenly, where ``head_width`` does not say how wide each is.
+        head_width: width of each head; None: the width over heads. T5's largest models have wider ones.
+        scale: factor on the products of queries and keys; None: one over the root of the head's width. T5 has 1, for
+            its first weights are small enough (Raffel et al. 2019, §2.1).
         key_value_heads: key and value heads, each serving heads / key_value_heads query heads; None: as many as heads.
         qk_norm: normalise queries and keys per head, with a learned gain, before they are rotated.
         bias: whether the four projections have biases.
@@ -49,9 +52,13 @@ class AttentionSpec(MixerSpec):
     bias: bool = True
     dropout: float = 0.0
     pattern: PatternSpec | None = None
+    head_width: int | None = None
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         require(self.heads >= 1, self, "heads", "at least 1")
+        require(self.head_width is None or self.head_width >= 1, self, "head_width", "None or at least 1")
+        require(self.scale is None or self.scale > 0, self, "scale", "None or positive")
         shared = self.key_value_heads
         divides = shared is None or (shared >= 1 and self.heads % shared == 0)
         require(divides, self, "key_value_heads", f"a divisor of heads ({self.heads})")
@@ -68,7 +75,7 @@ class AttentionSpec(MixerSpec):
         return None if self.pattern is None else Sparse(self.pattern, self.dropout)
 
     def heads_of(self, width: int) -> Heads:
-        return even_heads(self, width, self.heads)
+        return even_heads(self, width, self.heads) if self.head_width is None else Heads(self.heads, self.head_width)
 
     def build(self, width: int, memory_width: int | None = None) -> Attention:
         return Attention(self, width, memory_width)
@@ -90,15 +97,17 @@ class Attention(Mixer):
         self.key_value_heads = spec.key_value_heads or spec.heads
         self.head_width = spec.heads_of(width).width
         self.dropout, self.pattern = spec.dropout, spec.pattern
-        key_value = 2 * self.key_value_heads * self.head_width
+        # Kernels divide by the root of the head's width: what differs from that, queries are multiplied by.
+        self.query_scale = None if spec.scale is None else spec.scale * self.head_width**0.5
+        inner, key_value = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
         if memory_width is None:
-            self.qkv = nn.Linear(width, width + key_value, bias=spec.bias)
+            self.qkv = nn.Linear(width, inner + key_value, bias=spec.bias)
         else:
-            self.q = nn.Linear(width, width, bias=spec.bias)
+            self.q = nn.Linear(width, inner, bias=spec.bias)
             self.kv = nn.Linear(memory_width, key_value, bias=spec.bias)
         self.query_norm = nn.RMSNorm(self.head_width, eps=1e-6) if spec.qk_norm else None
         self.key_norm = nn.RMSNorm(self.head_width, eps=1e-6) if spec.qk_norm else None
-        self.out = nn.Linear(width, width, bias=spec.bias)
+        self.out = nn.Linear(inner, width, bias=spec.bias)
 
     def roles(self) -> Roles:
         shared = self.key_value_heads * self.head_width
@@ -118,6 +127,7 @@ class Attention(Mixer):
 
     def _attended(self, query: Tensor, seen: KeyValue, view: View) -> Tensor:
         dropout = self.dropout if self.training else 0.0
+        query = query if self.query_scale is None else query * self.query_scale
         plan = None if self.pattern is None else view.plans.get(self.pattern)
         if plan is not None:
             return plan.attend(query, seen.key, seen.value, dropout)

@@ -58,6 +58,7 @@ class DenseFeedForwardSpec(FeedForwardSpec, ABC):
     Attributes:
         ratio: hidden width over model width.
         multiple: the hidden width is rounded up to a multiple of this.
+        hidden_width: the hidden width itself, in place of ratio and multiple; None: as those say.
         bias: whether the projections have biases.
         dropout: on the hidden units.
     """
@@ -70,14 +71,21 @@ class DenseFeedForwardSpec(FeedForwardSpec, ABC):
     multiple: int = 8
     bias: bool = True
     dropout: float = 0.0
+    hidden_width: int | None = None
 
     def __post_init__(self) -> None:
         require(self.ratio > 0, self, "ratio", "positive")
         require(self.multiple >= 1, self, "multiple", "at least 1")
+        require(self.hidden_width is None or self.hidden_width >= 1, self, "hidden_width", "None or at least 1")
+        for name in ("ratio", "multiple"):
+            free = self.hidden_width is None or getattr(self, name) == getattr(type(self), name)
+            require(free, self, name, f"left alone where there is a hidden_width ({self.hidden_width})")
         require_probability(self, "dropout")
 
     def hidden(self, width: int) -> int:
         """The hidden width for a model width."""
+        if self.hidden_width is not None:
+            return self.hidden_width
         return -(-max(1, int(width * self.ratio)) // self.multiple) * self.multiple
 
     def features(self, width: int) -> int:

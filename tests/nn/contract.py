@@ -82,6 +82,7 @@ MIXERS: dict[str, MixerSpec] = {
     "attention": AttentionSpec(heads=4),
     "attention_grouped": AttentionSpec(heads=4, key_value_heads=2),
     "attention_one_key_qk_norm": AttentionSpec(heads=4, key_value_heads=1, qk_norm=True, bias=False),
+    "attention_wide_heads": AttentionSpec(heads=4, head_width=12, scale=0.3),
     "attention_window": AttentionSpec(heads=4, pattern=WindowSpec(before=2, after=1)),
     "attention_pattern": AttentionSpec(
         heads=4,

@@ -172,15 +172,16 @@ def attention(
     bias: Callable[[int, int, int, int], float] | None = None,
 ) -> tuple[Array, Array]:
     batch, _, width = x.shape
-    size, groups = width // spec.heads, spec.key_value_heads or spec.heads
-    joined = np.zeros_like(x)
+    size, groups = spec.head_width or width // spec.heads, spec.key_value_heads or spec.heads
+    joined = np.zeros((*x.shape[:2], spec.heads * size))
+    scale = 1 / math.sqrt(size) if spec.scale is None else spec.scale
     for b in range(batch):
         for head in range(spec.heads):
             group = head // (spec.heads // groups)
             q_rows = slice(head * size, (head + 1) * size)
             k_rows = slice(group * size, (group + 1) * size)
             if memory is None:
-                source, projection, at = x[b], module.qkv, width
+                source, projection, at = x[b], module.qkv, spec.heads * size
                 queries = linear(module.qkv, x[b], q_rows)
             else:
                 source, projection, at = memory[b], module.kv, 0
@@ -200,7 +201,7 @@ def attention(
                 scores = {}
                 for j, k in enumerate(keys):
                     if allowed[b, i, j]:
-                        scores[j] = math.exp(q @ k / math.sqrt(size) + (bias(b, head, i, j) if bias else 0.0))
+                        scores[j] = math.exp(q @ k * scale + (bias(b, head, i, j) if bias else 0.0))
                 for j, score in scores.items():
                     joined[b, i, q_rows] += score / sum(scores.values()) * values[j]
     return joined, linear(module.out, joined)

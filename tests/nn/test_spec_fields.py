@@ -94,6 +94,7 @@ FEEDFORWARD = {
     "multiple": Change(48, PARAMETERS),
     "bias": Change(False, PARAMETERS),
     "dropout": Change(0.5, TRAINING),
+    "hidden_width": Change(24, PARAMETERS),
 }
 ROUTER = {"jitter": Change(0.5, TRAINING), "z_loss": Change(0.5, ASKED)}
 DEPTHWISE = {
@@ -116,6 +117,8 @@ FIELDS: dict[type, dict[str, Change]] = {
     AttentionSpec: {
         "heads": Change(4, OUTPUT),
         "key_value_heads": Change(2, PARAMETERS),
+        "head_width": Change(12, PARAMETERS),
+        "scale": Change(1.0, OUTPUT),
         "qk_norm": Change(True, PARAMETERS),
         "bias": Change(False, PARAMETERS),
         "dropout": Change(0.5, TRAINING),
