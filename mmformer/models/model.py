@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from mmformer.errors import InputError, nearest
@@ -17,6 +15,7 @@ from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec, exits_of
 from mmformer.models.head import Head, HeadSpec
 from mmformer.nn.ability import Ability
+from mmformer.nn.initialisation import own_stream
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
@@ -231,9 +230,7 @@ class Model(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             # A model that was built on the meta device would keep whatever its memory held before.
             assert reset is not None, f"{name} ({type(module).__name__}) holds {own[0][0]}, but has no reset_parameters"
-            digest = hashlib.blake2b(f"{seed}/initialise/{name}".encode(), digest_size=8).digest()
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+            with own_stream(seed, name):
                 for draw in (reset, *further.get(module, ())):
                     draw()
 

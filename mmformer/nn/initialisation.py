@@ -6,9 +6,11 @@ the other. What a part does not name keeps the start that it gives itself, as no
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -164,6 +166,15 @@ class DeepNormInitialisationSpec(InitialisationSpec):
         gain = 1.0 if role in ("query", "key") else (4 * branches) ** -0.25
         nn.init.normal_(weight, std=gain * math.sqrt(2 / sum(weight.shape[-2:])))
         _zero(bias)
+
+
+@contextmanager
+def own_stream(seed: int, name: str) -> Iterator[None]:
+    """Inside, what is drawn on the CPU is a function of (seed, name); the stream outside goes on as it was."""
+    digest = hashlib.blake2b(f"{seed}/initialise/{name}".encode(), digest_size=8).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+        yield
 
 
 def drawn_by(spec: InitialisationSpec, branch: Part, branches: int) -> dict[nn.Module, list[Callable[[], None]]]:
