@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmformer.nn.dropout import Dropout
 from mmformer.spec import family, require, require_probability
 from mmformer.types import Batch, Outputs
 
@@ -163,7 +164,7 @@ class ClassificationHead(Head):
     def __init__(self, spec: ClassificationHeadSpec, width: int) -> None:
         super().__init__()
         self.encoder = spec.encoder
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.projection = nn.Linear(width, spec.classes)
 
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:

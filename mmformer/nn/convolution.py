@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from mmformer.nn.ability import Ability
 from mmformer.nn.canvas import Canvas
+from mmformer.nn.dropout import Dropout
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View
 from mmformer.nn.norm import NormSpec
@@ -179,7 +180,7 @@ class Depthwise(Mixer):
         self.up = nn.Linear(width, channels * (2 if spec.gated else 1), bias=spec.bias) if projected else None
         self.kernel = Kernel(channels, spec.kernel, spec.bias)
         self.norm = None if spec.norm is None else spec.norm.build(channels)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.down = nn.Linear(channels, width, bias=spec.bias) if projected else None
 
     def roles(self) -> Roles:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.dropout import Dropout
 from mmformer.nn.initialisation import Part, Roles, Rows
 from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
@@ -112,7 +113,7 @@ class PlainFeedForward(FeedForward):
         super().__init__()
         self.spec = spec
         self.up = nn.Linear(width, spec.features(width), bias=spec.bias)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
 
     def roles(self) -> Roles:
@@ -127,7 +128,7 @@ class GatedFeedForward(FeedForward):
         super().__init__()
         self.spec = spec
         self.gate_up = nn.Linear(width, spec.features(width), bias=spec.bias)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.down = nn.Linear(spec.hidden(width), width, bias=spec.bias)
 
     def roles(self) -> Roles:

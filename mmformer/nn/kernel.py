@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmformer.nn.dropout import drop
+
 PLAIN_KEYS = 512
 """Longest key sequence that is weighed by plain matrix products, whose weights are held in memory."""
 
@@ -39,7 +41,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     weights = weigh(scores, mask)
-    return F.dropout(weights, dropout) @ value if dropout else weights @ value
+    return drop(weights, dropout) @ value
 
 
 def weigh(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmformer.nn.ability import Ability, require_abilities
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.dropout import Dropout
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
 from mmformer.nn.mixer import MixerSpec, State, View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
@@ -102,7 +103,7 @@ class Residual(nn.Module):
         self.gain = None if spec.layer_scale is None else nn.Parameter(torch.empty(width))
         self.norm = spec.norm.build(width) if normed else nn.Identity()
         self.inner_norm = spec.norm.build(width) if spec.placement == "sandwich" else nn.Identity()
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.nn.ability import Ability, require_abilities
+from mmformer.nn.dropout import Dropout
 from mmformer.nn.feedforward import DenseFeedForwardSpec, FeedForward, FeedForwardSpec, GELUFeedForwardSpec
 from mmformer.nn.grouped import GroupedLinear
 from mmformer.nn.initialisation import Roles, Rows
@@ -67,7 +68,7 @@ class Experts(nn.Module):
         super().__init__()
         self.spec = spec
         self.up = GroupedLinear(experts, width, spec.features(width), spec.bias)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
         self.down = GroupedLinear(experts, spec.hidden(width), width, spec.bias)
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:

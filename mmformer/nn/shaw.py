@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmformer.nn.ability import Ability
 from mmformer.nn.attention import KeyValue
+from mmformer.nn.dropout import drop
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import weigh
 from mmformer.nn.mask import Mask
@@ -114,7 +114,7 @@ class ShawAttention(Mixer):
         if view.bias is not None:
             scores = scores + view.bias.to(scores.dtype)
         weights = weigh(scores, view.mask.dense(queries, keys, query.device))
-        weights = F.dropout(weights, self.dropout, self.training)
+        weights = drop(weights, self.dropout, self.training)
         y = weights @ value
         if self.value_vectors is not None:
             share = weights.new_zeros(*weights.shape[:3], len(self.value_vectors)).scatter_add(-1, step, weights)

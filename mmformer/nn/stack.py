@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.nn.ability import Ability, require_abilities
+from mmformer.nn.dropout import Dropout
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
 from mmformer.nn.layer import Layer, LayerSpec, LayerState
@@ -180,7 +181,7 @@ class Stack(nn.Module):
         self.halting = None if spec.halting is None else spec.halting.build(spec.width)
         norm = spec.layers[0].norm
         self.input_norm = norm.build(spec.width) if spec.input_norm else nn.Identity()
-        self.input_dropout = nn.Dropout(spec.input_dropout)
+        self.input_dropout = Dropout(spec.input_dropout)
         self.norm = norm.build(spec.width) if spec.final_norm else nn.Identity()
         self.may_stop = True  # in evaluation, where nothing is left to do; processes that share layers may not
         for calls in self.drawn().values():
