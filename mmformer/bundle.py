@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 import mmformer.models  # noqa: F401  # the specs' names have to be known to YAML
 from mmformer import resources
 from mmformer.config import parse, read_yaml, to_data
-from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
@@ -210,7 +210,8 @@ def _renamed(spec: ModelSpec, rename: Callable[[str, str], str]) -> ModelSpec:
     """The spec with every file that its tokenizers name renamed, given the name of the encoder or decoder."""
 
     def tokenizer(name: str, old: TokenizerSpec) -> Any:
-        files = {attribute: rename(name, getattr(old, attribute)) for attribute in old.files}
+        named = {attribute: getattr(old, attribute) for attribute in old.files}
+        files = {attribute: rename(name, file) for attribute, file in named.items() if file is not None}
         return dataclasses.replace(old, **files) if files else old
 
     encoders = {

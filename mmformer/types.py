@@ -16,7 +16,8 @@ AXES = 3
 """Coordinate axes of every token. Text is (t, 0, 0), an image (0, row, column), sound (time, frequency, 0)."""
 
 SPECIAL = -1
-"""The coordinate, on all axes, of tokens that stand nowhere: class tokens, registers."""
+"""The coordinate, on all axes, of the first token that stands nowhere: a class token, a register. Those after it have
+-2, -3 and so on, so that each can be told from the others."""
 
 MODALITIES = ("image", "text", "audio")
 """The fields of Batch that encoders read."""
@@ -29,6 +30,11 @@ class Tokens(NamedTuple):
     pos: Tensor  # B L A, int64
     valid: Tensor | None = None  # B L, bool: True where a token is real; None: all are
     segment: Tensor | None = None  # B L, int64: a token sees its own segment only; None: all is one segment
+
+
+def is_special(pos: Tensor) -> Tensor:
+    """Which tokens stand nowhere: ... A -> ..., bool."""
+    return pos[..., 0] < 0
 
 
 class Patches(NamedTuple):
@@ -54,19 +60,45 @@ class Patches(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Token ids, padded on the right."""
+    """Token ids, padded on the right unless ``valid`` says otherwise."""
 
     ids: Tensor  # B L, int64
     lengths: Tensor  # B, int64
+    valid: Tensor | None = None
+    """B L, bool: which ids are real, all among a row's first ``lengths``; there may be holes, or padding on the left,
+    and places count from the row's first id all the same. None: the first ``lengths`` are."""
+    types: Tensor | None = None  # B L, int64: the segment that an id belongs to (BERT, Devlin et al. 2018, §3.2)
+
+    @property
+    def real(self) -> Tensor:
+        """Which ids are real: B L, bool."""
+        if self.valid is not None:
+            return self.valid
+        return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    def after(self, first: int) -> Text:
+        """What a decoder reads that learns to write this: a first id in every row, then all but the last place's."""
+        ids, valid, types = self.ids, self.valid, self.types
+        return Text(
+            torch.cat((torch.full_like(ids[:, :1], first), ids[:, :-1]), dim=1),
+            self.lengths,
+            None if valid is None else torch.cat((torch.ones_like(valid[:, :1]), valid[:, :-1]), dim=1),
+            None if types is None else torch.cat((types[:, :1], types[:, :-1]), dim=1),
+        )
 
     def rows(self, keep: Tensor | slice) -> Text:
         """Some rows, cut again to the longest of them in multiples of 8."""
         lengths = self.lengths[keep]
         length = -(-int(lengths.max()) // 8) * 8
-        return Text(self.ids[keep, :length], lengths)
+        return Text(self.ids[keep, :length], lengths, *(_cut(value, keep, length) for value in self[2:]))
 
     def to(self, device: torch.device | str) -> Text:
-        return Text(self.ids.to(device), self.lengths.to(device))
+        marks = (None if value is None else value.to(device) for value in self[2:])
+        return Text(self.ids.to(device), self.lengths.to(device), *marks)
+
+
+def _cut(value: Tensor | None, keep: Tensor | slice, length: int) -> Tensor | None:
+    return None if value is None else value[keep, :length]
 
 
 class Audio(NamedTuple):

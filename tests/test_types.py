@@ -10,7 +10,7 @@ from mmformer.types import MODALITIES, Audio, Batch, LossTerm, Mixed, Outputs, T
 
 def text(*lengths: int) -> Text:
     number = torch.arange(len(lengths))[:, None] * 100 + torch.arange(24)
-    return Text(number, torch.tensor(lengths))
+    return Text(number, torch.tensor(lengths), number % 3 > 0, number % 2)
 
 
 def full() -> Batch:
@@ -33,14 +33,14 @@ def tensors(batch: Batch) -> list[Tensor]:
     assert batch.image is not None and batch.text is not None and batch.audio is not None
     assert batch.target is not None and batch.positions is not None and batch.mixed is not None
     assert isinstance(batch.image, Tensor) and batch.audio.hidden is not None
+    texts = [value for text in (batch.text, batch.target) for value in text if value is not None]
     return [
         *batch.labels.values(),
         batch.image,
-        *batch.text,
+        *texts,
         batch.audio.samples,
         batch.audio.lengths,
         batch.audio.hidden,
-        *batch.target,
         batch.positions,
         *batch.mixed.labels.values(),
         batch.mixed.share,
@@ -57,6 +57,9 @@ def test_rows_cut_everything_alike() -> None:
     assert part.text is not None and part.target is not None and part.audio is not None and part.positions is not None
     assert part.text.lengths.tolist() == [3, 8]
     assert part.text.ids.tolist() == [[200 + i for i in range(8)], [300 + i for i in range(8)]]
+    assert part.text.valid is not None and part.text.types is not None
+    assert torch.equal(part.text.valid, part.text.ids % 3 > 0)
+    assert torch.equal(part.text.types, part.text.ids % 2)
     assert part.target.ids.shape == (2, 24), "17 in multiples of 8"
     assert part.audio.samples.tolist() == [[20, 21, 22, 23, 24], [30, 31, 32, 33, 34]]
     assert part.audio.lengths.tolist() == [2, 5]
@@ -78,12 +81,31 @@ def test_what_is_absent_stays_absent() -> None:
 
 def test_to_moves_every_tensor() -> None:
     moved = full().to("meta")
-    assert len(tensors(moved)) == 12
+    assert len(tensors(moved)) == 16
     assert all(tensor.is_meta for tensor in tensors(moved))
     assert moved.keys == tuple("abcd")
     assert moved.references == full().references
     assert moved.audio is not None
     assert moved.audio.rate == 8000
+
+
+def test_real_ids_are_the_first_unless_it_is_said_which() -> None:
+    text = full().text
+    assert text is not None and text.valid is not None
+    assert torch.equal(text.real, text.valid)
+    assert text._replace(valid=None).real.sum(1).tolist() == [20, 9, 3, 8]
+
+
+def test_a_decoder_reads_a_first_id_and_all_but_the_last() -> None:
+    mask = torch.tensor([[False, True, True, False]])
+    text = Text(torch.tensor([[0, 5, 6, 0]]), torch.tensor([3]), mask, torch.tensor([[0, 1, 0, 0]]))
+    read = text.after(9)
+    assert read.ids.tolist() == [[9, 0, 5, 6]]
+    assert read.lengths.tolist() == [3]
+    assert read.valid is not None and read.types is not None
+    assert read.valid.tolist() == [[True, False, True, True]], "the first id is there to be read"
+    assert read.types.tolist() == [[0, 0, 1, 0]]
+    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None)
 
 
 def test_what_is_written_is_the_target_or_the_text() -> None:

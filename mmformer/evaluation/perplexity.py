@@ -64,7 +64,7 @@ class Perplexity(Metric):
         texts = decoded(batch.written, self.encoders["text" if batch.target is None else "target"].vocabulary)
         return {
             "nats": text_nats(self.model, self.decoder, batch.written, outputs),
-            "tokens": batch.written.lengths,
+            "tokens": batch.written.real.sum(1),
             "bytes": torch.tensor([len(text.encode()) for text in texts]),
             "text": texts,
         }
@@ -94,10 +94,8 @@ def text_nats(model: Model, name: str, text: Text, outputs: Outputs, chunk: int 
     """
     decoder = model.decoders[name]
     assert isinstance(decoder, Decoder)
-    first = text.ids.new_full((len(text.ids), 1), decoder.tokenizer.bos)
-    shifted = Text(torch.cat((first, text.ids[:, :-1]), dim=1), text.lengths)
-    x = decoder(shifted, outputs.tokens, model.stack_of(decoder.spec.stack)).x
-    real = torch.arange(text.ids.shape[1], device=text.ids.device) < text.lengths[:, None]  # B L
+    x = decoder(text.after(decoder.tokenizer.start), outputs.tokens, model.stack_of(decoder.spec.stack)).x
+    real = text.real  # B L
     tokens, wanted, row = x[real], text.ids[real], real.nonzero()[:, 0]
     nats = torch.zeros(len(text.ids), dtype=torch.float64, device=x.device)
     for begin in range(0, len(tokens), chunk):

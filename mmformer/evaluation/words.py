@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from mmformer.tokenizers.vocabulary import Vocabulary
+from mmformer.tokenizers.any_vocabulary import AnyVocabulary
 from mmformer.types import Text
 
 Run = tuple[str, ...]
@@ -74,7 +74,7 @@ def runs(words: Sequence[str], size: int) -> Counter[Run]:
     return Counter(tuple(words[place : place + size]) for place in range(len(words) - size + 1))
 
 
-def decoded(text: Text, vocabulary: Vocabulary) -> list[str]:
+def decoded(text: Text, vocabulary: AnyVocabulary) -> list[str]:
     """What ids were made of, without special tokens and the space before a text."""
     rows = zip(text.ids.tolist(), text.lengths.tolist(), strict=True)
     return [vocabulary.decode(ids[:length]).removeprefix(" ") for ids, length in rows]

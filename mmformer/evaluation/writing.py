@@ -52,9 +52,10 @@ class Writing(Metric):
         vocabulary = self.encoders["text" if batch.target is None else "target"].vocabulary
         references: list[tuple[str, ...]] = []
         for ids, length in zip(batch.written.ids.tolist(), batch.written.lengths.tolist(), strict=True):
-            text = vocabulary.decode([index for index in ids[:length] if index != vocabulary.eos])
+            text = vocabulary.decode([index for index in ids[:length] if index not in vocabulary.ids.eos])
             # A text that was cut at the context's length is not the whole answer: nothing that is written equals it.
-            references.append(((text if vocabulary.eos in ids[:length] else text + " …").removeprefix(" "),))
+            ended = not {*vocabulary.ids.eos}.isdisjoint(ids[:length])
+            references.append(((text if ended else text + " …").removeprefix(" "),))
         return references
 
     def texts(self) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -37,7 +37,7 @@ class BeamSpec(GenerationSpec):
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
-        limit, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
+        limit, ends = room(self, decoding, prompt), decoding.decoder.tokenizer.ends
         search = _Search.begin(self, decoding, prompt, limit)
         found: dict[int, Written] = {}
         logits, progress = decoding.begin(prompt)
@@ -45,8 +45,8 @@ class BeamSpec(GenerationSpec):
         rows = torch.arange(decoding.rows, device=decoding.device).repeat_interleave(self.beams)
         logits, progress, decoding = logits[rows], select(progress, rows), decoding.select(rows)
         for written in range(int(limit.max())):
-            log_probability = log_probabilities(logits, search.history.flatten(0, 1), written, self, eos)
-            search, chosen, source = search.extend(self, log_probability, written, eos)
+            log_probability = log_probabilities(logits, search.history.flatten(0, 1), written, self, ends)
+            search, chosen, source = search.extend(self, log_probability, written, ends)
             over = search.is_over(self, written + 1)
             found |= search.select(over.nonzero()[:, 0]).best(begin=prompt.ids.shape[1] - 1)
             going = (~over).nonzero()[:, 0]
@@ -84,13 +84,17 @@ class _Search(NamedTuple):
         """The same over some inputs."""
         return _Search(*(value[rows] for value in self))
 
-    def extend(self, spec: BeamSpec, log_probability: Tensor, written: int, eos: int) -> tuple[_Search, Tensor, Tensor]:
+    def extend(
+        self, spec: BeamSpec, log_probability: Tensor, written: int, ends: list[int]
+    ) -> tuple[_Search, Tensor, Tensor]:
         """Each beam by one id; the search, the ids (B K), and the rows that they follow (B K)."""
         batch, beams = self.score.shape
         total = self.score[..., None] + log_probability.view(batch, beams, -1)  # B K V
         size = total.shape[2]
-        ended = self._keep(total[..., eos] / (written + 1) ** spec.length_penalty)
-        total[..., eos] = float("-inf")
+        ended = self
+        if ends:
+            ended = self._keep(total[..., ends].amax(-1) / (written + 1) ** spec.length_penalty)
+            total[..., ends] = float("-inf")
         score, place = total.flatten(1).topk(beams, dim=1)  # B K
         parent, chosen = place // size, place % size
         history = self.history.gather(1, parent[..., None].expand(-1, -1, self.history.shape[2]))

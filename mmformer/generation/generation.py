@@ -90,7 +90,9 @@ def begin_history(prompt: Text) -> Tensor:
     return torch.where(place >= 0, ids.gather(1, place.clamp(min=0)), -1)
 
 
-def log_probabilities(logits: Tensor, history: Tensor, written: int, spec: GenerationSpec, eos: int) -> Tensor:
+def log_probabilities(
+    logits: Tensor, history: Tensor, written: int, spec: GenerationSpec, ends: Sequence[int]
+) -> Tensor:
     """The log-probabilities of the next id, with what the spec forbids at −∞: B V.
 
     What is forbidden leaves the others as likely as they were: a text that may not take its likeliest way pays for it,
@@ -100,7 +102,7 @@ def log_probabilities(logits: Tensor, history: Tensor, written: int, spec: Gener
         logits: B V.
         history: B T, the ids of each text so far, its last in the last column; −1 before its first.
         written: how many of them follow the prompt.
-        eos: its id.
+        ends: the ids that end a text, any of which is an eos.
     """
     if spec.repetition_penalty != 1 and history.shape[1]:
         there = torch.zeros_like(logits, dtype=torch.bool)
@@ -116,9 +118,10 @@ def log_probabilities(logits: Tensor, history: Tensor, written: int, spec: Gener
         last = runs[..., -1]
         banned = torch.zeros_like(free, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
         allowed = allowed.masked_fill(banned, float("-inf"))
-    ends = torch.arange(free.shape[1], device=free.device) == eos
+    eos = torch.zeros(free.shape[1], dtype=torch.bool, device=free.device)
+    eos[list(ends)] = True
     if written < spec.min_length:
-        allowed = allowed.masked_fill(ends, float("-inf"))
+        allowed = allowed.masked_fill(eos, float("-inf"))
     # Where nothing is left to write, the text ends.
     stuck = allowed.isneginf().all(1, keepdim=True)
-    return torch.where(stuck & ends, free, allowed)
+    return torch.where(stuck & eos, free, allowed)

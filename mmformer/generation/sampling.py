@@ -30,7 +30,7 @@ class _OneByOneSpec(GenerationSpec):
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
-        limit, eos = room(self, decoding, prompt), decoding.decoder.tokenizer.eos
+        limit, ends = room(self, decoding, prompt), decoding.decoder.tokenizer.ends
         longest = int(limit.max())
         uniform = self._uniform(numbers or range(decoding.rows), longest).to(decoding.device)
         ids: list[list[int]] = [[] for _ in range(decoding.rows)]
@@ -38,14 +38,15 @@ class _OneByOneSpec(GenerationSpec):
         rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
         logits, progress = decoding.begin(prompt)
         for written in range(longest):
-            log_probability = log_probabilities(logits, history, written, self, eos)
+            log_probability = log_probabilities(logits, history, written, self, ends)
             chosen = self.choose(log_probability, uniform[rows, written])
             taken = log_probability.gather(1, chosen[:, None])[:, 0]
             for row, index, value in zip(rows.tolist(), chosen.tolist(), taken.tolist(), strict=True):
                 scores[row] += value
-                if index != eos:
+                if index not in ends:
                     ids[row].append(index)
-            going = ((chosen != eos) & (written + 1 < limit)).nonzero()[:, 0]
+            ended = torch.isin(chosen, torch.tensor(ends, dtype=chosen.dtype, device=chosen.device))
+            going = (~ended & (written + 1 < limit)).nonzero()[:, 0]
             if not len(going):
                 break
             history = torch.cat((history, chosen[:, None]), dim=1)

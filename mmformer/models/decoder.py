@@ -125,12 +125,11 @@ class Decoder(nn.Module):
 
     def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
-        first = text.ids.new_full((len(text.ids), 1), self.tokenizer.bos)
-        decoded = self(Text(torch.cat((first, text.ids[:, :-1]), dim=1), text.lengths), memory, stack)
-        real = torch.arange(text.ids.shape[1], device=text.ids.device) < text.lengths[:, None]  # B L
+        decoded = self(text.after(self.tokenizer.start), memory, stack)
+        real = text.real  # B L
         smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
         total = linear_cross_entropy(decoded.x[real], self.pieces, text.ids[real], self.spec.chunk, smoothing)
-        return LossTerm(total, text.lengths.sum().float()), decoded
+        return LossTerm(total, real.sum().float()), decoded
 
     def _bridged(self, name: str, tokens: Tokens) -> Tokens:
         return Tokens(self.bridges[name](tokens.x), tokens.pos, tokens.valid)

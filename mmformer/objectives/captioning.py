@@ -38,7 +38,7 @@ class Captioning(Objective):
         self.spec = spec
 
     def items(self, batch: Batch) -> dict[str, Tensor]:
-        return {} if batch.written is None else {"cross_entropy": batch.written.lengths.sum().float()}
+        return {} if batch.written is None else {"cross_entropy": batch.written.real.sum().float()}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
         written = outputs.losses.get(self.spec.decoder)

@@ -115,8 +115,7 @@ def caption_identity(text: Text) -> Tensor:
     factor = place * -7046029254386353131  # the golden ratio in 64 bits, as in SplitMix64's increment
     factor = (factor ^ (factor >> 30)) * -4658895280553007687
     factor = ((factor ^ (factor >> 27)) * -7723592293110705685) | 1
-    real = place <= text.lengths[:, None]
-    return (text.ids * factor * real).sum(1)
+    return (text.ids * factor * text.real).sum(1)
 
 
 def chunks(number: int, chunk: int) -> list[slice]:

@@ -22,6 +22,8 @@ import sentencepiece
 from mmformer import resources
 from mmformer.errors import InputError, nearest, nearest_file
 from mmformer.spec import require
+from mmformer.tokenizers.any_vocabulary import AnyVocabulary
+from mmformer.tokenizers.special import SpecialIds
 
 RESERVED = ("pad", "unk", "bos", "eos", "mask")
 """The special tokens of every vocabulary; their ids are their places here."""
@@ -35,7 +37,7 @@ _REMEDY = "Train one with: mmformer vocabulary train"
 _PROBE = "  Spaces \n\t\x00 \u00e9 e\u0301 \u4f60\u597d <pad><mask><0x41> \U0001f469\u200d\U0001f680 "
 
 
-class Vocabulary:
+class Vocabulary(AnyVocabulary):
     """A trained vocabulary. It pickles as the bytes of its model.
 
     The id ``pad`` fills up short rows, ``bos`` and ``eos`` begin and end a text, ``mask`` stands for a hidden token.
@@ -107,11 +109,10 @@ class Vocabulary:
     def __reduce__(self) -> tuple[Any, ...]:
         return Vocabulary, (self.model_bytes,)
 
-    def padded_size(self, multiple: int = 64) -> int:
-        """The rows to give an embedding table: the next multiple, so that ranks and matrix units divide it evenly."""
-        if multiple < 1:
-            raise InputError(f"The vocabulary was to be padded to a multiple of {multiple}, but that must be positive.")
-        return -(-len(self) // multiple) * multiple
+    @property
+    def ids(self) -> SpecialIds:
+        unwritten = tuple(index for index in self._special.values() if index != self.eos)
+        return SpecialIds(self.pad, self.bos, (self.eos,), self.mask, unwritten=unwritten)
 
     @property
     def specials(self) -> dict[str, int]:

@@ -13,11 +13,11 @@ from torch import Tensor
 from mmformer.bundle import check_state, read_spec, read_state
 from mmformer.errors import InputError
 from mmformer.models.model import Model, ModelSpec
+from mmformer.names import matching
 from mmformer.nn.position import Position
 from mmformer.spec import require
 from mmformer.tokenizers.text import TextTokensSpec
-from mmformer.tokenizers.vocabulary import Vocabulary
-from mmformer.training.freeze import matching
+from mmformer.training.freeze import LISTED
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ def _check_vocabularies(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken:
             where = f"{group}.{name}.tokenizer"
             if not isinstance(part.tokenizer, TextTokensSpec) or f"{where}.weight" not in taken:
                 continue
-            other, own = getattr(theirs, group)[name].tokenizer.vocabulary, part.tokenizer.vocabulary
-            if Vocabulary.load(other).fingerprint != Vocabulary.load(own).fingerprint:
+            before = getattr(theirs, group)[name].tokenizer
+            other, own = before.vocabulary, part.tokenizer.vocabulary
+            if before.words().fingerprint != part.tokenizer.words().fingerprint:
                 raise InputError(
                     f"initial.path: {bundle} was trained with another vocabulary than {own}: set "
                     f"model.{where}.vocabulary to {other}, or leave {where}.weight out of initial.parameters."

@@ -219,7 +219,7 @@ def test_runs_of_a_prompt_count_and_its_padding_does_not() -> None:
     history = begin_history(prompt)
     assert history.tolist() == [[10, 11, 10], [-1, -1, 10]]
     spec = GreedySpec(no_repeat_ngram=2)
-    banned = log_probabilities(torch.zeros(2, 20), history, 0, spec, EOS).isneginf()
+    banned = log_probabilities(torch.zeros(2, 20), history, 0, spec, (EOS,)).isneginf()
     assert banned.nonzero().tolist() == [[0, 11]]
 
 
@@ -228,7 +228,7 @@ def test_a_text_ends_where_nothing_else_may_be_written() -> None:
     logits[0, 5] = 0.0
     history = torch.tensor([[5]])
     logits[0, EOS] = 0.0
-    made = log_probabilities(logits, history, 0, GreedySpec(min_length=3, no_repeat_ngram=1), EOS)
+    made = log_probabilities(logits, history, 0, GreedySpec(min_length=3, no_repeat_ngram=1), (EOS,))
     expected = [-math.inf] * 6
     expected[EOS] = math.log(0.5)  # as likely as it was
     assert made[0].tolist() == pytest.approx(expected)
@@ -236,14 +236,14 @@ def test_a_text_ends_where_nothing_else_may_be_written() -> None:
 
 def test_the_penalty_makes_repeated_ids_less_likely() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    made = log_probabilities(logits, torch.tensor([[0, 1, -1]]), 3, GreedySpec(repetition_penalty=2.0), EOS)
+    made = log_probabilities(logits, torch.tensor([[0, 1, -1]]), 3, GreedySpec(repetition_penalty=2.0), (EOS,))
     assert torch.allclose(made, torch.tensor([[1.0, -4.0, 1.0, 0.5]]).log_softmax(-1))
 
 
 @pytest.mark.parametrize("options", [{"min_length": 3}, {"no_repeat_ngram": 1}])
 def test_what_is_forbidden_leaves_the_others_as_likely_as_they_were(options: dict[str, int]) -> None:
     logits, history = torch.randn(3, 9), torch.tensor([[5], [6], [7]])
-    made = log_probabilities(logits, history, 0, GreedySpec(**options), EOS)  # type: ignore[arg-type]
+    made = log_probabilities(logits, history, 0, GreedySpec(**options), (EOS,))  # type: ignore[arg-type]
     banned = made.isneginf()
     assert banned.sum(1).tolist() == [1, 1, 1]
     assert torch.equal(made[~banned], logits.log_softmax(-1)[~banned])

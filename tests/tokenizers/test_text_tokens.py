@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import VOCABULARY, tiny_batch, tiny_model
 
+from mmformer.config import parse, to_data
 from mmformer.errors import InputError
+from mmformer.models.model import ModelSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
-from mmformer.types import Batch, Text
+from mmformer.types import Batch, Text, Tokens
 
 SPEC = TextTokensSpec(VOCABULARY, context_length=20)
 ENCODER = SPEC.encoder()
@@ -164,6 +167,128 @@ def test_gradients_do_not_reach_the_row_of_padding() -> None:
     assert gradient[WORDS.eos].abs().sum() > 0
 
 
+def tokens(text: Text, **changes: Any) -> Tokens:
+    """Of a module whose tables begin alike whatever the change."""
+    module = dataclasses.replace(SPEC, **changes).build(6)
+    with torch.no_grad():
+        for table in module.parameters():
+            table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(len(table))))
+    made: Tokens = module(text)
+    return made
+
+
+def test_ids_may_be_real_anywhere_and_stand_where_they_stand() -> None:
+    text = encode("one two three", "one")
+    mask = torch.tensor([[False, True, True, False, True, True, False, False]] * 2)
+    marked = tokens(text._replace(valid=mask))
+    plain = tokens(text)
+    assert marked.valid is mask
+    assert torch.equal(marked.pos, plain.pos) and torch.equal(marked.x, plain.x)
+
+
+@pytest.mark.parametrize("position", POSITIONS, ids=lambda spec: type(spec).__name__)
+def test_what_is_not_valid_changes_nothing_in_a_whole_model(position: PositionSpec) -> None:
+    spec = tiny_model()
+    stacks = {**spec.stacks, "text": dataclasses.replace(spec.stacks["text"], position=position)}
+    model = dataclasses.replace(spec, stacks=stacks).build().eval()
+    model.initialise(0)
+    batch = tiny_batch(["a longer text of some more words than that"] * 2)._replace(image=None)
+    assert batch.text is not None
+    valid = torch.rand(batch.text.ids.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    text = batch.text._replace(valid=valid)
+    other = text._replace(ids=torch.where(valid, text.ids, 77))
+    made, dirty, whole = (model(batch._replace(text=t)).embedding["text"] for t in (text, other, batch.text))
+    assert torch.allclose(made, dirty, atol=1e-6, rtol=0)
+    assert not torch.allclose(made, whole, atol=1e-3, rtol=0)
+
+
+def test_types_add_rows_of_a_table_of_theirs() -> None:
+    text = encode("one two three", "one")
+    types = torch.arange(text.ids.numel()).view_as(text.ids) % 2
+    module = dataclasses.replace(SPEC, types=2, scale=3.0).build(6)
+    assert module.type_weight is not None and module.type_weight.shape == (2, 6)
+    expected = 3 * module.weight[text.ids] + module.type_weight[types]
+    assert torch.equal(module(text._replace(types=types)).x, expected)
+    assert torch.equal(module(text).x, module(text._replace(types=torch.zeros_like(types))).x)
+    with pytest.raises(InputError, match="The text has types, but the model has no table of them"):
+        SPEC.build(6)(text._replace(types=types))
+
+
+def test_both_tables_are_initialised() -> None:
+    module = dataclasses.replace(SPEC, types=300).build(32)
+    for table in module.parameters():
+        torch.nn.init.constant_(table, 9.0)
+    module.reset_parameters()
+    assert [round(float(table.detach().std(correction=0)), 3) for table in module.parameters()] == [0.02, 0.02]
+
+
+def test_a_table_may_have_more_rows_and_logits_go_over_all_that_are_asked_for() -> None:
+    module = dataclasses.replace(SPEC, rows=len(WORDS) + 5).build(6)
+    assert len(module.weight) == module.size == len(WORDS) + 5
+    assert SPEC.build(6).size == len(WORDS)
+    with pytest.raises(InputError, match=rf"rows is 300, but .* has {len(WORDS)} pieces: set rows to that or more"):
+        dataclasses.replace(SPEC, rows=300).build(6)
+
+
+def test_a_model_without_a_vocabulary_takes_ids() -> None:
+    spec = TextTokensSpec(None, rows=50, ids=SpecialIds(bos=3, eos=(4,)))
+    module = spec.build(6)
+    assert module.weight.shape == (50, 6)
+    assert (module.start, module.ends, module.unwritten) == (3, [4], [])
+    assert module(Text(torch.tensor([[49]]), torch.tensor([1]))).x.shape == (1, 1, 6)
+    with pytest.raises(InputError, match="The model takes ids only, not texts: it has no vocabulary"):
+        spec.encoder().encode(["a text"])
+    with pytest.raises(InputError, match="The model gives ids only, no texts: it has no vocabulary"):
+        spec.encoder().vocabulary.decode([1])
+    with pytest.raises(InputError, match="A decoder begins with bos, but its vocabulary has none"):
+        _ = TextTokensSpec(None, rows=50).build(6).start
+    with pytest.raises(InputError, match=r"rows must be the number of ids, for there is no vocabulary, but is None"):
+        TextTokensSpec(None)
+    with pytest.raises(InputError, match=r"TextTokensSpec.ids has 50, but the ids are 0 to 49"):
+        TextTokensSpec(None, rows=50, ids=SpecialIds(mask=50)).build(6)
+
+
+def test_special_ids_are_the_vocabularys_own() -> None:
+    own = WORDS.ids
+    assert (own.pad, own.bos, own.eos, own.mask, own.first) == (0, 2, (3,), 4, 2)
+    assert own.unwritten == tuple(index for index in WORDS.specials.values() if index != WORDS.eos)
+    assert torch.equal(encode("a", ids=own).ids, encode("a").ids)
+    with pytest.raises(InputError, match=r"emoji-12.model says its own: SpecialIds\(pad=0, bos=2, .* to null"):
+        encode("a", ids=SpecialIds(bos=9))
+
+
+def test_a_decoder_begins_with_start_or_bos() -> None:
+    assert SpecialIds(bos=2, start=7).first == 7
+    assert SpecialIds(start=0, bos=2).first == 0
+    assert SpecialIds().first is None
+    for ids in ({"pad": -1}, {"bos": -1}, {"mask": -2}, {"start": -1}):
+        with pytest.raises(InputError, match=rf"SpecialIds.{next(iter(ids))} must be None or an id"):
+            SpecialIds(**ids)
+    for several in ((1, 1), (-1,)):
+        with pytest.raises(InputError, match=r"SpecialIds.eos must be ids, each once and at least 0"):
+            SpecialIds(eos=several)
+        with pytest.raises(InputError, match=r"SpecialIds.unwritten must be ids, each once and at least 0"):
+            SpecialIds(unwritten=several)
+
+
+def test_a_spec_of_all_fields_is_hashable_and_survives_yaml() -> None:
+    ids = SpecialIds(pad=0, bos=2, eos=(3,), mask=4, unwritten=WORDS.ids.unwritten)
+    spec = dataclasses.replace(SPEC, rows=9000, ids=ids, types=2, scale=2.5)
+    model = tiny_model()
+    encoder = dataclasses.replace(model.encoders["text"], tokenizer=spec)
+    model = dataclasses.replace(model, encoders={**model.encoders, "text": encoder})
+    assert len({spec, dataclasses.replace(spec, types=3), dataclasses.replace(spec, rows=9001)}) == 3
+    assert parse(ModelSpec, to_data(model), "") == model
+
+
+@pytest.mark.parametrize("change", [{"rows": 9000}, {"types": 2}, {"scale": 2.0}], ids=str)
+def test_every_field_of_the_tables_changes_the_module(change: dict[str, Any]) -> None:
+    text = encode("some words")
+    one, other = SPEC.build(6), dataclasses.replace(SPEC, **change).build(6)
+    shapes = [[table.shape for table in module.parameters()] for module in (one, other)]
+    assert shapes[0] != shapes[1] or not torch.allclose(tokens(text).x, tokens(text, **change).x)
+
+
 @pytest.mark.parametrize(
     "change", [{"context_length": 8}, {"begin": True}, {"end": False}, {"prefix_space": False}], ids=str
 )
@@ -173,6 +298,9 @@ def test_every_field_changes_the_ids(change: dict[str, Any]) -> None:
 
 
 def test_what_cannot_be_is_refused(tmp_path: Any) -> None:
+    for field, value in {"rows": 0, "types": -1, "scale": 0.0}.items():
+        with pytest.raises(InputError, match=f"TextTokensSpec.{field} must be .*, but is {value}"):
+            TextTokensSpec("x", **{field: value})  # type: ignore[arg-type]
     for begin, end, least in ((False, False, 1), (True, False, 2), (False, True, 2), (True, True, 3)):
         with pytest.raises(InputError, match=f"TextTokensSpec.context_length must be at least {least}, but is"):
             TextTokensSpec("x", least - 1, begin, end)
