@@ -37,9 +37,13 @@ from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.objectives.sigmoid import SigmoidContrastiveSpec
 from mmformer.spec import FAMILIES, concrete
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
+from mmformer.tokenizers.audio_stem import SpectrogramStemSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
+from mmformer.tokenizers.kaldi import KaldiFilterbankSpec
+from mmformer.tokenizers.log_mel import LogMelSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.timm_features import TimmFeaturesSpec
+from mmformer.tokenizers.whisper_mel import WhisperLogMelSpec
 from mmformer.training.optimizers.adafactor import AdafactorSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.optimizers.lamb import LAMBSpec
@@ -61,7 +65,11 @@ MEMBERS: list[Any] = [  # those of mmformer.nn are tried in tests/nn/test_yaml.p
     ConvolutionalStemSpec(channels=(3, 4)),
     TimmFeaturesSpec(name="convnext_atto", level=1),
     TextTokensSpec("a b.model", 32, True, False),
-    SpectrogramPatchesSpec(8000, 256, 100, 32, 50.0, 3500.0, (8, 16), (4, 8), -5.0, 3.0),
+    SpectrogramPatchesSpec(8000, 256, 100, 32, 50.0, 3500.0, -5.0, 3.0, 40, KaldiFilterbankSpec(), (8, 16), (4, 8)),
+    SpectrogramStemSpec(lowest=0.0, frames=30, spectrum=WhisperLogMelSpec()),
+    LogMelSpec(),
+    KaldiFilterbankSpec(),
+    WhisperLogMelSpec(),
     ContrastiveHeadSpec(0.5, 0.1),
     ClassificationHeadSpec("image", 3, 0.1),
     EarlyExitHeadSpec("image", 3, 0.1, (0, 4), 0.7),

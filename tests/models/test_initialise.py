@@ -42,6 +42,7 @@ from mmformer.nn.router import TokenChoiceSpec
 from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
+from mmformer.tokenizers.audio_stem import SpectrogramStemSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.timm_features import TimmFeaturesSpec
@@ -53,6 +54,7 @@ PARTS: dict[type, list[Any]] = {
         ConvolutionalStemSpec(channels=(4, 6), norm=RMSNormSpec()),
         TextTokensSpec(VOCABULARY, context_length=16),
         SpectrogramPatchesSpec(),
+        SpectrogramStemSpec(),
         TimmFeaturesSpec(name="test_resnet"),
     ],
     PoolSpec: [

@@ -17,6 +17,7 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.audio import SpectrogramPatches, SpectrogramPatchesSpec
+from mmformer.tokenizers.kaldi import KaldiFilterbankSpec
 from mmformer.types import Audio, Tokens
 
 SPEC = SpectrogramPatchesSpec(window=64, hop=32, bands=8, rate=2000, patch=(4, 4), mean=-5.0, std=3.0)
@@ -60,7 +61,7 @@ def expected_mel(samples: Tensor, spec: SpectrogramPatchesSpec) -> Tensor:
 def test_the_spectrogram_is_torchaudios(spec: SpectrogramPatchesSpec) -> None:
     lengths = torch.tensor([spec.window * 7 + 5, spec.window, 3])
     audio = sounds(lengths)._replace(rate=spec.rate)
-    mel, frames = built(spec).log_mel(audio)
+    mel, frames = spec.spectrogram(audio)
     for row, length in enumerate(lengths.tolist()):
         wanted = expected_mel(audio.samples[row, :length], spec)
         assert int(frames[row]) == len(wanted)
@@ -74,7 +75,7 @@ def test_patches_are_cut_as_told(stride: tuple[int, int] | None) -> None:
     """Against loops over one sound at a time."""
     spec = dataclasses.replace(SPEC, stride=stride)
     module, audio = built(spec), sounds()
-    mel, frames = module.log_mel(audio)
+    mel, frames = module.spec.spectrogram(audio)
     tokens = module(audio)
     (high, wide), (down, across) = spec.patch, spec.step
     silence = float(mel[1, 5, 0])
@@ -138,6 +139,8 @@ def test_what_stands_past_the_end_is_not_heard() -> None:
         {"stride": (2, 4)},
         {"mean": -4.0},
         {"std": 2.0},
+        {"frames": 12},
+        {"spectrum": KaldiFilterbankSpec()},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -171,6 +174,8 @@ def test_every_field_is_changed_above() -> None:
         ({"stride": (0, 4)}, "stride must be at least 1 frame"),
         ({"stride": (5, 4)}, "stride must be at most the patch"),
         ({"std": 0.0}, "std must be positive"),
+        ({"frames": 0}, "frames must be None or at least 1"),
+        ({"frames": 3}, "patch must be at most the 3 frames"),
     ],
 )
 def test_what_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
@@ -188,10 +193,10 @@ def test_another_rate_or_kind_of_samples_is_refused() -> None:
 def test_under_autocast_the_spectrogram_stays_whole() -> None:
     module = built()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mel, _ = module.log_mel(sounds())
+        mel, _ = module.spec.spectrogram(sounds())
         tokens: Tokens = module(sounds())
     assert mel.dtype == torch.float32
-    assert torch.equal(mel, module.log_mel(sounds())[0])
+    assert torch.equal(mel, module.spec.spectrogram(sounds())[0])
     assert tokens.x.dtype == torch.bfloat16
 
 

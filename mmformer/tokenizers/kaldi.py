@@ -1,0 +1,58 @@
+"""Kaldi's filterbank, as the audio spectrogram transformer reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchaudio.compliance import kaldi
+
+from mmformer.spec import require
+from mmformer.tokenizers.spectrum import SpectrumSpec, frame_by_frame
+
+if TYPE_CHECKING:
+    from mmformer.tokenizers.spectrogram import SpectrogramSpec
+
+_EMPHASIS = 0.97
+"""The share of each sample that is taken off the next one."""
+
+_FLOOR = torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class KaldiFilterbankSpec(SpectrumSpec):
+    """Kaldi's: frames without their mean and with high frequencies raised, bands that are triangles on the mel scale.
+
+    A sound has as many frames as lie wholly within it, and one that is filled up with zeros where it is shorter. Past
+    its last frame stands 0, which is no silence: so AST was trained. A symmetric Hann window, a transform of the next
+    power of two, no dither. Narrow bands may hold no frequency, and stay at the floor.
+    """
+
+    cost: ClassVar[str] = "frames·window·bands"
+    source: ClassVar[str] = "Povey et al. 2011, Kaldi; AST, Gong et al. 2021, §2.1"
+
+    past: ClassVar[float] = 0.0
+
+    def check(self, numbers: SpectrogramSpec) -> None:
+        require(numbers.bands >= 4, numbers, "bands", "at least 4 with KaldiFilterbankSpec")
+
+    def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
+        length = 1 << (numbers.window - 1).bit_length()
+
+        def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
+            cut = cut - cut.mean(dim=1, keepdim=True)
+            cut = cut - _EMPHASIS * torch.cat((cut[:, :1], cut[:, :-1]), dim=1)
+            cut = cut * torch.hann_window(numbers.window, periodic=False, device=cut.device)
+            power: Tensor = torch.fft.rfft(cut, length).abs().square()  # N bins
+            with torch.device(cut.device):
+                filters, _ = kaldi.get_mel_banks(
+                    numbers.bands, length, numbers.rate, numbers.lowest, numbers.top, 100.0, -500.0, 1.0
+                )
+            power = power @ F.pad(filters, (0, 1)).T  # N bands
+            return power.clamp(min=_FLOOR).log()
+
+        frames = torch.clamp(lengths - numbers.window, min=0) // numbers.hop + 1  # B
+        return frame_by_frame(log_mel, samples, lengths, frames, numbers, self.past)

@@ -1,0 +1,99 @@
+"""Kinds of spectra: how the energies of mel bands are made of a sound's samples. The numbers (rate, window, bands …)
+are a SpectrogramSpec's, which normalises what a kind makes.
+
+A frame holds samples of its own sound alone, so that a clip's spectrum does not depend on what it is batched with.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmformer.spec import Catalogued, family, require
+
+if TYPE_CHECKING:
+    from mmformer.tokenizers.spectrogram import SpectrogramSpec
+
+
+@family
+@dataclass(frozen=True)
+class SpectrumSpec(Catalogued, ABC):
+    """A way from samples to logarithms of the energies of mel bands. It has no parameters, and computes by itself."""
+
+    past: ClassVar[float]
+    """What it has past a sound's last frame, where sounds have lengths of their own."""
+
+    @abstractmethod
+    def check(self, numbers: SpectrogramSpec) -> None:
+        """Refuse numbers that it cannot be made with.
+
+        Raises:
+            InputError: it names the number.
+        """
+
+    @abstractmethod
+    def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
+        """Logarithms of energies, not normalised.
+
+        Args:
+            samples: B S, float32; what stands past a sound's end is not read.
+            lengths: B, samples that are real.
+
+        Returns:
+            B T bands, float32, ``numbers.frames`` of them where that is given; and how many frames each sound has, B.
+        """
+
+
+def frame_by_frame(
+    log_mel: Callable[[Tensor], Tensor],
+    samples: Tensor,
+    lengths: Tensor,
+    frames: Tensor,
+    numbers: SpectrogramSpec,
+    past: float,
+) -> tuple[Tensor, Tensor]:
+    """What is made of each frame by itself: of those that hold sound alone, for padding would cost as much.
+
+    Args:
+        log_mel: N window -> N bands; it may write into what it is handed.
+        frames: B, how many each sound has; one more than begin with a whole window has zeros past the sound's end.
+        past: of the frames past a sound's last.
+
+    Returns:
+        B T bands, and each sound's frames, no more than ``numbers.frames``.
+    """
+    if numbers.frames is not None:
+        frames = frames.clamp(max=numbers.frames)
+    count = int(frames.max())
+    missing = (count - 1) * numbers.hop + numbers.window - samples.shape[1]
+    samples = F.pad(samples, (0, missing)) if missing > 0 else samples
+    begin = torch.arange(count, device=samples.device) * numbers.hop  # T
+    there = begin < frames[:, None] * numbers.hop  # B T
+    cut = samples.unfold(1, numbers.window, numbers.hop)[:, :count][there]  # N window
+    left = (lengths[:, None] - begin)[there]  # N: real samples from where a frame begins
+    last = (left < numbers.window).nonzero()[:, 0]
+    beyond = torch.arange(numbers.window, device=samples.device) >= left[last, None]
+    cut[last] = cut[last].masked_fill(beyond, 0.0)
+    made = log_mel(cut)
+    values = made.new_full((len(samples), numbers.frames or count, numbers.bands), past)
+    values[:, :count][there] = made
+    return values, frames
+
+
+def require_full_bands(edges: Sequence[float], numbers: SpectrogramSpec) -> None:
+    """Refuse so many bands that some lie between two of the transform's frequencies.
+
+    Args:
+        edges: in Hz; band b rises from edge b to b + 1 and falls from there to b + 2.
+    """
+    places = [hertz * numbers.window / numbers.rate for hertz in edges]  # in frequencies
+    empty = sum(math.floor(a) + 1 >= b for a, b in zip(places, places[2:], strict=False))
+    must = f"so few that each holds a frequency of the window's; {empty} would hold none"
+    require(not empty, numbers, "bands", must)
