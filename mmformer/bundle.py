@@ -52,8 +52,14 @@ class Transforms:
     classes: dict[str, list[str]] = field(default_factory=dict)
 
 
-def save_bundle(folder: Path, model: Model, transforms: Transforms, card: str) -> None:
-    """Write a bundle; one that is there already is replaced only when the new one is whole."""
+def save_bundle(
+    folder: Path, model: Model, transforms: Transforms, card: str, beside: Mapping[str, bytes] | None = None
+) -> None:
+    """Write a bundle; one that is there already is replaced only when the new one is whole.
+
+    Args:
+        beside: further files, by their paths in the bundle.
+    """
     with whole_folder(folder) as partial:
         spec = _with_files(model.spec, partial)
         files = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
@@ -63,6 +69,9 @@ def save_bundle(folder: Path, model: Model, transforms: Transforms, card: str) -
         _write_yaml(partial / "model.yaml", {**head, "model": to_data(spec)})
         _write_yaml(partial / "transforms.yaml", to_data(transforms))
         (partial / "README.md").write_text(card, encoding="utf-8")
+        for name, content in (beside or {}).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            (partial / name).write_bytes(content)
 
 
 def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Model, Transforms]:

@@ -13,7 +13,7 @@ import torch
 
 from mmformer.bundle import Transforms
 from mmformer.data.collate import pad_sounds
-from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.native import join_pictures
 from mmformer.data.picture import listed, read_picture
 from mmformer.data.sound import AudioTransformSpec
@@ -134,7 +134,7 @@ class _Pictures(_Reading):
         self.transform, self.window = transform, window
 
     def read(self, value: Any, place: int) -> np.ndarray:
-        return self.transform(read_picture(value, f"picture {place}"))
+        return self.transform(read_picture(value, f"picture {place}", self.transform.transparency))
 
     def length(self, held: np.ndarray) -> int:
         return held.size

@@ -17,7 +17,7 @@ from tiny import COLOURS, SIDE, VOCABULARY, tiny_model
 
 import mmformer
 from mmformer.bundle import Transforms, save_bundle
-from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError
 from mmformer.models.decoder import DecoderSpec

@@ -14,7 +14,7 @@ from bundles import pixels, save_answering, save_dual, save_trimodal, save_two_e
 from tiny import ROOT, SIDE
 
 import mmformer
-from mmformer.data.inputs import ImageTransformSpec
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
 from mmformer.errors import CutWarning, InputError

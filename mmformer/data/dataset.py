@@ -143,9 +143,11 @@ class SampleDataset(Dataset[Sample]):
         perhaps = {label.member for label in labels} - set(wanted)
         raw = self._read(shard, row, wanted, everything=bool(perhaps) or len(pictures) > 1)
 
+        transparency = "white" if spec.image is None else spec.image.transform.transparency
+
         def value(member: str, kind: str) -> Any:
             with damage(raw.key, f"damaged {kind}"):
-                return decode(member, raw.members[member], f"{raw.key}.{member}")
+                return decode(member, raw.members[member], f"{raw.key}.{member}", transparency)
 
         texts = read | (perhaps & raw.members.keys())
         image = None

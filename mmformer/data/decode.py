@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ from mmformer.errors import InputError, describe_bytes, nearest
 MAX_PIXELS = 64_000_000
 """Larger images are refused by what their header declares; one of this size takes up to 1 GB while it is decoded."""
 
-Fit = Literal["pad", "crop", "squash"]
+Transparency = Literal["white", "ignored"]
+"""What shows through a picture: white, or the colours that are stored where it is transparent."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # What Pillow's readers raise on damaged files (found by fuzzing them: tests/data/test_decode.py).
@@ -40,10 +41,12 @@ _UPRIGHT = {
 }
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode_image(
+    data: bytes, name: str, max_pixels: int = MAX_PIXELS, transparency: Transparency = "white"
+) -> NDArray[np.uint8]:
     """The picture in a PNG, JPEG, WebP, GIF (its first frame) or BMP file, upright, opaque, in colour.
 
-    Transparency is laid on white, 16 bits a channel become 8, and EXIF orientation is applied; colour profiles are not.
+    16 bits a channel become 8, and EXIF orientation is applied; colour profiles are not.
     One kind of damage passes, since Pillow does not see it: a PNG with too few rows, well packed; the rest is black.
 
     Args:
@@ -51,6 +54,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
         name: what to call it in an error: its path, or key and extension.
         max_pixels: width times height, as the header declares them, above which it is not decoded; Pillow itself
             decodes no more than 178 megapixels.
+        transparency: what shows through it.
 
     Returns:
         An array of its own, uint8, H W 3.
@@ -64,7 +68,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> NDArra
             image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
             _check_size(image.size, name, max_pixels)
             image.load()
-            return np.array(_to_rgb(_turn_upright(image)))
+            return np.array(_to_rgb(_turn_upright(image), transparency))
         except InputError:
             raise
         except Image.DecompressionBombError as error:
@@ -134,8 +138,14 @@ def decode_class(data: bytes, name: str) -> int:
         raise InputError(f"{name}: must hold one integer, the class, but holds {text[:40]!r}.") from error
 
 
-def decode(extension: str, data: bytes, name: str) -> Any:
+def decode(extension: str, data: bytes, name: str, transparency: Transparency = "white") -> Any:
     """The value of a member, by the last part of its extension (``"seg.png"`` is read as ``"png"``).
+
+    Args:
+        extension: of the member.
+        data: its bytes.
+        name: what to call it in an error.
+        transparency: what shows through it, where it is a picture.
 
     Raises:
         InputError: there is no decoder for the extension, or the bytes are not what it says.
@@ -145,51 +155,9 @@ def decode(extension: str, data: bytes, name: str) -> Any:
         raise InputError(
             f"{name}: there is no decoder for '.{kind}', only for {', '.join(DECODERS)}.{nearest(kind, DECODERS)}"
         )
+    if DECODERS[kind] is decode_image:
+        return decode_image(data, name, transparency=transparency)
     return DECODERS[kind](data, name)
-
-
-def resize(
-    image: NDArray[np.uint8],
-    size: int | tuple[int, int],
-    fit: Fit = "pad",
-    fill: tuple[int, int, int] = (255, 255, 255),
-) -> NDArray[np.uint8]:
-    """An image of another size, by antialiased bicubic interpolation; the same array where it has that size already.
-
-    Args:
-        image: uint8, H W 3.
-        size: the side of a square, or (height, width), in pixels.
-        fit: ``pad`` keeps all of it and its proportions and fills the rest; ``crop`` keeps its proportions and cuts
-            from the centre what does not fit; ``squash`` keeps all of it and not its proportions.
-        fill: the colour that ``pad`` fills with.
-
-    Raises:
-        InputError: the size is not positive, or the fit is unknown.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise InputError(f"An image was to be resized to {height}x{width}, but both sides must be at least 1.")
-    if fit not in get_args(Fit):
-        raise InputError(f"fit is '{fit}', but must be one of {', '.join(get_args(Fit))}.{nearest(fit, get_args(Fit))}")
-    rows, columns = image.shape[:2]
-    if (rows, columns) == (height, width):
-        return image
-    box = (0.0, 0.0, float(columns), float(rows))
-    if fit == "crop":
-        # Only the part that stays is resampled: the whole of a very long image, scaled up, might not fit into memory.
-        scale = max(height / rows, width / columns)
-        left, top = (columns - width / scale) / 2, (rows - height / scale) / 2
-        box = (max(0.0, left), max(0.0, top), min(columns - left, columns), min(rows - top, rows))
-    elif fit == "pad":
-        scale = min(height / rows, width / columns)
-        inner = (max(1, min(width, round(columns * scale))), max(1, min(height, round(rows * scale))))
-        small = np.asarray(Image.fromarray(image).resize(inner, Image.Resampling.BICUBIC))
-        padded = np.empty((height, width, 3), np.uint8)
-        padded[:] = fill
-        top_row, left_column = (height - inner[1]) // 2, (width - inner[0]) // 2
-        padded[top_row : top_row + inner[1], left_column : left_column + inner[0]] = small
-        return padded
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
@@ -210,12 +178,12 @@ def _turn_upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, transparency: Transparency) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
         deep = np.asarray(image).astype(np.int64).clip(0, 65535)
         return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+    if image.has_transparency_data and transparency == "white":
         layer = image.convert("RGBA")
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(layer, mask=layer)

@@ -6,68 +6,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-
 import mmformer.data.augment_policy  # noqa: F401  # its specs' names have to be known to YAML
 from mmformer.data.augment import AugmentationSpec
 from mmformer.data.augment_sound import SoundAugmentationSpec, SpecAugmentSpec
 from mmformer.data.caption import CaptionSpec, FieldCaptionSpec
 from mmformer.data.crop import RandomResizedCropSpec
-from mmformer.data.decode import resize
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.mix import MixSpec
-from mmformer.data.native import native_size
 from mmformer.data.seeding import generator
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.spec import require
-
-
-@dataclass(frozen=True)
-class ImageTransformSpec:
-    """What makes a picture of any size into one that the model reads. A bundle carries it.
-
-    Attributes:
-        size: (height, width) in pixels. With ``native`` it is a budget: a picture has at most as many patches as one of
-            this size.
-        fit: ``pad`` keeps all of the picture and its proportions, ``crop`` its proportions, ``squash`` all of it, and
-            pictures are of one size; ``native`` keeps all of it and its proportions, but for sides being rounded up to
-            whole patches, and pictures are of different sizes.
-        fill: the colour, 0 to 255, that ``pad`` fills with; only for ``pad``.
-        patch: side of a patch in pixels, that of the model's ImagePatchesSpec; only for ``native``.
-        enlarge: scale pictures that are below the budget up to it; only for ``native``.
-    """
-
-    size: tuple[int, int] = (224, 224)
-    fit: Literal["pad", "crop", "squash", "native"] = "pad"
-    fill: tuple[int, int, int] = (255, 255, 255)
-    patch: int | None = None
-    enlarge: bool = False
-
-    def __post_init__(self) -> None:
-        require(min(self.size) >= 1, self, "size", "at least 1 pixel in height and width")
-        require(all(0 <= value <= 255 for value in self.fill), self, "fill", "0 to 255 in each channel")
-        filled = self.fit == "pad" or self.fill == ImageTransformSpec.fill
-        require(filled, self, "fill", f"left alone where fit is '{self.fit}', which fills nothing")
-        native = self.fit == "native"
-        require(native or self.patch is None, self, "patch", f"left out where fit is '{self.fit}'")
-        divides = self.patch is not None and self.patch >= 1 and not any(side % self.patch for side in self.size)
-        require(not native or divides, self, "patch", f"a divisor of both sides of the size, {self.size}")
-        require(native or not self.enlarge, self, "enlarge", f"left out where fit is '{self.fit}'")
-
-    @property
-    def budget(self) -> int | None:
-        """Patches that a picture has at most, where pictures are of different sizes."""
-        return None if self.patch is None else self.size[0] // self.patch * (self.size[1] // self.patch)
-
-    def target(self, height: int, width: int) -> tuple[int, int]:
-        """The size that a picture of (height, width), or a part of one, is made into."""
-        if self.patch is None or self.budget is None:
-            return self.size
-        return native_size(height, width, self.budget, self.patch, self.enlarge)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """uint8 H W 3 of any size -> uint8 of its target's."""
-        fit = "squash" if self.fit == "native" else self.fit
-        return resize(image, self.target(*image.shape[:2]), fit, self.fill)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from mmformer.data.decode import decode_image
+from mmformer.data.decode import Transparency, decode_image
 from mmformer.errors import InputError
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any] | Tensor
@@ -48,8 +48,8 @@ def listed(image: Picture | Pictures) -> tuple[bool, list[Picture]]:
     return False, list(cast(Pictures, image))
 
 
-def read_picture(picture: Picture, name: str) -> np.ndarray:
-    """Any picture as uint8 H W 3.
+def read_picture(picture: Picture, name: str, transparency: Transparency = "white") -> np.ndarray:
+    """Any picture as uint8 H W 3, with what shows through it.
 
     Raises:
         InputError: a file that is missing or cannot be decoded, or an array that is no picture.
@@ -60,11 +60,11 @@ def read_picture(picture: Picture, name: str) -> np.ndarray:
         except (OSError, ValueError) as error:  # a ValueError for a path that holds a null character
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{picture}: the picture cannot be read: {reason}.") from error
-        return decode_image(data, str(picture))
+        return decode_image(data, str(picture), transparency=transparency)
     if isinstance(picture, bytes):
-        return decode_image(picture, name)
+        return decode_image(picture, name, transparency=transparency)
     if isinstance(picture, Image.Image):
-        return _from_pil(picture, name)
+        return _from_pil(picture, name, transparency)
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu()
         # NumPy has no bfloat16
@@ -74,7 +74,7 @@ def read_picture(picture: Picture, name: str) -> np.ndarray:
     raise InputError(f"{name}: {_MUST}, but is {type(picture).__name__}.")
 
 
-def _from_pil(picture: Image.Image, name: str) -> np.ndarray:
+def _from_pil(picture: Image.Image, name: str, transparency: Transparency) -> np.ndarray:
     """By way of a PNG, so that transparency, depth and orientation mean what they mean in a file."""
     held, exif = io.BytesIO(), Image.Exif()
     try:
@@ -87,7 +87,7 @@ def _from_pil(picture: Image.Image, name: str) -> np.ndarray:
         raise InputError(f"{name}: a PIL image of mode {picture.mode}: make it .convert('RGB') first.") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:  # it is read only now: the file is damaged, or closed
         raise InputError(f"{name}: the PIL image cannot be read: {error}.") from error
-    return decode_image(held.getvalue(), name)
+    return decode_image(held.getvalue(), name, transparency=transparency)
 
 
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:

@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 from PIL import Image
 
-from mmformer.data.decode import DECODERS, decode, decode_image, decode_json, decode_text, resize
+from mmformer.data.decode import DECODERS, decode, decode_image, decode_json, decode_text
 from mmformer.errors import InputError
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -197,55 +194,3 @@ def test_nothing_is_unpickled() -> None:
     assert not {"pkl", "pickle", "pyd", "pth", "npy", "npz"} & set(DECODERS)
     with pytest.raises(InputError, match="no decoder"):
         decode("pyd", b"cos\nsystem\n(S'exit 1'\ntR.", "a.pyd")
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 40), st.integers(1, 40))
-def test_resize_gives_the_size_and_keeps_a_plain_colour(rows: int, columns: int, height: int, width: int) -> None:
-    plain = np.full((rows, columns, 3), (10, 120, 250), np.uint8)
-    for fit in ("squash", "crop"):
-        resized = resize(plain, (height, width), fit)  # type: ignore[arg-type]
-        assert resized.shape == (height, width, 3)
-        assert (resized == plain[0, 0]).all()
-    padded = resize(plain, (height, width), "pad", fill=(1, 2, 3))
-    assert padded.shape == (height, width, 3)
-    inside = (padded == plain[0, 0]).all(axis=-1)
-    assert ((padded == (1, 2, 3)).all(axis=-1) == ~inside).all()
-    filled_rows, filled_columns = inside.any(axis=1), inside.any(axis=0)
-    assert filled_rows.all() or filled_columns.all(), "it fits one side"
-    assert (inside == filled_rows[:, None] & filled_columns[None]).all(), "what is filled is one rectangle"
-
-
-def nearest_to(image: NDArray[np.uint8], row: float, column: float) -> NDArray[np.uint8]:
-    return image[int(row * image.shape[0]), int(column * image.shape[1])]
-
-
-def test_resize_keeps_what_it_should() -> None:
-    wide = np.zeros((32, 96, 3), np.uint8)
-    wide[:, :32], wide[:, 32:64], wide[:, 64:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    squashed, cropped, padded = (resize(wide, 24, fit) for fit in ("squash", "crop", "pad"))
-    assert [nearest_to(squashed, 0.5, x).argmax() for x in (0.1, 0.5, 0.9)] == [0, 1, 2]
-    assert [nearest_to(cropped, 0.5, x).tolist() for x in (0.2, 0.8)] == [[0, 255, 0]] * 2
-    assert [nearest_to(padded, 0.5, x).argmax() for x in (0.1, 0.5, 0.9)] == [0, 1, 2]
-    assert (padded[:8] == 255).all() and (padded[-8:] == 255).all() and not (padded[8:16] == 255).all(axis=-1).any()
-
-
-def test_cropping_is_resizing_the_shorter_side_and_cutting_the_middle() -> None:
-    picture = resize(PICTURE, (60, 90), "squash")
-    whole = np.asarray(Image.fromarray(picture).resize((48, 32), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(resize(picture, 32, "crop"), whole[:, 8:40])
-    needle = np.zeros((1, 200_000, 3), np.uint8)
-    assert resize(needle, 224, "crop").shape == (224, 224, 3)  # the whole of it would take 30 TB
-
-
-def test_resize_averages_what_it_shrinks() -> None:
-    board = np.indices((64, 64)).sum(axis=0)[..., None] % 2 * np.full(3, 255)
-    assert np.abs(resize(board.astype(np.uint8), 8, "squash").astype(int) - 127).max() <= 2
-
-
-def test_resize_refuses_nonsense() -> None:
-    with pytest.raises(InputError, match="resized to 0x5"):
-        resize(PICTURE, (0, 5))
-    with pytest.raises(InputError, match=r"fit is 'padd'.*Did you mean 'pad'"):
-        resize(PICTURE, 5, "padd")  # type: ignore[arg-type]
-    assert resize(PICTURE, (20, 30)) is PICTURE

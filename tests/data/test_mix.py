@@ -11,7 +11,8 @@ import torch
 from tiny import labels, tiny_data, tiny_model, tiny_run, write_shards
 from torch.nn import functional as F
 
-from mmformer.data.inputs import ImageInputSpec, ImageTransformSpec
+from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.data.inputs import ImageInputSpec
 from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.data.mix import FARTHEST, Mixing, MixSpec, mix
 from mmformer.data.seeding import generator

@@ -16,7 +16,8 @@ from tiny import VOCABULARY, labels, sample, tiny_data, tiny_model, tiny_run, wr
 
 from mmformer.config import parse, read_yaml, to_yaml
 from mmformer.data.caption import FieldCaptionSpec
-from mmformer.data.inputs import ImageInputSpec, ImageTransformSpec, TextInputSpec
+from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.data.inputs import ImageInputSpec, TextInputSpec
 from mmformer.data.loading import training_loader
 from mmformer.data.shards import ShardWriter
 from mmformer.data.sources import DataSpec, SourceSpec
