@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.nn.cross_entropy import linear_cross_entropy
+from mmformer.nn.packing import pack, pack_beside
 from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.spec import require, require_probability
@@ -35,6 +36,8 @@ class DecoderSpec:
         chunk: tokens whose logits over the vocabulary are held at once in training.
         smoothing: in training, the share of each target that is spread over the whole vocabulary (Vaswani et al. 2017,
             §5.4).
+        packed: texts that differ in length share rows, and what each reads by cross mixers stands beside it, so that
+            the stack does no work on padding (see ``EncoderSpec.packed``). What is written is the same.
     """
 
     tokenizer: TextTokensSpec
@@ -43,6 +46,7 @@ class DecoderSpec:
     tied: bool = True
     chunk: int = 1024
     smoothing: float = 0.0
+    packed: bool = False
 
     def __post_init__(self) -> None:
         ends = self.tokenizer.end and not self.tokenizer.begin
@@ -51,6 +55,8 @@ class DecoderSpec:
         require(known, self, "reads", f"encoders, each read as one of {', '.join(get_args(Reading))}")
         require(self.chunk >= 1, self, "chunk", "at least 1")
         require_probability(self, "smoothing")
+        alone = not self.packed or not self.read_as("prefix")
+        require(alone, self, "packed", "false where an encoder is read as a prefix: each text would need its own row")
 
     def read_as(self, how: Reading) -> tuple[str, ...]:
         """The encoders that are read in one way."""
@@ -110,6 +116,12 @@ class Decoder(nn.Module):
             tokens = concatenate([*before, tokens])
         cross = [memory[name] for name in self.spec.read_as("cross")]
         read = concatenate(cross) if cross else None
+        if self.spec.packed and state is None and tokens.valid is not None:
+            packed = pack(tokens)
+            beside = None if read is None else pack_beside(packed, read).tokens
+            output = stack(packed.tokens, causal=True, memory=beside)
+            x = packed.unpack(output.tokens.x)
+            return Decoded(x, Tokens(x, tokens.pos, tokens.valid), None, output.aux)
         output = stack(tokens, causal=True, prefix=prefix, memory=read, state=state)
         return Decoded(output.tokens.x[:, -length:], output.tokens, output.state, output.aux)
 

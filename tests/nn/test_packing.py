@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import VOCABULARY
 
+from mmformer.errors import InputError
+from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.packing import fill_rows, pack
+from mmformer.nn.packing import fill_rows, pack, pack_beside
 from mmformer.nn.pool import ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
 from mmformer.nn.position import PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
@@ -94,3 +96,52 @@ def test_the_gradient_is_the_same_packed() -> None:
     a, b = plain.tokenizer.weight.grad, packed.tokenizer.weight.grad
     assert a is not None
     assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_what_is_packed_beside_stands_in_the_rows_of_its_samples() -> None:
+    tokens, lengths = padded(LENGTHS), torch.tensor([5, 2, 9, 1, 1, 7, 3])
+    packed, further = pack(tokens), padded(lengths)
+    beside = pack_beside(packed, further)
+    assert beside.tokens.valid is not None
+    assert int(beside.tokens.valid.sum()) == int(lengths.sum())
+    assert len(beside.tokens.x) == len(packed.tokens.x)
+    assert further.valid is not None
+    assert torch.equal(beside.unpack(beside.tokens.x), further.x * further.valid[..., None])
+    assert packed.tokens.segment is not None
+    assert beside.tokens.segment is not None
+    for own, other in zip(packed.tokens.segment, beside.tokens.segment, strict=True):
+        assert set(own.tolist()) - {-1} == set(other.tolist()) - {-1}
+        samples = [sample for sample in other.tolist() if sample >= 0]
+        assert samples == sorted(samples, key=samples.index), "each sample's tokens stand together"
+
+
+@pytest.mark.parametrize("memory_valid", [False, True])
+@pytest.mark.parametrize("position", [PositionSpec(), RotaryPositionSpec(), SinusoidalPositionSpec()])
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_decoder_learns_the_same_packed(memory_valid: bool, position: PositionSpec, reads: bool) -> None:
+    torch.manual_seed(0)
+    layer = LayerSpec(AttentionSpec(heads=2), cross=AttentionSpec(heads=2) if reads else None)
+    stack = StackSpec(16, 2, layer, position).build()
+    spec = DecoderSpec(TextTokensSpec(VOCABULARY, 16), "writer", {"source": "cross"} if reads else {})
+    plain = spec.build(16, {"source": 16})
+    packed = dataclasses.replace(spec, packed=True).build(16, {"source": 16})
+    packed.load_state_dict(plain.state_dict())
+    text, x = Text(torch.randint(5, 300, (7, 16)), LENGTHS), torch.randn(7, 9, 16)
+    valid = torch.arange(9) < torch.tensor([5, 2, 9, 1, 1, 7, 3])[:, None] if memory_valid else None
+    found = []
+    for decoder in (plain, packed):
+        memory = {"source": Tokens(x.clone().requires_grad_(), torch.zeros(7, 9, 3, dtype=torch.int64), valid)}
+        term, decoded = decoder.loss(text, memory, stack)
+        term.total.backward()
+        grads = [decoder.tokenizer.weight.grad, memory["source"].x.grad]
+        found.append(
+            (term.total.detach(), decoded.x[text.real].detach(), *(grad for grad in grads if grad is not None))
+        )
+    assert len(found[0]) == 3 + reads
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_packed_decoder_has_no_prefix() -> None:
+    with pytest.raises(InputError, match=r"DecoderSpec\.packed must be false where"):
+        DecoderSpec(TextTokensSpec(VOCABULARY, 16), "writer", {"source": "prefix"}, packed=True)
