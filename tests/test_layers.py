@@ -34,19 +34,22 @@ KNOWS: dict[str, set[str]] = {
     "tokenizers": BASE | {"nn"},
     "models": BASE | {"nn", "tokenizers"},
     "collectives": set(),
+    "names": {"errors"},
+    "adapters": BASE | {"names", "nn", "models"},
     "objectives": BASE | {"collectives"},
-    "parallel": BASE | {"nn", "models"},
+    "parallel": BASE | {"nn", "models", "adapters"},
     "generation": BASE | {"nn", "tokenizers", "models"},
     "drawing": set(),
     "data": BASE | {"files", "tokenizers", "drawing"},
     "curation": BASE | {"files", "data", "tokenizers", "predictor", "bundle"},
     "evaluation": FILES_TOO | {"models", "data", "tokenizers", "generation", "bundle", "drawing", "collectives"},
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
+    "interop": FILES_TOO | {"nn", "tokenizers", "models", "data", "bundle", "interop"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
     "inference": BASE | {"bundle", "models", "reader"},
     "predictor": BASE | {"bundle", "models", "data", "evaluation", "generation", "inference", "reader"},
     "training": FILES_TOO
-    | {"collectives", "drawing", "parallel"}
+    | {"collectives", "drawing", "parallel", "names", "adapters"}
     | {
         "nn",
         "tokenizers",

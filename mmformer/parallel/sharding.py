@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmformer.adapters.merge import adapt_alike
 from mmformer.errors import InputError
 from mmformer.models.model import Model
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
@@ -111,6 +112,7 @@ def whole_model(model: Model) -> Model:
         return model
     with torch.device("meta"):
         copy = model.spec.build()
+        adapt_alike(copy, model)
     state = {name: whole(value.detach()).cpu() for name, value in model.state_dict().items()}
     copy.load_state_dict(state, assign=True)
     return copy.train(model.training)

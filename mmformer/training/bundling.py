@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from mmformer.adapters.merge import merged
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.config import to_yaml
 from mmformer.data.classes import read_classes
@@ -19,7 +20,7 @@ from mmformer.training.run import RunSpec
 def write_bundle(
     folder: Path, run: RunSpec, model: Model, step: int, scores: Mapping[str, Score], measured_on: str
 ) -> None:
-    """Write a run's model as it is now.
+    """Write a run's model as it is now, with its adapters merged into its weights.
 
     Args:
         step: updates that it was trained for.
@@ -32,7 +33,7 @@ def write_bundle(
         None if audio is None else audio.transform,
         class_names(run),
     )
-    save_bundle(folder, model, transforms, _card(run, model, step, scores, measured_on))
+    save_bundle(folder, merged(model), transforms, _card(run, model, step, scores, measured_on))
 
 
 def class_names(run: RunSpec) -> dict[str, list[str]]:

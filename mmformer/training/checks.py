@@ -27,6 +27,7 @@ def check_run(run: RunSpec) -> None:
     _check_modalities(run)
     _check_mixing(run)
     _check_evaluation(run)
+    _check_adapters(run)
     _check_thaw(run)
     _check_reversible(run)
     if run.optimizer.averages:
@@ -41,6 +42,7 @@ def _check_names(run: RunSpec) -> None:
     for group, names in (
         ("objectives", run.objectives),
         ("evaluation.metrics", run.evaluation.metrics),
+        ("adapters", run.adapters),
         ("data.labels", run.data.all_labels),
         ("data.also", run.data.also),
     ):
@@ -153,6 +155,14 @@ def _check_evaluation(run: RunSpec) -> None:
                 f"{field_name} is '{score}', but evaluation.metrics names {', '.join(metrics)}."
                 f"{nearest(score.partition('/')[0], metrics)}"
             )
+
+
+def _check_adapters(run: RunSpec) -> None:
+    if run.adapters and run.initial is None:
+        raise InputError(
+            "adapters change weights that were learned before, but initial is absent, and they would be drawn: set "
+            "initial.path to a bundle."
+        )
 
 
 def _check_thaw(run: RunSpec) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError
+from mmformer.names import matching
+
+LISTED = "; parameters.tsv in a run's output has them all"
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -24,7 +26,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for pattern in patterns:
-        for name in matching("freeze", parameters, pattern):
+        for name in matching("freeze", parameters, pattern, more=LISTED):
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError(f"freeze: {', '.join(patterns)} leaves nothing of the model to train: freeze less.")
@@ -49,7 +51,7 @@ class Thaw:
         parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
         self.starts: dict[str, int] = {}
         for pattern, updates in patterns.items():
-            for name in matching("thaw", parameters, pattern):
+            for name in matching("thaw", parameters, pattern, more=LISTED):
                 self.starts[name] = max(updates, self.starts.get(name, 0))
         if patterns and self.starts.keys() == parameters.keys():
             raise InputError(
@@ -62,25 +64,3 @@ class Thaw:
         for name, start in self.starts.items():
             if update < start:
                 model.get_parameter(name).grad = None
-
-
-def matching(field: str, names: Collection[str], pattern: str) -> list[str]:
-    """The names that a pattern fits, upper and lower case told apart.
-
-    Raises:
-        InputError: it fits none; ``field`` of the run asked for it.
-    """
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        raise InputError(
-            f"{field}: no parameter of the model has a name like '{pattern}'.{nearest(pattern, _choices(names))} "
-            f"The first is called {next(iter(names))}; parameters.tsv in a run's output has them all."
-        )
-    return found
-
-
-def _choices(names: Collection[str]) -> list[str]:
-    """What could have been meant: whole names, and all that begins as they do."""
-    parts = [name.split(".") for name in names]
-    starts = {".".join([*part[:size], "*"]) for part in parts for size in range(1, len(part))}
-    return [*sorted(starts), *(".".join(part) for part in parts)]

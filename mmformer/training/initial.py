@@ -53,7 +53,11 @@ def load_initial(model: Model, spec: InitialSpec) -> frozenset[str]:
     if not file.is_file():
         raise InputError(f"initial.path: there is no file {file}: name a bundle, or a safetensors file.")
     own, state = model.state_dict(), read_state(file)
-    wanted = {name: own[name] for pattern in spec.parameters for name in matching("initial.parameters", own, pattern)}
+    wanted = {
+        name: own[name]
+        for pattern in spec.parameters
+        for name in matching("initial.parameters", own, pattern, more=LISTED)
+    }
     found = {name: state[name] for name in state if any(fnmatchcase(name, pattern) for pattern in spec.parameters)}
     theirs = read_spec(path) if (path / "model.yaml").is_file() else None
     if theirs is not None:

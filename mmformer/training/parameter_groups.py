@@ -12,8 +12,9 @@ from torch import nn
 
 from mmformer.errors import InputError
 from mmformer.models.model import Model
+from mmformer.names import matching
 from mmformer.spec import require
-from mmformer.training.freeze import matching
+from mmformer.training.freeze import LISTED
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _chosen(names: Sequence[str], groups: Sequence[GroupSpec]) -> dict[str, Grou
     """The group of each parameter that is in one."""
     found: dict[str, GroupSpec] = {}
     for group in groups:
-        own = [name for name in matching("optimizer.groups", names, group.parameters) if name not in found]
+        own = [name for name in matching("optimizer.groups", names, group.parameters, more=LISTED) if name not in found]
         if not own:
             raise InputError(
                 f"optimizer.groups: all that '{group.parameters}' fits is in the groups before it: put it before them."

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from mmformer.adapters.merge import used_adapters
 from mmformer.data.classes import read_classes
 from mmformer.data.loading import evaluation_loader, training_loader
 from mmformer.errors import InputError, nearest
@@ -32,7 +33,8 @@ def rehearse(run: RunSpec, model: Model) -> None:
     _check_prompts(run)
     encoders = run.model.text_encoders()
     model.eval()
-    _rehearse_objectives(run, model, encoders)
+    with used_adapters(model):
+        _rehearse_objectives(run, model, encoders)
     model.train()
     splits = [run.data.validation] if run.evaluation.every_steps is not None else []
     splits += [run.data.test] if run.evaluation.metrics else []
@@ -59,10 +61,10 @@ def _rehearse_objectives(run: RunSpec, model: Model, encoders: Mapping[str, Text
             objective = spec.build()
             prepared = objective.prepare(batch, seed=0)
             losses = objective.losses(model(prepared), prepared)
-            if run.freeze and losses and not any(loss.total.requires_grad for loss in losses.values()):
+            if losses and not any(loss.total.requires_grad for loss in losses.values()):
+                group, fix = ("adapters", "name more") if run.adapters else ("freeze", "freeze less")
                 raise InputError(
-                    f"freeze: objectives.{name} reaches no parameter that trains: freeze less, or leave the objective "
-                    f"out."
+                    f"{group}: objectives.{name} reaches no parameter that trains: {fix}, or leave the objective out."
                 )
             terms += len(losses)
             found[name] |= bool(losses)

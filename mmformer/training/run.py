@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import mmformer.adapters
 import mmformer.evaluation
 import mmformer.models
 import mmformer.objectives
 import mmformer.training.optimizers  # noqa: F401  # their specs' names have to be known to YAML
+from mmformer.adapters.adapter import AdapterSpec
 from mmformer.data.sources import DataSpec
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
@@ -160,6 +162,8 @@ class RunSpec:
         evaluation: what is measured.
         ema: averages of the weights, which are measured and kept in their place; None: none.
         initial: weights to begin with; None: all are drawn, from the seed.
+        adapters: what of the model trains, by name, while all else stays as it is: LoRA and its kin, and parameters
+            that train whole. Bundles hold them merged into the weights. Empty: all of it trains.
         freeze: patterns of the names of parameters that do not train, such as ``encoders.image.*``; ``parameters.tsv``
             in a run's output has all names.
         thaw: gradual unfreezing: patterns of names, and the number of updates for which those parameters do not train.
@@ -179,6 +183,7 @@ class RunSpec:
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     ema: EMASpec | None = None
     initial: InitialSpec | None = None
+    adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     freeze: tuple[str, ...] = ()
     thaw: dict[str, int] = field(default_factory=dict)
     early_stopping: EarlyStoppingSpec | None = None

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
+from mmformer.adapters.adapter import attach
 from mmformer.data.collate import Sample
 from mmformer.data.loading import training_loader
 from mmformer.data.seeding import derive
@@ -68,6 +69,8 @@ class TrainingTask(pl.LightningModule):
             self.model.initialise(self.run.seed)
             if self.run.initial is not None:
                 self.loaded = load_initial(self.model, self.run.initial)
+            if self.run.adapters:
+                attach(self.model, self.run.adapters, self.run.seed)
             freeze(self.model, self.run.freeze)
             self.thaw = Thaw(self.model, self.run.thaw)
             if self.run.parallel.activation_checkpointing is not None:
