@@ -88,7 +88,7 @@ class Number:
     Attributes:
         config: the run that it is of.
         sets: of ``benchmarks.prepare`` that it reads.
-        measure: from the run's folder to scores, in percent.
+        measure: from the run's folder to scores, of a hundred.
         options: of ``mmformer fit``.
         goal: what is hoped for, of every score.
         what: about the goal.
@@ -117,6 +117,7 @@ NUMBERS: dict[str, list[Number]] = {
         Number("openclipart", ("openclipart",), drawings_and_titles),
         Number("openclipart", ("openclipart",), drawings_and_titles, {"data.source": "runs/data/openclipart_filtered"}),
     ],
+    "multi30k_en_de": [Number("multi30k_en_de", ("multi30k",), tested("translation/BLEU", "translation/chrF"), goal=30)],
 }
 
 FILTERS = ("--text", "json:caption", "--repeats", "5", "--letters", "0.6", "--language", "en")

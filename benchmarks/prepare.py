@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mmformer.data.shards import RawSample, ShardWriter
+from mmformer.tokenizers.vocabulary import VocabularySpec
 
 OUTPUT = Path("runs/data")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -40,11 +41,12 @@ def main() -> int:
 
 
 def write(name: str, samples: Iterator[tuple[str, RawSample]], classes: tuple[str, ...], per_shard: int = 1000) -> None:
-    """A set of shards, in an order that is always the same, with its classes beside it."""
+    """A set of shards, in an order that is always the same, with its classes, if it has some, beside it."""
     with ShardWriter(OUTPUT / name, name, per_shard, overwrite=True) as writer:
         for split, sample in samples:
             writer.write(sample, split)
-    (OUTPUT / name / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
+    if classes:
+        (OUTPUT / name / "classes.txt").write_text("\n".join(classes) + "\n", encoding="utf-8")
     print(f"{OUTPUT / name}: " + ", ".join(f"{split} {count}" for split, count in _counts(writer).items()))
 
 
@@ -168,12 +170,35 @@ def openclipart(folder: Path) -> None:
     write("openclipart", samples(), ("none",), 500)
 
 
+# ------------------------------------------------------------------------------------------------- translations
+
+
+def multi30k(folder: Path) -> None:
+    """Sentences in English and German, and a vocabulary of both that is learned from the training split alone."""
+
+    def pairs(split: str) -> list[tuple[str, ...]]:
+        texts = [gzip.decompress((folder / f"{split}.{language}.gz").read_bytes()).decode() for language in ("en", "de")]
+        return list(zip(*(text.splitlines() for text in texts), strict=True))
+
+    def samples() -> Iterator[tuple[str, RawSample]]:
+        for split, own in (("train", "train"), ("val", "val"), ("test_2016_flickr", "test")):
+            rows = pairs(split)
+            for place in _shuffled(len(rows)) if own == "train" else range(len(rows)):
+                english, german = rows[place]
+                yield own, _sample(f"{split}-{place:05d}", {"en": english, "de": german})
+
+    write("multi30k", samples(), (), 5000)
+    learned = VocabularySpec(size=8192).train(text.strip() for pair in pairs("train") for text in pair)
+    learned.save(OUTPUT / "multi30k" / "en-de.model")
+
+
 SETS: dict[str, Callable[[Path], None]] = {
     "fsdd": fsdd,
     "fashion_mnist": fashion_mnist,
     "mnist_20k": mnist_20k,
     "easy_vqa": easy_vqa,
     "openclipart": openclipart,
+    "multi30k": multi30k,
 }
 
 if __name__ == "__main__":
