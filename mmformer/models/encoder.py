@@ -171,7 +171,8 @@ def _put_first(special: Tensor, tokens: Tokens) -> Tokens:
     batch, number = tokens.x.shape[0], special.shape[0]
     x = torch.cat((special.to(tokens.x.dtype).expand(batch, -1, -1), tokens.x), dim=1)
     shared = tokens.pos[:1] if tokens.pos.stride(0) == 0 else tokens.pos
-    nowhere = shared.new_full((shared.shape[0], number, shared.shape[2]), SPECIAL)
+    place = SPECIAL - torch.arange(number, device=shared.device)  # each has one of its own
+    nowhere = place[None, :, None].expand(shared.shape[0], -1, shared.shape[2])
     pos = torch.cat((nowhere, shared), dim=1).expand(batch, -1, -1)
     valid = None
     if tokens.valid is not None:

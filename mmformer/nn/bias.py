@@ -25,7 +25,7 @@ from mmformer.nn.position import (
     unexpanded,
 )
 from mmformer.spec import require
-from mmformer.types import AXES, SPECIAL
+from mmformer.types import AXES, is_special
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class RelativeGridPosition(Position):
         down = _ahead(query, key, row) + rows - 1
         index = down * self.spec.offsets[1] + _ahead(query, key, column) + columns - 1
         last = math.prod(self.spec.offsets)
-        asking, asked = _is_special(query)[:, :, None], _is_special(key)[:, None, :]
+        asking, asked = is_special(query)[:, :, None], is_special(key)[:, None, :]
         index = torch.where(asking, last, torch.where(asked, last + 1, index))
         return _looked_up(self.weight, index.masked_fill(asking & asked, last + 2))
 
@@ -227,13 +227,9 @@ def _ahead(query: Tensor, key: Tensor, axis: int) -> Tensor:
     return key[:, None, :, axis] - query[:, :, None, axis]
 
 
-def _is_special(pos: Tensor) -> Tensor:
-    return pos[..., 0] == SPECIAL
-
-
 def _with_special(query: Tensor, key: Tensor) -> Tensor:
     """B Q K: whether either is a special token."""
-    return _is_special(query)[:, :, None] | _is_special(key)[:, None, :]
+    return is_special(query)[:, :, None] | is_special(key)[:, None, :]
 
 
 def _looked_up(table: Tensor, index: Tensor) -> Tensor:

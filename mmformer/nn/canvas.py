@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.nn.mask import Mask
-from mmformer.types import AXES, SPECIAL
+from mmformer.types import AXES, is_special
 
 
 class Canvas(NamedTuple):
@@ -64,7 +64,7 @@ def _grids(mask: Mask, axes: tuple[int, ...]) -> Canvas:
         group = mask.key_segment * (group.max() + 2) + group
     real = torch.ones_like(group, dtype=torch.bool) if mask.valid is None else mask.valid
     group, row, column = (part.expand_as(real) for part in (group, row, column))
-    return _canvas(group, row, column, real & (row != SPECIAL), real)
+    return _canvas(group, row, column, real & ~is_special(mask.pos), real)
 
 
 def _canvas(group: Tensor, row: Tensor, column: Tensor, placed: Tensor, real: Tensor) -> Canvas:

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.spec import Catalogued, family, require
-from mmformer.types import SPECIAL
 
 
 class Places(NamedTuple):
@@ -32,6 +31,11 @@ class Places(NamedTuple):
         """One coordinate."""
         assert self.coordinates is not None, "a pattern over coordinates was asked without them"
         return self.coordinates[axis]
+
+    @property
+    def special(self) -> Tensor:
+        """Which tokens stand nowhere: ``is_special``, of coordinates that are apart."""
+        return self.along(0) < 0
 
 
 class Span(NamedTuple):
@@ -268,14 +272,14 @@ class NeighbourhoodSpec(PatternSpec):
         return True
 
     def allows(self, query: Places, key: Places) -> Tensor:
-        special = (query.along(0) == SPECIAL) | (key.along(0) == SPECIAL)
+        special = query.special | key.special
         near = ~special
         for axis, reach in zip(self.axes, (self.rows, self.columns), strict=True):
             near = near & ((query.along(axis) - key.along(axis)).abs() <= reach)
         return special | near
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
-        special = [places.along(0) == SPECIAL for places in (query, key)]
+        special = [places.special for places in (query, key)]
         near = []
         for axis, reach in zip(self.axes, (self.rows, self.columns), strict=True):
             asking = span(query.along(axis), size, ~special[0])

@@ -15,7 +15,7 @@ from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.spec import Catalogued, family, require
-from mmformer.types import SPECIAL, Tokens
+from mmformer.types import Tokens, is_special
 
 
 @family
@@ -144,5 +144,5 @@ class AttentionPool(Pool):
 
 def _content(tokens: Tokens) -> Tensor:
     """B L, True for real tokens that stand somewhere."""
-    content = tokens.pos[..., 0] != SPECIAL
+    content = ~is_special(tokens.pos)
     return content if tokens.valid is None else content & tokens.valid

@@ -2,8 +2,8 @@
 
 A position is three hooks that do nothing by default: ``embed`` adds to the input of a stack, ``rotary`` gives the
 tables that attention rotates queries and keys by (``nn/rotary.py``), ``bias`` adds to attention scores
-(``nn/bias.py``). The stack owns its position and asks each hook once a pass. Special tokens (coordinate -1) have rows
-of their own in learned tables and are neither moved by waves nor rotated.
+(``nn/bias.py``). The stack owns its position and asks each hook once a pass. Special tokens (coordinates below 0) may
+have rows of their own in learned tables and are neither moved by waves nor rotated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
 from mmformer.nn.precision import exact_dtype
 from mmformer.spec import Catalogued, family, require
-from mmformer.types import AXES, SPECIAL
+from mmformer.types import AXES, SPECIAL, is_special
 
 
 class Rotary(NamedTuple):
@@ -91,11 +91,13 @@ class Position(nn.Module):
 
 @dataclass(frozen=True)
 class LearnedPositionSpec(PositionSpec):
-    """A learned row for every place on a grid over the chosen axes, one of them for special tokens.
+    """A learned row for every place on a grid over the chosen axes, and for the first special tokens.
 
     Attributes:
         axes: coordinate axes (0 time, 1 row, 2 column); (0,) is text, (1, 2) an image.
         sizes: how many places each of the axes has. A token beyond them is refused.
+        special: how many special tokens have a row, each its own: the class token, then the registers. To further ones
+            nothing is added (DINOv2's registers; 0 is timm's ``no_embed_class``).
         learned: sizes of the table that is learned, which each pass resizes to ``sizes`` (bicubic over two axes, linear
             over one): weights that were trained at one size serve another. None: as ``sizes``.
     """
@@ -106,10 +108,12 @@ class LearnedPositionSpec(PositionSpec):
     axes: tuple[int, ...] = (0,)
     sizes: tuple[int, ...] = (512,)
     learned: tuple[int, ...] | None = None
+    special: int = 1
 
     def __post_init__(self) -> None:
         require_axes(self, self.axes)
         require_sizes(self, self.axes, self.sizes)
+        require(self.special >= 0, self, "special", "at least 0")
         if self.learned is not None:
             good = len(self.learned) == len(self.axes) <= 2 and all(size >= 1 for size in self.learned)
             require(good, self, "learned", f"None, or one size for each of the axes {self.axes}, of which two at most")
@@ -127,9 +131,9 @@ class LearnedPosition(Position):
 
     def __init__(self, spec: LearnedPositionSpec, width: int) -> None:
         super().__init__()
-        self.axes, self.sizes = spec.axes, spec.sizes
+        self.axes, self.sizes, self.special = spec.axes, spec.sizes, spec.special
         self.learned = spec.learned or spec.sizes
-        self.weight = nn.Parameter(torch.empty(math.prod(self.learned) + 1, width))  # the special tokens' row first
+        self.weight = nn.Parameter(torch.empty(spec.special + math.prod(self.learned), width))  # special tokens first
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -141,18 +145,25 @@ class LearnedPosition(Position):
         row = torch.zeros_like(shared[..., 0])
         for axis, size in zip(self.axes, self.sizes, strict=True):
             row = row * size + shared[..., axis].clamp(min=0)
-        row = torch.where(shared[..., self.axes[0]] == SPECIAL, 0, row + 1)
-        return x + F.embedding(row, self._table()).to(x.dtype)
+        number = SPECIAL - shared[..., 0]  # of a special token: 0 is the first
+        row = torch.where(number >= 0, number, row + self.special)
+        without = number >= self.special
+        added = F.embedding(row.masked_fill(without, 0), self._table())
+        return x + added.masked_fill(without[..., None], 0.0).to(x.dtype)
 
     def _table(self) -> Tensor:
         if self.learned == self.sizes:
             return self.weight
-        return torch.cat((self.weight[:1], resample(self.weight[1:], self.learned, self.sizes)))
+        special, places = self.weight[: self.special], self.weight[self.special :]
+        return torch.cat((special, resample(places, self.learned, self.sizes)))
 
     def resized(self, weight: Tensor, spec: PositionSpec) -> Tensor | None:
-        if not isinstance(spec, LearnedPositionSpec) or spec.axes != self.axes or len(self.axes) > 2:
+        if not isinstance(spec, LearnedPositionSpec) or len(self.axes) > 2:
             return None
-        return torch.cat((weight[:1], resample(weight[1:], spec.learned or spec.sizes, self.learned)))
+        if (spec.axes, spec.special) != (self.axes, self.special):
+            return None
+        special, places = weight[: self.special], weight[self.special :]
+        return torch.cat((special, resample(places, spec.learned or spec.sizes, self.learned)))
 
 
 @dataclass(frozen=True)
@@ -196,8 +207,7 @@ class SinusoidalPosition(Position):
         turning = rates(self.width // (2 * len(self.axes)), self.base, pos.device)
         angle = angles(shared, self.axes, turning)  # B L axes F
         wave = torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(-2)  # B L D
-        special = shared[..., self.axes[0]] == SPECIAL
-        return x + wave.masked_fill(special[..., None], 0.0).to(x.dtype)
+        return x + wave.masked_fill(is_special(shared)[..., None], 0.0).to(x.dtype)
 
 
 def rates(frequencies: int, base: float, device: torch.device) -> Tensor:

@@ -23,7 +23,7 @@ from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
-from mmformer.types import SPECIAL, Batch
+from mmformer.types import Batch, is_special
 
 TEXTS = ["red", "a small blue square", "", "green on the left"]
 PATCHES = ImagePatchesSpec(patch=8)
@@ -161,8 +161,9 @@ def test_special_tokens_stand_first_and_nowhere() -> None:
     model = build(RICH)
     outputs = model(tiny_batch(TEXTS))
     image, text = outputs.tokens["image"], outputs.tokens["text"]
-    assert (image.pos[:, :3] == SPECIAL).all()
-    assert (image.pos[:, 3:] != SPECIAL).all()
+    assert image.pos[0, :3].tolist() == [[-1] * 3, [-2] * 3, [-3] * 3], "each can be told from the others"
+    assert is_special(image.pos)[:, :3].all()
+    assert not is_special(image.pos)[:, 3:].any()
     assert image.valid is None
     assert text.valid is not None
     assert text.valid[:, 0].all()

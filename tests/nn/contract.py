@@ -125,6 +125,7 @@ POSITIONS: dict[str, PositionSpec] = {
     "nowhere": PositionSpec(),
     "learned": LearnedPositionSpec(axes=(0,), sizes=(16,)),
     "learned_grid": LearnedPositionSpec(axes=(1, 2), sizes=(2, 3)),
+    "learned_special": LearnedPositionSpec(axes=(0,), sizes=(16,), special=3),
     "learned_resized": LearnedPositionSpec(axes=(1, 2), sizes=(2, 3), learned=(3, 2)),
     "sinusoidal": SinusoidalPositionSpec(axes=(0,)),
     "sinusoidal_grid": SinusoidalPositionSpec(axes=(1, 2), base=100.0),
@@ -384,10 +385,8 @@ class Inputs(NamedTuple):
         return self.run(stack).tokens.x
 
 
-PLACES = torch.tensor(
-    [[-1] * 3, [0, 0, 0], [0, 0, 2], [0, 1, 1], [3, 0, 0], [4, 0, 0], [5, 0, 0], [6, 0, 0], [7, 0, 0]]
-)
-"""A class token, three patches of an image, five tokens of text."""
+PLACES = torch.tensor([[-1] * 3, [0, 0, 0], [0, 0, 2], [0, 1, 1], [-2] * 3, [4, 0, 0], [5, 0, 0], [6, 0, 0], [7, 0, 0]])
+"""A class token, three patches of an image, a register, four tokens of text."""
 VALID = torch.tensor(
     [
         [1, 1, 1, 1, 1, 1, 0, 0, 0],  # padded on the right

@@ -34,7 +34,7 @@ def tap(spec: DepthwiseSpec, same: bool, here: Place, there: Place) -> int:
                     wanted[spec.axes[0]] += down * spec.dilation
                     wanted[spec.axes[1]] += right * spec.dilation
                     moved = down != 0 or right != 0
-                    if (there[1] == wanted and -1 not in there[1]) if moved else same:
+                    if (there[1] == wanted and min(there[1]) >= 0) if moved else same:
                         return number
     return 0
 

@@ -101,7 +101,7 @@ def pattern_allows(pattern: PatternSpec, i: int, j: int, here: list[int], there:
             draws = [_finalised(own, draw, seed) % (own + 1) for draw in range(2 * blocks)]
             return j // size in {own + 1 + value if draw % 2 else value for draw, value in enumerate(draws)}
         case NeighbourhoodSpec(rows, columns, axes):
-            if here[0] == -1 or there[0] == -1:
+            if here[0] < 0 or there[0] < 0:
                 return True
             return all(abs(here[a] - there[a]) <= reach for a, reach in zip(axes, (rows, columns), strict=True))
         case AllOfSpec(patterns):

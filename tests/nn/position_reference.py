@@ -35,9 +35,10 @@ def array(x: Tensor) -> Array:
 
 def learned(spec: LearnedPositionSpec, module: nn.Module, place: Array, width: int) -> Array:
     table = array(module.weight)
-    if place[spec.axes[0]] == -1:
-        return table[0]
-    grid = table[1:].reshape(*(spec.learned or spec.sizes), width)
+    if place[0] < 0:
+        number = -1 - int(place[0])
+        return table[number] if number < spec.special else np.zeros(width)
+    grid = table[spec.special :].reshape(*(spec.learned or spec.sizes), width)
     if spec.learned is not None:
         for axis, (old, new) in enumerate(zip(spec.learned, spec.sizes, strict=True)):
             grid = np.moveaxis(np.tensordot(resampling(old, new, len(spec.axes) == 2), grid, (1, axis)), 0, axis)
@@ -61,7 +62,7 @@ def resampling(old: int, new: int, cubic: bool) -> Array:
 
 
 def sinusoidal(spec: SinusoidalPositionSpec, module: nn.Module, place: Array, width: int) -> Array:
-    if place[spec.axes[0]] == -1:
+    if place[0] < 0:
         return np.zeros(width)
     share, wave = width // len(spec.axes), []
     for axis in spec.axes:
@@ -76,14 +77,14 @@ def sinusoidal(spec: SinusoidalPositionSpec, module: nn.Module, place: Array, wi
 def rotary(spec: RotaryPositionSpec, module: nn.Module, place: Array, head: int, head_width: int) -> list[complex]:
     count = int(head_width * spec.fraction) // (2 * len(spec.axes))
     rates, gain = scaled_rates(spec.scaling, spec.base, count)
-    steps = [0 if place[axis] == -1 else place[axis] for axis in spec.axes]
+    steps = [0 if place[axis] < 0 else place[axis] for axis in spec.axes]
     return [gain * cmath.exp(1j * step * rate) for step in steps for rate in rates]
 
 
 def mixed_rotary(
     spec: MixedRotaryPositionSpec, module: nn.Module, place: Array, head: int, head_width: int
 ) -> list[complex]:
-    steps = [0 if place[axis] == -1 else place[axis] for axis in spec.axes]
+    steps = [0 if place[axis] < 0 else place[axis] for axis in spec.axes]
     rates = array(module.rate)[:, head]
     return [cmath.exp(1j * (steps[0] * rates[0, k] + steps[1] * rates[1, k])) for k in range(head_width // 2)]
 
@@ -124,7 +125,7 @@ def llama3_rate(rate: float, factor: float, length: int, fast: float, slow: floa
 
 
 def alibi(spec: ALiBiPositionSpec, module: nn.Module, heads: int, head: int, query: Array, key: Array) -> float:
-    if query[0] == -1 or key[0] == -1:
+    if query[0] < 0 or key[0] < 0:
         return 0.0
     apart = [abs(float(query[axis] - key[axis])) for axis in spec.axes]
     return -alibi_slopes(heads)[head] * (math.hypot(*apart) if spec.metric == "euclidean" else sum(apart))
@@ -142,7 +143,7 @@ def alibi_slopes(heads: int) -> list[float]:
 def bucketed(
     spec: RelativeBucketPositionSpec, module: nn.Module, heads: int, head: int, query: Array, key: Array
 ) -> float:
-    if query[0] == -1 or key[0] == -1:
+    if query[0] < 0 or key[0] < 0:
         return 0.0
     return float(array(module.weight)[t5_bucket(spec, int(key[spec.axis] - query[spec.axis])), head])
 
@@ -161,8 +162,8 @@ def t5_bucket(spec: RelativeBucketPositionSpec, ahead: int) -> int:
 
 def grid(spec: RelativeGridPositionSpec, module: nn.Module, heads: int, head: int, query: Array, key: Array) -> float:
     table = array(module.weight)[:, head]
-    if query[0] == -1 or key[0] == -1:
-        return float(table[-1 if query[0] == key[0] else -3 if query[0] == -1 else -2])
+    if query[0] < 0 or key[0] < 0:
+        return float(table[-1 if max(query[0], key[0]) < 0 else -3 if query[0] < 0 else -2])
     down, right = (int(key[axis] - query[axis]) for axis in spec.axes)
     offsets = table[:-3].reshape(2 * spec.sizes[0] - 1, 2 * spec.sizes[1] - 1)
     return float(offsets[down + spec.sizes[0] - 1, right + spec.sizes[1] - 1])

@@ -162,7 +162,7 @@ def test_special_tokens_and_texts_read_themselves() -> None:
     """One row of a class token, two registers, a picture and a text: the picture's patches are as they are alone."""
     mixer, picture = randomise(GridConvolutionSpec().build(WIDTH)), grid(3, 3)
     others = drawn(2, 7, WIDTH, seed=1)
-    special = picture.pos.new_full((2, 3, 3), SPECIAL)
+    special = (SPECIAL - torch.arange(3))[None, :, None].expand(2, -1, 3)
     text = torch.stack((torch.arange(5, 9), *torch.zeros(2, 4, dtype=torch.int64)), -1).expand(2, -1, -1)
     x = torch.cat((others[:, :3], picture.x, others[:, 3:]), 1)
     row = Tokens(x, torch.cat((special, picture.pos, text), 1))

@@ -21,12 +21,12 @@ from mmformer.types import Tokens
 
 Array = np.ndarray
 
-SPECIAL, PLACE = (-1, -1, -1), (2, 0, 0)
+SPECIAL, SECOND, PLACE = (-1, -1, -1), (-2, -2, -2), (2, 0, 0)
 POS = torch.tensor(
     [
-        [SPECIAL, PLACE, PLACE, SPECIAL, PLACE, PLACE],
+        [SPECIAL, PLACE, PLACE, SECOND, PLACE, PLACE],
         [PLACE, PLACE, PLACE, PLACE, PLACE, PLACE],
-        [SPECIAL, SPECIAL, PLACE, PLACE, PLACE, SPECIAL],
+        [SPECIAL, SECOND, PLACE, PLACE, PLACE, SPECIAL],
         [SPECIAL, PLACE, PLACE, PLACE, PLACE, PLACE],
         [SPECIAL, PLACE, PLACE, PLACE, PLACE, PLACE],
     ]
@@ -49,7 +49,7 @@ def class_token(spec: ClassTokenPoolSpec, module: Pool, x: Array, pos: Array, va
 def mean(spec: MeanPoolSpec, module: Pool, x: Array, pos: Array, valid: Array) -> Array:
     total, count = np.zeros(x.shape[1]), 0
     for token, place, real in zip(x, pos, valid, strict=True):
-        if real and place[0] != -1:
+        if real and place[0] >= 0:
             total, count = total + token, count + 1
     return total / count if count else total
 

@@ -23,6 +23,7 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: LearnedPositionSpec(axes=(-1,)), "LearnedPositionSpec.axes must be different axes out of 0 to 2, but is"),
     (lambda: LearnedPositionSpec(axes=()), "LearnedPositionSpec.axes must be different axes out of 0 to 2, but is ()."),
     (lambda: LearnedPositionSpec((1, 2)), "LearnedPositionSpec.sizes must be one size for each of the axes (1, 2)"),
+    (lambda: LearnedPositionSpec(special=-1), "LearnedPositionSpec.special must be at least 0, but is -1."),
     (lambda: LearnedPositionSpec(sizes=(0,)), "LearnedPositionSpec.sizes must be at least 1 each, but is (0,)."),
     (lambda: SinusoidalPositionSpec(axes=(1, 1)), "SinusoidalPositionSpec.axes must be different axes out of 0 to 2"),
     (lambda: SinusoidalPositionSpec(base=1.0), "SinusoidalPositionSpec.base must be above 1, but is 1.0."),

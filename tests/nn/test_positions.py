@@ -85,6 +85,21 @@ def test_learned_rows_are_a_grid_in_row_major_order_after_the_special_one() -> N
     assert torch.equal(module.embed(torch.zeros(1, 13, 8), pos)[0], module.weight)
 
 
+@pytest.mark.parametrize("special", [0, 1, 2, 5])
+def test_special_tokens_have_rows_in_their_order_and_further_ones_have_none(special: int) -> None:
+    module = LearnedPositionSpec(sizes=(2,), special=special).build(8, None)
+    assert module.weight.shape == (special + 2, 8)
+    pos = at((-1, -1, -1), (1, 0, 0), (-3, -3, -3), (-2, -2, -2), (0, 0, 0)).expand(2, -1, -1)
+    x = torch.full((2, 5, 8), 3.0)
+    rows = [*module.weight[:special], *torch.zeros(3, 8)]
+    expected = torch.stack((rows[0], module.weight[-1], rows[2], rows[1], module.weight[-2]))
+    assert torch.equal(module.embed(x, pos) - x, (x + expected) - x)
+    module.embed(x, pos).sum().backward()
+    used = torch.tensor([number < 3 for number in range(special)] + [True, True])
+    assert module.weight.grad is not None
+    assert torch.equal(module.weight.grad, (2.0 * used)[:, None].expand(-1, 8))
+
+
 def test_axes_that_are_not_asked_for_do_not_matter() -> None:
     one, other = at((1, 2, 0), (3, 1, 1)), at((1, 0, 7), (3, 5, 0))
     for spec in (LearnedPositionSpec(), SinusoidalPositionSpec()):
@@ -173,6 +188,7 @@ def test_a_table_that_is_resized_in_each_pass_is_the_one_resized_once() -> None:
     running.load_state_dict(small.state_dict())
     weight = opened.resized(small.weight.detach(), LearnedPositionSpec((1, 2), (3, 4)))
     assert weight is not None
+    assert opened.resized(small.weight.detach(), LearnedPositionSpec((1, 2), (3, 4), special=2)) is None
     opened.load_state_dict({"weight": weight})
     pos, x = torch.cat((at((-1, -1, -1)), grid(6, 8)), dim=1), torch.zeros(1, 49, 8)
     assert_close(running.embed(x, pos), opened.embed(x, pos))

@@ -224,6 +224,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "axes": Change((1, 0), OUTPUT, {"axes": (0, 1), "sizes": (9, 9)}),
         "sizes": Change((8,), PARAMETERS),
         "learned": Change((8,), PARAMETERS),
+        "special": Change(0, PARAMETERS),
     },
     SinusoidalPositionSpec: {"axes": Change((1, 2), OUTPUT), "base": Change(100.0, OUTPUT)},
     RotaryPositionSpec: {

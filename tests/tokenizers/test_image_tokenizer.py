@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmformer.errors import InputError
 from mmformer.nn.norm import RMSNormSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec, ImageTokenizer, ImageTokenizerSpec
-from mmformer.types import SPECIAL, Tokens
+from mmformer.types import Tokens, is_special
 
 MEAN, STD = (0.1, 0.4, 0.7), (0.2, 0.3, 0.5)
 SPECS: list[ImageTokenizerSpec] = [ImagePatchesSpec(MEAN, STD, patch=4), ConvolutionalStemSpec(MEAN, STD, (6,))]
@@ -49,7 +49,7 @@ def test_shapes_and_coordinates(spec: ImageTokenizerSpec, height: int, width: in
     assert tokens.segment is None
     expected = [[0, row, column] for row in range(rows) for column in range(columns)]
     assert tokens.pos.tolist() == [expected] * 3
-    assert (tokens.pos != SPECIAL).all()
+    assert not is_special(tokens.pos).any()
 
 
 @pytest.mark.parametrize(("height", "width", "patch"), [(8, 8, 4), (6, 15, 3), (5, 2, 1), (14, 7, 7)])
