@@ -177,8 +177,8 @@ def multi30k(folder: Path) -> None:
     """Sentences in English and German, and a vocabulary of both that is learned from the training split alone."""
 
     def pairs(split: str) -> list[tuple[str, ...]]:
-        texts = [gzip.decompress((folder / f"{split}.{language}.gz").read_bytes()).decode() for language in ("en", "de")]
-        return list(zip(*(text.splitlines() for text in texts), strict=True))
+        files = [(folder / f"{split}.{language}.gz").read_bytes() for language in ("en", "de")]
+        return list(zip(*(gzip.decompress(file).decode().splitlines() for file in files), strict=True))
 
     def samples() -> Iterator[tuple[str, RawSample]]:
         for split, own in (("train", "train"), ("val", "val"), ("test_2016_flickr", "test")):
