@@ -93,12 +93,14 @@ class ImagePatchesSpec(ImageTokenizerSpec):
 
     Attributes:
         patch: side of a patch in pixels.
+        bias: whether the projection has one (CLIP's has none).
     """
 
     cost: ClassVar[str] = "L·patch²·D"
     source: ClassVar[str] = "ViT, Dosovitskiy et al. 2020, §3.1"
 
     patch: int = 16
+    bias: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,7 +118,7 @@ class ImagePatches(ImageTokenizer):
     def __init__(self, spec: ImagePatchesSpec, width: int) -> None:
         super().__init__(spec)
         self.patch = spec.patch
-        self.projection = nn.Linear(3 * spec.patch**2, width)
+        self.projection = nn.Linear(3 * spec.patch**2, width, bias=spec.bias)
 
     def forward(self, image: Tensor | Patches) -> Tokens:  # B 3 H W
         """Tokens of pictures of one size, or, with those past each one's last not valid, of sizes of their own.

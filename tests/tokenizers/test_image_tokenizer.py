@@ -63,6 +63,15 @@ def test_linear_patches_are_an_unfold_and_a_projection(height: int, width: int, 
     assert torch.allclose(module(image).x.double(), expected, atol=1e-5, rtol=0)
 
 
+def test_without_a_bias_grey_is_nothing() -> None:
+    """Of what is normalised to zero; CLIP's patches are like that."""
+    grey = torch.full((1, 3, 8, 8), 51, dtype=torch.uint8)
+    spec = ImagePatchesSpec((0.2, 0.2, 0.2), STD, patch=4, bias=False)
+    assert [name for name, _ in build(spec).named_parameters()] == ["projection.weight"]
+    assert build(spec)(grey).x.abs().max() < 1e-6
+    assert build(dataclasses.replace(spec, bias=True))(grey).x.abs().max() > 1e-3
+
+
 def test_the_projection_is_the_usual_convolution() -> None:
     """The weights of a ViT's patch convolution fit as they are, flattened."""
     module = build(ImagePatchesSpec(MEAN, STD, 4))
@@ -157,6 +166,7 @@ CHANGES: list[tuple[ImageTokenizerSpec, dict[str, Any]]] = [
     (SPECS[0], {"mean": (0.1, 0.4, 0.6)}),
     (SPECS[0], {"std": (0.2, 0.3, 0.4)}),
     (SPECS[0], {"patch": 2}),
+    (SPECS[0], {"bias": False}),
     (SPECS[1], {"mean": (0.1, 0.4, 0.6)}),
     (SPECS[1], {"std": (0.2, 0.3, 0.4)}),
     (SPECS[1], {"channels": (7,)}),
