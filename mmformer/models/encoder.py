@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmformer.errors import InputError
 from mmformer.models.exits import Exits, run_and_leave, weigh_exits
+from mmformer.models.projection import ProjectionSpec
 from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.stack import Stack
@@ -28,6 +29,7 @@ class EncoderSpec:
         stack: the name of the stack that reads them. Encoders that name one stack share its weights.
         pool: tokens to one vector.
         embedding: width of the embedding that the vector is projected to; None: the vector is the embedding.
+        projection: how it is projected.
         causal: each token sees itself and those before it only (CLIP's text).
         class_token: put a learned token first, for a pool that reads it.
         registers: learned tokens that hold no content (Darcet et al. 2023), after the class token.
@@ -42,6 +44,7 @@ class EncoderSpec:
     stack: str
     pool: PoolSpec = field(default_factory=MeanPoolSpec)
     embedding: int | None = None
+    projection: ProjectionSpec = ProjectionSpec()
     causal: bool = False
     class_token: bool = False
     registers: int = 0
@@ -50,6 +53,8 @@ class EncoderSpec:
 
     def __post_init__(self) -> None:
         require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
+        projected = self.embedding is not None or self.projection == ProjectionSpec()
+        require(projected, self, "projection", "left out where embedding is None: there is none")
         require(self.registers >= 0, self, "registers", "at least 0")
         has = self.class_token or not self.pool.needs_class_token
         require(has, self, "class_token", f"true for {type(self.pool).__name__}")
@@ -88,7 +93,7 @@ class Encoder(nn.Module):
         number = int(spec.class_token) + spec.registers
         self.special = nn.Parameter(torch.empty(number, width)) if number else None
         self.pool = spec.pool.build(width)
-        self.projection = None if spec.embedding is None else nn.Linear(width, spec.embedding, bias=False)
+        self.projection = None if spec.embedding is None else spec.projection.build(width, spec.embedding)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -14,6 +14,7 @@ from mmformer.errors import InputError
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
 from mmformer.models.model import Model, ModelSpec
+from mmformer.models.projection import ProjectionSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.norm import LayerNormSpec
@@ -318,6 +319,7 @@ def test_every_field_of_an_encoder_changes_the_model() -> None:
         {"tokenizer": dataclasses.replace(IDS, vocabulary=VOCABULARY, context_length=8, begin=True)},
         {"pool": LastPoolSpec()},
         {"embedding": 5},
+        {"embedding": 12, "projection": ProjectionSpec(bias=True, activation="tanh")},
         {"causal": True},
         {"class_token": True},
         {"registers": 1},

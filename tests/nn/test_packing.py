@@ -70,7 +70,7 @@ def test_an_encoder_gives_the_same_packed(pool: MeanPoolSpec, position: Position
         pytest.skip("refused: the first token would see itself alone")
     stack = StackSpec(16, 2, LayerSpec(AttentionSpec(heads=2)), position).build()
     spec = EncoderSpec(
-        TextTokensSpec(VOCABULARY, 16), "text", pool, 12, causal, pool.needs_class_token, registers=2, packed=False
+        TextTokensSpec(VOCABULARY, 16), "text", pool, 12, causal=causal, class_token=pool.needs_class_token, registers=2
     )
     plain = spec.build(16)
     packed = dataclasses.replace(spec, packed=True).build(16)
