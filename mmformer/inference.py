@@ -12,12 +12,15 @@ from torch.nn import functional as F
 from mmformer.bundle import Transforms
 from mmformer.errors import InputError, nearest
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHead
+from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
 from mmformer.reader import Reader
-from mmformer.types import Outputs
+from mmformer.types import Audio, Outputs
 
 Progress = Callable[[int], object]
 """Called with the number of items that were just done."""
+
+Ids = Tensor | Sequence[Sequence[int]]
 
 
 class Inference:
@@ -130,6 +133,52 @@ class Inference:
             )
         return float(heads[wanted].scale.detach())
 
+    def logits(
+        self,
+        ids: Ids | None = None,
+        *,
+        decoder_ids: Ids | None = None,
+        image: Tensor | None = None,
+        audio: Tensor | None = None,
+        valid: Ids | None = None,
+        type_ids: Ids | None = None,
+        part: str | None = None,
+    ) -> Tensor:
+        """Logits over the vocabulary, of ids as they are: nothing is put before or after them.
+
+        Args:
+            ids: B L, what a text encoder reads; where a decoder reads no text, what it has written so far.
+            decoder_ids: B M, what a decoder that reads a text has written so far.
+            image: B 3 H W, uint8, or float32 where it is normalised already.
+            audio: B S, float32, sounds of the rate that the model reads, all as long as the longest.
+            valid: B L, of ids, which of them are real; None: all.
+            type_ids: B L, of ids, the segments that they belong to, where the model tells those apart.
+            part: the decoder or language head that is asked, where there are several.
+
+        Returns:
+            B L V, float32, on the model's device: of the id that follows each, or of each that is hidden.
+
+        Raises:
+            InputError: the model has no such part, or what it reads is missing, or is not read.
+        """
+
+        def placed(value: Ids | None) -> Tensor | None:
+            return None if value is None else torch.as_tensor(value).to(self.device)
+
+        first, second = placed(ids), placed(decoder_ids)
+        if first is None and (valid is not None or type_ids is not None):
+            raise InputError("valid and type_ids say more of ids, but there are none.")
+        read = None if first is None else text_of(first, placed(valid), placed(type_ids))
+        written = None if second is None else text_of(second)
+        sound = None if audio is None else Audio(audio.to(self.device), _full(audio), self.sound_rate())
+        others = {"image": None if image is None else image.to(self.device), "audio": sound}
+        with torch.inference_mode():
+            return text_logits(self.model, part, read, written, others).float()
+
+    def sound_rate(self) -> int:
+        """Samples a second of the sounds that the model reads."""
+        return int(self.model.spec.encoders[self.encoder_of("audio")].tokenizer.rate)  # type: ignore[attr-defined]
+
     def encoders_of(self, modality: str) -> list[str]:
         """The names of the encoders that read a modality; one at least."""
         encoders = self.model.spec.encoders
@@ -176,6 +225,10 @@ class Inference:
                 f"but the model's are: {all_of_them or 'none'}.{nearest(wanted or '', decoders)}"
             )
         return wanted
+
+
+def _full(audio: Tensor) -> Tensor:
+    return torch.full((len(audio),), audio.shape[1], dtype=torch.int64, device=audio.device)
 
 
 def _in_order(made: Iterator[tuple[list[int], Tensor]]) -> Tensor:

@@ -13,3 +13,7 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--systems", metavar="FILE", help="write what tests/interop measured of named systems")

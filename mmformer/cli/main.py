@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "similarity": ("similarity", "Use a trained model", "compare pictures, sounds and texts"),
     "embed": ("embed", "Use a trained model", "write embeddings of pictures, sounds or texts"),
     "evaluate": ("evaluate", "Measure a trained model", "measure a model on data of your own, with a report"),
+    "import": ("interop", "Exchange", "make a bundle of a model of another library"),
+    "export": ("interop", "Exchange", "write a model as another library opens it"),
     "shards": ("shards", "Prepare", "build sets of samples of your data; index, check and look at sets"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
     "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),
@@ -40,6 +42,7 @@ GROUPS = {
     "Prepare": "mmformer shards build --images pictures/ --captions captions.csv data",
     "Train": "mmformer fit --config configs/runs/emoji_quickstart.yaml",
     "Measure a trained model": "mmformer evaluate BUNDLE --data data/emoji --data.text json:names.en",
+    "Exchange": "mmformer import hf:models/gpt2 bundles/gpt2",
     "Use a trained model": 'mmformer retrieve BUNDLE --images pictures/ "a red heart"',
 }
 """What commands are for, in the order of the overview, each with an example."""

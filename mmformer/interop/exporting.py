@@ -1,0 +1,71 @@
+"""Bundles as what other libraries open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmformer.bundle import load_bundle
+from mmformer.errors import InputError, nearest
+from mmformer.files import whole_folder
+from mmformer.interop import huggingface
+from mmformer.interop.checkpoint import State
+from mmformer.interop.family import Family, Library
+from mmformer.interop.fields import complete
+from mmformer.interop.origin import FOLDER, Origin, read_origin
+from mmformer.interop.rules import to_theirs
+from mmformer.interop.source import families_of
+from mmformer.models.model import Model
+
+Writer = Callable[[Path, Family, str, Mapping[str, Any], State], None]
+
+TARGETS: dict[Library, Writer] = {"hf": huggingface.write_folder}
+"""The libraries that models go out to, and what writes a folder for each."""
+
+
+def export_model(bundle: Path, library: Library, folder: Path) -> str:
+    """Write a bundle's model as a library has it; the family and the class that it became.
+
+    What came from there and was not trained goes back to the bit, with the files that came with it.
+
+    Raises:
+        InputError: an unknown library; no family of it has such models, and how each differs.
+    """
+    if library not in TARGETS:
+        raise InputError(f"--to must be one of {', '.join(TARGETS)}, but is '{library}'.{nearest(library, TARGETS)}")
+    model, _ = load_bundle(bundle)
+    origin = read_origin(bundle)
+    family, layout, config = _expressed(model, library, origin, str(bundle))
+    same = origin is not None and (origin.library, origin.family, origin.layout) == (library, family.name, layout)
+    rules = family.weights(config, layout)
+    state: Mapping[str, Any] = model.state_dict()
+    optional = [name for rule in rules if rule.optional for name in rule.theirs]
+    theirs = to_theirs(rules, state, origin.absent if origin and same else optional)
+    if origin is not None and same:
+        theirs = origin.restored(theirs)
+        said = complete(origin.config, family.defaults)
+        config = origin.config | {key: value for key, value in config.items() if said.get(key) != value}
+    with whole_folder(folder) as partial:
+        if same:
+            for file in sorted((bundle / FOLDER).iterdir()):
+                if file.name not in ("origin.json", "config.json"):
+                    (partial / file.name).write_bytes(file.read_bytes())
+        TARGETS[library](partial, family, layout, config, theirs)
+    return f"{family.name} ({layout})"
+
+
+def _expressed(model: Model, library: Library, origin: Origin | None, where: str) -> tuple[Family, str, dict[str, Any]]:
+    """The first family and class that the model's spec is one of, those that it came from first."""
+    known = [(family, layout) for family in families_of(library) for layout in family.layouts]
+    if origin is not None and origin.library == library:
+        came_from = (origin.family, origin.layout)
+        known.sort(key=lambda each: (each[0].name, each[1]) != came_from)
+    refusals: list[str] = []
+    for family, layout in known:
+        try:
+            return family, layout, family.config(model.spec, layout, where)
+        except InputError as error:
+            refusals.append(str(error))
+    shown = "\n  ".join(refusals[:4])
+    raise InputError(f"{where}: no family of {library} is such a model:\n  {shown}")

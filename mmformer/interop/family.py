@@ -1,0 +1,157 @@
+"""A family of models elsewhere, and what they are with us: tables, read both ways, and no code of its own.
+
+The template is a file under ``configs/models/``, at a published size. Its fields take a reference's config into it, its
+rules the weights. A spec that comes out of such a template is that family's, however it was made: a model that was
+trained here goes out by the same tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mmformer import resources
+from mmformer.config import parse, read_yaml, to_data
+from mmformer.errors import InputError
+from mmformer.interop import plain
+from mmformer.interop.fields import Field, complete, read_config, require_known, write_config
+from mmformer.interop.plain import Data
+from mmformer.interop.rules import Rule
+from mmformer.models.model import ModelSpec
+
+Library = Literal["hf", "open_clip", "timm"]
+
+
+COMMON: Mapping[Library, tuple[str, ...]] = {
+    "hf": (
+        *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "use_cache", "return_dict"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "mask_token_id"),
+        *("id2label", "label2id", "num_labels", "problem_type", "tokenizer_class", "_name_or_path", "name_or_path"),
+        *("initializer_range", "initializer_factor", "output_attentions", "output_hidden_states", "output_past"),
+        *("gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation", "_attn_implementation*"),
+        *("task_specific_params", "finetuning_task", "prefix", "_num_labels", "_commit_hash", "language"),
+    ),
+    "open_clip": (),
+    "timm": (),
+}
+"""Keys of all configs of a library that change nothing of what a model computes, or are read apart (special ids,
+classes)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One of the classes that a family's weights are kept by.
+
+    Attributes:
+        prefix: what names of the trunk begin with; rules have it as ``{base}``.
+        without: dotted paths of the template that this class has not: ``heads.language``, say.
+    """
+
+    prefix: str = ""
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family.
+
+    Attributes:
+        library: whose.
+        name: the family's, as its library calls it (``model_type`` of transformers).
+        template: the file under configs/models/.
+        layouts: by the name of the class (``architectures`` of transformers); the first is what goes out by default.
+        fields: config ↔ spec.
+        rules: parameters, for a config that is complete.
+        defaults: what the library means where a config says nothing, or null; callables get the config.
+        ignored: patterns of keys that change nothing of what is computed.
+        text: the path of the TextTokensSpec whose vocabulary a folder's is.
+        picture: the path of the image tokenizer whose mean and std a folder's preprocessing has.
+        sound: the path of the audio tokenizer that a folder's preprocessing describes.
+        classes: the head whose classes ``id2label`` names.
+    """
+
+    library: Library
+    name: str
+    template: str
+    layouts: Mapping[str, Layout]
+    fields: tuple[Field, ...]
+    rules: Callable[[Data], Sequence[Rule]]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    text: str | None = None
+    picture: str | None = None
+    sound: str | None = None
+    classes: str | None = None
+
+    def spec(self, config: Mapping[str, Any], layout: str, where: str) -> ModelSpec:
+        """What a config says.
+
+        Raises:
+            InputError: a key that is unknown or missing, a value that cannot be expressed, a class that is not the
+                family's.
+        """
+        known = [key for each in self.fields for key in each.keys]
+        require_known(config, known, (*COMMON[self.library], *self.ignored), where)
+        whole = complete(config, self.defaults)
+        data = read_config(whole, self._template(), self.fields, where)
+        for path in self.layouts[layout].without:
+            plain.drop(data, path)
+        return parse(ModelSpec, data, where)
+
+    def config(self, spec: ModelSpec, layout: str, where: str) -> Data:
+        """The config that says what a spec is.
+
+        Raises:
+            InputError: the reference has no way to say it; the first place that differs is told.
+        """
+        found = self._settled(spec, layout, where)
+        config = write_config(found, self.fields, f"A config of {self.name}")
+        back = self._settled(self.spec(config, layout, where), layout, where)
+        if back != found:
+            raise InputError(f"{where} is no {self.name} ({layout}): {_difference(found, back)}.")
+        return config
+
+    def weights(self, config: Mapping[str, Any], layout: str) -> list[Rule]:
+        """The rules for a config and a class."""
+        base = self.layouts[layout].prefix
+        rules = self.rules(complete(config, self.defaults))
+        return [replace(rule, theirs=tuple(name.replace("{base}", base) for name in rule.theirs)) for rule in rules]
+
+    def _template(self) -> Data:
+        file = f"configs/models/{self.template}"
+        data: Data = to_data(parse(ModelSpec, read_yaml(resources.find(file)), file))
+        return data
+
+    def _settled(self, spec: ModelSpec, layout: str, where: str) -> Data:
+        """The spec's plain data, with the template's own where the class has none, or where no config says it."""
+        data: Data = to_data(spec)
+        template = self._template()
+        try:
+            for path in (*self.layouts[layout].without, *self._unsaid()):
+                plain.put(data, path, plain.get(template, path))
+            for path in [path for each in self.fields for path in each.paths]:
+                plain.get(data, path)
+        except KeyError as error:
+            raise InputError(f"{where} is no {self.name} ({layout}): it has no {error.args[0]}.") from None
+        return data
+
+    def _unsaid(self) -> list[str]:
+        """What other files than the config say: vocabularies, and how pictures are normalised."""
+        text = ("vocabulary", "begin", "end", "prefix_space", "ids")
+        found = [f"{self.text}.{name}" for name in text] if self.text else []
+        return found + [f"{self.picture}.{name}" for name in ("mean", "std") if self.picture]
+
+
+def _difference(ours: Any, theirs: Any, path: str = "") -> str:
+    """Where two plain data differ first."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in dict.fromkeys([*ours, *theirs]):
+            place = path if key == "init_args" else f"{path}{'.' if path else ''}{key}"
+            if key not in theirs:
+                return f"it has {place}, which that has not"
+            if key not in ours:
+                return f"it has no {place}"
+            if ours[key] != theirs[key]:
+                return _difference(ours[key], theirs[key], place)
+    return f"its {path} is {ours!r:.200}, and such a model's would be {theirs!r:.200}"

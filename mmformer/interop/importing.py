@@ -1,0 +1,146 @@
+"""Models from elsewhere as bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mmformer.bundle import Transforms, save_bundle
+from mmformer.config import parse, to_data
+from mmformer.errors import InputError, nearest
+from mmformer.interop import huggingface, plain
+from mmformer.interop.checkpoint import read_json
+from mmformer.interop.origin import FOLDER, Origin, precisions
+from mmformer.interop.rules import to_ours
+from mmformer.interop.source import Found
+from mmformer.models.model import Model, ModelSpec
+from mmformer.tokenizers.special import SpecialIds
+
+SOURCES: dict[str, Callable[[str], Found]] = {"hf": huggingface.open_folder}
+"""What stands before the colon of a source, and what opens what stands after it."""
+
+BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.gz")
+"""Files that go with a model, and come back unchanged when it is exported; weights and indices are not among them."""
+
+
+class Imported(NamedTuple):
+    """What came of an import, to be told."""
+
+    spec: ModelSpec
+    family: str
+    parameters: int
+    notes: list[str]  # what the bundle cannot do, or was changed on the way
+
+
+def import_model(source: str, bundle: Path) -> Imported:
+    """Make a bundle of a model from elsewhere.
+
+    Args:
+        source: ``hf:FOLDER`` and the like; see ``SOURCES``.
+
+    Raises:
+        InputError: an unknown kind of source, or what its family cannot express; it has both sides.
+    """
+    found = open_source(source)
+    family, built = found.family, build(found)
+    kept = _beside(found.folder)
+    origin = Origin(
+        family.library, family.name, found.layout, dict(found.config), built.absent, precisions(found.state)
+    )
+    kept[f"{FOLDER}/origin.json"] = origin.to_bytes()
+    name = f"{family.library} {family.name} ({found.layout})"
+    parameters = sum(value.numel() for value in built.model.parameters())
+    card = f"# {family.name}\n\nImported from {name}: {parameters:,} parameters.\n"
+    save_bundle(bundle, built.model, built.transforms, card, kept)
+    return Imported(built.model.spec, name, parameters, built.notes)
+
+
+def open_source(source: str) -> Found:
+    """What a source names.
+
+    Raises:
+        InputError: an unknown kind of source.
+    """
+    kind, colon, name = source.partition(":")
+    if not colon or kind not in SOURCES:
+        known = ", ".join(f"{known}:NAME" for known in SOURCES)
+        raise InputError(f"'{source}' names no model: write {known}.{nearest(kind, SOURCES)}")
+    return SOURCES[kind](name)
+
+
+class Built(NamedTuple):
+    """A model, and what goes with it."""
+
+    model: Model  # in evaluation mode
+    transforms: Transforms
+    absent: tuple[str, ...]  # optional names that its weights had not
+    notes: list[str]
+
+
+def build(found: Found) -> Built:
+    """The model that was found.
+
+    Raises:
+        InputError: its config or its weights do not fit its family.
+    """
+    family = found.family
+    notes: list[str] = []
+    spec = family.spec(found.config, found.layout, found.where)
+    if family.text:
+        spec = with_ids(spec, family.text, special_ids(found, notes), found.where)
+        notes.append("no vocabulary was found: the bundle takes ids only")
+    with torch.device("meta"):
+        model = spec.build()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    rules = family.weights(found.config, found.layout)
+    state, absent = to_ours(rules, found.state, shapes, str(found.folder or found.where))
+    model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
+    return Built(model.eval(), Transforms(), absent, notes)
+
+
+def with_ids(spec: ModelSpec, path: str, ids: SpecialIds, where: str) -> ModelSpec:
+    """The spec with special ids in the tokenizer at a path."""
+    data = to_data(spec)
+    plain.put(data, f"{path}.ids", to_data(ids))
+    return parse(ModelSpec, data, where)
+
+
+def special_ids(found: Found, notes: list[str]) -> SpecialIds:
+    """The special ids that a config and a generation config say; those beyond the table are none, which is told."""
+    config: dict[str, Any] = dict(found.config)
+    file = found.folder / "generation_config.json" if found.folder else None
+    if file is not None and file.is_file():
+        config |= {key: value for key, value in read_json(file).items() if value is not None}
+    rows = plain.get(to_data(found.family.spec(found.config, found.layout, found.where)), f"{found.family.text}.rows")
+
+    def known(key: str) -> list[int]:
+        value = config.get(key)
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        outside = [index for index in listed if not 0 <= index < rows]
+        if outside:
+            notes.append(f"{key} {outside[0]} is beyond the table of {rows} rows: there is no such token")
+        return [index for index in listed if index not in outside]
+
+    def one(key: str) -> int | None:
+        return next(iter(known(key)), None)
+
+    return SpecialIds(
+        pad=one("pad_token_id"),
+        bos=one("bos_token_id"),
+        eos=tuple(dict.fromkeys(known("eos_token_id"))),
+        start=one("decoder_start_token_id"),
+    )
+
+
+def _beside(folder: Path | None) -> dict[str, bytes]:
+    if folder is None:
+        return {}
+    files = sorted({path for pattern in BESIDE for path in folder.glob(pattern) if path.is_file()})
+    return {f"{FOLDER}/{path.name}": path.read_bytes() for path in files if not path.name.endswith(".index.json")}
+
+
+def _float32(value: torch.Tensor) -> torch.Tensor:
+    return value.float() if value.is_floating_point() else value

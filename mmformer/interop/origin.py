@@ -1,0 +1,68 @@
+"""Where an imported bundle came from: what its export needs that the model's spec does not say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmformer.errors import InputError
+from mmformer.interop.checkpoint import read_json
+
+FOLDER = "origin"
+"""In a bundle: the files that came with the model, as they were, and ``origin.json`` beside them."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Attributes:
+    library, family, layout: of the family that read it.
+    config: as it was.
+    absent: optional names that its weights had not.
+    dtypes: of its weights, name -> "float16"; those that are not named have the commonest, under "".
+    """
+
+    library: str
+    family: str
+    layout: str
+    config: dict[str, Any]
+    absent: tuple[str, ...] = ()
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+
+    def restored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors in the precision that they came in; what came in float16 and was not trained is the same again."""
+        common = self.dtypes.get("", "float32")
+        return {name: value.to(getattr(torch, self.dtypes.get(name, common))) for name, value in state.items()}
+
+
+def precisions(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What ``Origin.dtypes`` says of some weights."""
+    names = {name: str(value.dtype).removeprefix("torch.") for name, value in state.items()}
+    counts = list(names.values())
+    common = max(dict.fromkeys(counts), key=counts.count) if counts else "float32"
+    return {"": common, **{name: found for name, found in names.items() if found != common}}
+
+
+def read_origin(bundle: Path) -> Origin | None:
+    """Where a bundle came from; None: it was made here.
+
+    Raises:
+        InputError: what it says of that is damaged.
+    """
+    file = bundle / FOLDER / "origin.json"
+    if not file.is_file():
+        return None
+    data = read_json(file)
+    names = {each.name for each in dataclasses.fields(Origin)}
+    if set(data) != names:
+        raise InputError(f"{file} has {', '.join(sorted(data))}, but {', '.join(sorted(names))} are expected.")
+    return Origin(**{**data, "absent": tuple(data["absent"])})

@@ -1,0 +1,111 @@
+"""What every family has to show, against the reference with random weights: the way in, the numbers, the way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import mmformer
+from mmformer.interop.exporting import export_model
+from mmformer.interop.family import Library
+from mmformer.interop.importing import import_model, open_source
+from mmformer.interop.rules import to_theirs
+from mmformer.models.model import Model
+from mmformer.predictor import Predictor
+
+SHALLOW = 1e-5
+"""Tolerance of outputs of a few layers, relative to their largest; a contract, never loosened."""
+
+
+def randomise(model: nn.Module, seed: int = 0) -> None:
+    """Draw every parameter and buffer of weights anew: gains and biases of 1 and 0 would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in model.parameters():
+            drawn = torch.randn(value.shape, generator=generator)
+            value.copy_(drawn * value.shape[-1] ** -0.5 if value.ndim > 1 else 0.5 + 0.5 * drawn)
+
+
+GRADIENT = 1e-4
+"""The same of gradients."""
+
+MEASURED: list[tuple[str, float]] = []
+"""What was compared, and by how much it differed: ``docs/systems.md`` is made of it (``conftest.py``)."""
+
+
+def close(
+    ours: Tensor, theirs: Tensor, tolerance: float = SHALLOW, varied: bool = True, measured: str = "outputs"
+) -> float:
+    """Refuse outputs that differ; returns by how much they do, over the largest of theirs."""
+    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
+    assert torch.isfinite(theirs).all()
+    largest = float(theirs.abs().max())
+    error = float((ours - theirs).abs().max()) / largest
+    told = not varied or float(theirs.float().std()) > 0.01 * largest
+    assert told, "the reference says the same everywhere: nothing would be shown"
+    MEASURED.append((measured, error))
+    assert error <= tolerance, f"off by {error:.2e} of the largest"
+    return error
+
+
+class Case(NamedTuple):
+    """A reference, in evaluation mode, and where it was saved."""
+
+    reference: Any
+    folder: Path
+
+
+def saved(reference: Any, folder: Path) -> Case:
+    """A transformers model with random weights, as it saves itself."""
+    randomise(reference)
+    reference.eval().save_pretrained(folder)
+    return Case(reference, folder)
+
+
+def imported(case: Case, bundle: Path, library: str = "hf") -> Predictor:
+    import_model(f"{library}:{case.folder}", bundle)
+    return mmformer.load(bundle)
+
+
+def check_round_trip(
+    case: Case, bundle: Path, folder: Path, load: Callable[[Path], nn.Module], library: Library = "hf"
+) -> nn.Module:
+    """What went in comes out to the bit, with its config, and the reference opens it; returns the opened one."""
+    export_model(bundle, library, folder)
+    first, second = (load_file(where / "model.safetensors") for where in (case.folder, folder))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.dtype == second[name].dtype and torch.equal(value, second[name]), name
+    configs = [json.loads((where / "config.json").read_text()) for where in (case.folder, folder)]
+    assert configs[0] == configs[1]
+    again = load(folder).eval()
+    own, opened = case.reference.state_dict(), again.state_dict()
+    assert own.keys() == opened.keys()
+    assert all(torch.equal(own[name], opened[name]) for name in own)
+    return again
+
+
+def check_gradients(ours: Tensor, model: Model, theirs: Tensor, case: Case, kind: str = "hf") -> None:
+    """The gradient of one function of the outputs, on every parameter: ours, as the family's rules write them, and
+    theirs."""
+    for module in (model, case.reference):
+        module.zero_grad()
+    weights = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    found = open_source(f"{kind}:{case.folder}")
+    own = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    rules = [rule for rule in found.family.weights(found.config, found.layout) if not rule.optional]
+    written = to_theirs(rules, own, strict=False)
+    wanted = {name: value.grad for name, value in case.reference.named_parameters() if value.grad is not None}
+    assert wanted
+    largest = max(float(value.abs().max()) for value in wanted.values())
+    for name, gradient in wanted.items():
+        if gradient.abs().max() > 1e-6 * largest:  # a key's bias moves nothing: its gradient is rounding alone
+            close(written[name], gradient, GRADIENT, varied=False, measured=f"gradient of {name}")

@@ -1,0 +1,106 @@
+"""GPT-2: the way in, the numbers of transformers' own, the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from parity import Case, check_gradients, check_round_trip, close, imported, saved
+
+from mmformer.errors import InputError
+from mmformer.interop.importing import import_model
+from mmformer.models.logits import text_logits, text_of
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SIZES = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 99, "n_positions": 20}
+DROPLESS = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+ENDS = {"bos_token_id": 98, "eos_token_id": 98}
+IDS = torch.randint(0, 98, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    config = transformers.GPT2Config(**SIZES, **DROPLESS, **ENDS, n_inner=48, layer_norm_epsilon=1e-3)
+    return saved(transformers.GPT2LMHeadModel(config), tmp_path_factory.mktemp("gpt2"))
+
+
+def test_logits(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        close(model.logits(IDS), case.reference(IDS).logits)
+
+
+def test_padded_rows(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
+    with torch.no_grad():
+        theirs = case.reference(IDS, attention_mask=valid.long()).logits
+    close(model.logits(IDS, valid=valid)[valid], theirs[valid])
+
+
+def test_gradients(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle").model.train()
+    ours = text_logits(model, None, text_of(IDS), None, {})
+    check_gradients(ours, model, case.reference.train()(IDS).logits, case)
+    case.reference.eval()
+
+
+def test_the_way_out(case: Case, tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.GPT2LMHeadModel.from_pretrained)
+
+
+def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(**SIZES, **ENDS, activation_function="quick_gelu")
+    case = saved(transformers.GPT2Model(config).half(), tmp_path / "in")
+    model = imported(case, tmp_path / "bundle")
+    assert model.model.spec.stacks["text"].layer.feedforward.approximate == "sigmoid"
+    check_round_trip(
+        case, tmp_path / "bundle", tmp_path / "out", lambda f: transformers.GPT2Model.from_pretrained(f, dtype="auto")
+    )
+
+
+def test_greedy_writing(case: Case, tmp_path: Path) -> None:
+    from mmformer.generation.beam import BeamSpec
+    from mmformer.generation.decoding import Decoding
+    from mmformer.generation.sampling import GreedySpec
+
+    model = imported(case, tmp_path / "bundle").model
+    prompt = IDS[:, :4]
+    for spec, options in ((GreedySpec(max_length=9), {}), (BeamSpec(beams=3, max_length=9), {"num_beams": 3})):
+        theirs = case.reference.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=9,
+            do_sample=False,
+            pad_token_id=98,
+            **options,
+        )[:, 4:]
+        ours = spec.write(Decoding(model, "text", {}, rows=3), text_of(prompt))
+        for row, written in zip(theirs.tolist(), ours, strict=True):
+            assert written.ids == row[: row.index(98)] if 98 in row else row
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"activation_function": "tanh"}, "has activation_function 'tanh', but .* one of 'gelu'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True, but .* is False"),
+        ({"rope_theta": 5}, "has rope_theta 5, which mmformer does not know"),
+        ({"n_embd": 64}, "the file has .* but the config asks for"),
+        ({"n_layer": 4}, "missing: transformer.h.3"),
+        ({"n_layer": 2}, "left over: transformer.h.2"),
+        ({"model_type": "gpt3"}, "has model_type 'gpt3', .* Did you mean 'gpt2'"),
+        ({"architectures": ["GPT2ForTokens"]}, "architectures .* reads GPT2LMHeadModel, GPT2Model"),
+    ],
+)
+def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
+    config = json.loads((case.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    (tmp_path / "model.safetensors").write_bytes((case.folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
