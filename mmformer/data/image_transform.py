@@ -34,8 +34,8 @@ class ImageTransformSpec:
         rounding: where the centre would begin half a pixel in: the pixel before it (``down``: transformers), or the
             ``even`` one (torchvision, timm, open_clip); only where ``resize`` leaves something to cut.
         interpolation: of the pixels, antialiased but for ``nearest``.
-        resampler: whose arithmetic: ``torch`` is that of transformers' processors on tensors, off by a unit from
-            ``pillow`` on many pixels, and has no ``lanczos``.
+        resampler: whose arithmetic: ``torch`` is that of transformers' processors on tensors, a unit or two of 255 from
+            ``pillow`` on some pixels, and has no ``lanczos``.
         transparency: what shows through a picture's transparent parts: ``white``, or (``ignored``) the colours that
             are stored there, as Pillow's ``convert("RGB")`` has it.
     """

@@ -122,14 +122,14 @@ def test_the_centre_of_a_needle_is_made_alone() -> None:
     np.testing.assert_array_equal(cut, whole[:, 639_968:640_032])
 
 
-@pytest.mark.parametrize("kernel", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("kernel", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(7, 9), (64, 48), (31, 200)])
 def test_torch_resamples_nearly_as_pillow(kernel: str, size: tuple[int, int]) -> None:
     image = drawn(90, 70)
     by_torch = Resampling(kernel, "torch")(image, size).astype(int)  # type: ignore[arg-type]
     by_pillow = Resampling(kernel)(image, size).astype(int)  # type: ignore[arg-type]
     apart = np.abs(by_torch - by_pillow)
-    assert apart.max() <= {"nearest": 0, "bilinear": 1, "bicubic": 10}[kernel]  # of noise, enlarged
+    assert apart.max() <= {"bilinear": 1, "bicubic": 10}[kernel]  # of noise, enlarged
     assert apart.mean() < 0.5
 
 

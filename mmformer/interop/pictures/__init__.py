@@ -1,0 +1,92 @@
+"""How models from elsewhere read pictures, both ways: transformers' processors, open_clip's and timm's configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmformer.errors import InputError
+from mmformer.interop.checkpoint import read_json
+from mmformer.interop.pictures import open_clip, timm, transformers
+from mmformer.interop.pictures.reading import PictureReading
+from mmformer.spec import told
+
+__all__ = ["PictureReading", "folder_pictures", "picture_config", "picture_transform"]
+
+
+def picture_transform(data: Mapping[str, Any], where: str, kind: str | None = None) -> PictureReading:
+    """What a config says of pictures.
+
+    Args:
+        data: that of a transformers processor, alone or as the part ``image_processor`` of another; open_clip's
+            ``preprocess_cfg`` or timm's ``pretrained_cfg``, alone or as a part.
+        where: what to call it in an error.
+        kind: whose it is, where it does not say: the name of a transformers class, ``open_clip`` or ``timm``.
+
+    Raises:
+        InputError: it says nothing of pictures, or what cannot be expressed: an unknown class, key or value.
+    """
+    parts = {"image_processor": None, "preprocess_cfg": "open_clip", "pretrained_cfg": "timm"}
+    for part, library in parts.items():
+        if isinstance(data.get(part), Mapping):
+            return picture_transform(data[part], f"{where}: {part}", library or kind)
+    if data.get("image_processor_type") or data.get("feature_extractor_type"):
+        return transformers.read(data, where)
+    if kind == "open_clip" or (kind is None and "resize_mode" in data):
+        return open_clip.read(data, where)
+    if kind == "timm" or (kind is None and "input_size" in data):
+        return timm.read(data, where)
+    if kind is None:
+        raise InputError(
+            f"{where} says nothing of pictures that mmformer knows: no image_processor_type (transformers), no "
+            f"preprocess_cfg (open_clip) and no pretrained_cfg (timm). It has {', '.join(data) or 'nothing'}."
+        )
+    return transformers.read(data, where, kind)
+
+
+def picture_config(kind: str, reading: PictureReading) -> dict[str, Any]:
+    """The config that says it, as the library of the kind reads it: picture_transform backwards.
+
+    Args:
+        kind: the name of a transformers class (``preprocessor_config.json``), ``open_clip`` (``preprocess_cfg``) or
+            ``timm`` (``pretrained_cfg``).
+        reading: what is to be said.
+
+    Raises:
+        InputError: the library has no way to say it; both sides are told.
+    """
+    writers = {"open_clip": open_clip.write, "timm": timm.write}
+    data = writers[kind](reading) if kind in writers else transformers.write(kind, reading)
+    back = picture_transform(data, f"A config of {kind}", kind)
+    for name, ours, theirs in zip(PictureReading._fields, reading, back, strict=True):
+        if ours != theirs:
+            raise InputError(
+                f"{kind} has no way to say that the {name} of pictures is {told(ours)}; the closest that it says is "
+                f"{told(theirs)}."
+            )
+    return data
+
+
+def folder_pictures(folder: Path, kind: str | None = None) -> PictureReading | None:
+    """What the files beside a model say of pictures; None: nothing.
+
+    Args:
+        folder: of a model of transformers, open_clip or timm.
+        kind: the transformers class, where its file does not name it.
+
+    Raises:
+        InputError: a file that cannot be read, or what cannot be expressed.
+    """
+    parts = {
+        "processor_config.json": "image_processor",
+        "preprocessor_config.json": None,
+        "open_clip_config.json": "preprocess_cfg",
+        "config.json": "pretrained_cfg",
+    }
+    for name, part in parts.items():
+        file = folder / name
+        data = read_json(file) if file.is_file() else {}
+        if data and (part is None or part in data):
+            return picture_transform(data, str(file), kind)
+    return None
