@@ -46,8 +46,11 @@ KNOWS: dict[str, set[str]] = {
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
     "interop": FILES_TOO | {"nn", "tokenizers", "models", "data", "bundle", "interop"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
+    "surgery": BASE | {"bundle", "data", "interop", "models", "nn", "tokenizers"},
     "inference": BASE | {"bundle", "models", "reader"},
-    "predictor": BASE | {"bundle", "models", "data", "evaluation", "generation", "inference", "reader"},
+    "uses": BASE | {"models"},
+    "writing": BASE | {"data", "generation", "inference", "reader", "uses"},
+    "predictor": BASE | {"bundle", "models", "data", "evaluation", "inference", "reader", "writing"},
     "training": FILES_TOO
     | {"collectives", "drawing", "parallel", "names", "adapters"}
     | {
@@ -71,6 +74,7 @@ KNOWS: dict[str, set[str]] = {
         "bundle",
         "data",
         "curation",
+        "surgery",
         "tokenizers",
         "evaluation",
         "generation",

@@ -52,6 +52,16 @@ def check_replaces(target: Path, overwrite: bool, option: str = "--output") -> N
         )
 
 
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder to write that has something in it.
+
+    Raises:
+        InputError: it has, and ``overwrite`` is false.
+    """
+    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there already: replace it (--overwrite), or name another.")
+
+
 def positive(text: str) -> int:
     """A whole number from 1, for an option's ``type``."""
     if not text.isdecimal() or int(text) < 1:

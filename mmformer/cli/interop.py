@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmformer.cli import arguments
-from mmformer.errors import InputError
 
 _SOURCES = """  hf:FOLDER    a folder of transformers' (config.json, model.safetensors …), or a name on the hub"""
 
@@ -35,7 +34,7 @@ def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _import(args: argparse.Namespace) -> int:
-    _check_free(args.bundle, args.overwrite)
+    arguments.check_free(args.bundle, args.overwrite)
     from mmformer.interop.importing import import_model
 
     imported = import_model(args.source, args.bundle)
@@ -60,13 +59,8 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _export(args: argparse.Namespace) -> int:
-    _check_free(args.folder, args.overwrite)
+    arguments.check_free(args.folder, args.overwrite)
     from mmformer.interop.exporting import export_model
 
     print(f"{args.folder}: {export_model(args.bundle, args.to, args.folder)}")
     return 0
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if folder.exists() and not overwrite and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is there already: replace it (--overwrite), or name another.")

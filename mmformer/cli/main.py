@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("evaluate", "Measure a trained model", "measure a model on data of your own, with a report"),
     "import": ("interop", "Exchange", "make a bundle of a model of another library"),
     "export": ("interop", "Exchange", "write a model as another library opens it"),
+    "edit": ("edit", "Prepare", "change a model: picture size, patches, words; drop parts of it"),
     "shards": ("shards", "Prepare", "build sets of samples of your data; index, check and look at sets"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
     "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),

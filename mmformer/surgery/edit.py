@@ -1,0 +1,174 @@
+"""A bundle made into another one: for other sizes of pictures and sounds, other words, or without some parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from mmformer.bundle import Transforms, load_bundle, save_bundle
+from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.errors import InputError, nearest
+from mmformer.interop.origin import FOLDER
+from mmformer.models.model import Model, ModelSpec
+from mmformer.spec import require
+from mmformer.surgery.patches import remade_patches, with_patch
+from mmformer.surgery.places import moved, remade_places, with_places
+from mmformer.surgery.remade import Report, transplant
+from mmformer.surgery.words import NewRows, remade_room, remade_words, with_room, with_vocabulary
+from mmformer.tokenizers.spectrogram import SpectrogramSpec
+
+GROUPS = ("encoders", "decoders", "heads")
+
+
+@dataclass(frozen=True)
+class EditSpec:
+    """What is to change; None: as it is.
+
+    Attributes:
+        image_size: (height, width) of pictures in pixels; learned positions are resized.
+        audio_seconds: longest sound; learned positions are resized.
+        patch: side of patches of pictures in pixels; their projection and learned positions are resized.
+        vocabulary: another vocabulary's file; rows of pieces that both have are kept.
+        new_rows: what the others begin with: the ``mean`` of all rows, or what ``random`` drawing gives.
+        context_length: longest text in tokens; where learned positions end before it, new ones are drawn.
+        drop: parts to leave out, such as ``decoders.caption``; stacks that nothing names any more go with them.
+        seed: of what is drawn.
+    """
+
+    image_size: tuple[int, int] | None = None
+    audio_seconds: float | None = None
+    patch: int | None = None
+    vocabulary: str | None = None
+    new_rows: NewRows = "mean"
+    context_length: int | None = None
+    drop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.patch is None or self.patch >= 1, self, "patch", "at least 1 pixel")
+        require(self.new_rows in ("mean", "random"), self, "new_rows", "'mean' or 'random'")
+        read = self.vocabulary is not None or self.new_rows == "mean"
+        require(read, self, "new_rows", "left out without a vocabulary: no row is new")
+        if all(getattr(self, name) in (None, ()) for name in (*SIZES, "vocabulary", "context_length", "drop")):
+            raise InputError(
+                "nothing is to change: name --image-size, --patch, --vocabulary, --drop or another option."
+            )
+
+
+SIZES = ("image_size", "audio_seconds", "patch")
+"""What changes how many tokens there are of a picture or a sound."""
+
+
+class Edited(NamedTuple):
+    model: Model
+    transforms: Transforms
+    report: Report
+
+
+def edit_bundle(bundle: Path, folder: Path, spec: EditSpec) -> Report:
+    """Write a bundle that is another one, changed.
+
+    Raises:
+        InputError: the bundle cannot be read, or its model cannot be changed so.
+    """
+    model, transforms = load_bundle(bundle)
+    edited = edit(model, transforms, spec)
+    lines = "".join(f"    {line}\n" for line in edited.report.lines())
+    card = f"{(bundle / 'README.md').read_text(encoding='utf-8').rstrip()}\n\n## Edited\n\n{spec}\n\n{lines}"
+    # What came with the model says still what it was; other files would say of sizes and words what is true no more.
+    names = ["*"] if all(getattr(spec, name) is None for name in (*SIZES, "vocabulary", "context_length")) else []
+    kept = {path for name in ("origin.json", *names) for path in (bundle / FOLDER).glob(name)}
+    beside = {f"{FOLDER}/{path.name}": path.read_bytes() for path in sorted(kept)}
+    save_bundle(folder, edited.model, edited.transforms, card, beside)
+    return edited.report
+
+
+def edit(model: Model, transforms: Transforms, spec: EditSpec) -> Edited:
+    """A model and its transforms, changed; the model that is handed in stays as it is.
+
+    Raises:
+        InputError: it cannot be changed so.
+    """
+    changed = _without(model.spec, spec.drop)
+    after = _transforms(transforms, changed, spec)
+    if spec.patch is not None:
+        changed = with_patch(changed, spec.patch)
+    if spec.audio_seconds is not None:
+        changed = _with_frames(changed, spec.audio_seconds)
+    if any(getattr(spec, name) is not None for name in SIZES):
+        changed = with_places(model.spec, changed, transforms, after)
+    resized = moved(model.spec, changed)
+    if spec.vocabulary is not None:
+        changed = with_vocabulary(changed, spec.vocabulary)
+    if spec.context_length is not None:
+        changed = with_room(changed, spec.context_length, resized)
+    new = _drawn(changed, spec.seed)
+    remade = dict(remade_patches(model, new)) | dict(remade_places(model, new, resized))
+    remade |= dict(remade_room(model, new, moved(model.spec, changed) - resized))
+    remade |= dict(remade_words(model, new, spec.new_rows))
+    return Edited(new, after, transplant(model, new, remade))
+
+
+def _drawn(spec: ModelSpec, seed: int) -> Model:
+    with torch.device("meta"):
+        model = spec.build()
+    model = model.to_empty(device="cpu")
+    model.initialise(seed)
+    return model.eval().requires_grad_(False)
+
+
+def _without(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
+    """A spec without some parts, and without the stacks that nothing names any more."""
+    known = [f"{group}.{name}" for group in GROUPS for name in getattr(spec, group)]
+    for part in parts:
+        if part not in known:
+            raise InputError(f"--drop: the model has no {part}, but {', '.join(known)}.{nearest(part, known)}")
+    left = {
+        group: {name: part for name, part in getattr(spec, group).items() if f"{group}.{name}" not in parts}
+        for group in GROUPS
+    }
+    used = {part.stack for group in ("encoders", "decoders") for part in left[group].values()}
+    stacks = {name: stack for name, stack in spec.stacks.items() if name in used}
+    return dataclasses.replace(spec, stacks=stacks, **left)
+
+
+def _transforms(old: Transforms, spec: ModelSpec, edit: EditSpec) -> Transforms:
+    """What makes pictures and sounds into what the changed model reads."""
+    read = {encoder.tokenizer.modality for encoder in spec.encoders.values()}
+    image, audio = (old.image if "image" in read else None), (old.audio if "audio" in read else None)
+    if edit.image_size is not None:
+        if image is None:
+            raise InputError("--image-size is of pictures, but no encoder of the model reads them.")
+        image = _sized(image, edit.image_size)
+    if edit.audio_seconds is not None:
+        if audio is None:
+            raise InputError("--audio-seconds is of sounds, but no encoder of the model reads them.")
+        audio = dataclasses.replace(audio, seconds=edit.audio_seconds)
+    if edit.patch is not None and image is not None and image.patch is not None:
+        image = dataclasses.replace(image, patch=edit.patch)
+    return Transforms(image, audio, {name: names for name, names in old.classes.items() if name in spec.heads})
+
+
+def _sized(image: ImageTransformSpec, size: tuple[int, int]) -> ImageTransformSpec:
+    """What is cut out of a picture that was resized before is as much of it as it was."""
+    if image.resize is None:
+        return dataclasses.replace(image, size=size)
+    (high, wide), (height, width) = image.resize, image.size
+    resize = round(high * size[0] / height), round(wide * size[1] / width)
+    return dataclasses.replace(image, size=size, resize=resize)
+
+
+def _with_frames(spec: ModelSpec, seconds: float) -> ModelSpec:
+    """A spec whose spectra of a fixed number of frames have that of so many seconds."""
+    encoders = dict(spec.encoders)
+    for name, encoder in encoders.items():
+        tokenizer = encoder.tokenizer
+        if isinstance(tokenizer, SpectrogramSpec) and tokenizer.frames is not None:
+            frames = round(seconds * tokenizer.rate / tokenizer.hop)
+            encoders[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(tokenizer, frames=frames))
+    return dataclasses.replace(spec, encoders=encoders)

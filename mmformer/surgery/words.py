@@ -1,0 +1,167 @@
+"""Other words and longer texts: rows of pieces that both vocabularies have are kept, wherever they stand."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmformer.errors import InputError
+from mmformer.models.decoder import DecoderSpec
+from mmformer.models.encoder import EncoderSpec
+from mmformer.models.model import Model, ModelSpec
+from mmformer.nn.position import LearnedPositionSpec
+from mmformer.surgery.remade import Remade
+from mmformer.tokenizers.special import SpecialIds
+from mmformer.tokenizers.text import TextTokensSpec
+
+NewRows = Literal["mean", "random"]
+
+
+def with_vocabulary(spec: ModelSpec, file: str) -> ModelSpec:
+    """A spec whose texts are cut by another vocabulary.
+
+    Raises:
+        InputError: the model reads no texts, or one of the vocabularies does not say its pieces.
+    """
+
+    def other(tokenizer: TextTokensSpec) -> TextTokensSpec:
+        changed = dataclasses.replace(tokenizer, vocabulary=file, ids=None, rows=None)
+        if tokenizer.rows is not None:
+            changed = dataclasses.replace(changed, rows=len(_pieces(changed)))
+        if tokenizer.ids is not None and not changed.words().ids.all:
+            changed = dataclasses.replace(changed, ids=_same_ids(tokenizer, changed))
+        return changed
+
+    return _with_tokenizers(spec, other, "--vocabulary")
+
+
+def with_room(spec: ModelSpec, length: int, resized: Collection[str]) -> ModelSpec:
+    """A spec whose texts may have so many tokens, and whose learned positions are as many at least.
+
+    Args:
+        resized: stacks whose positions have other sizes already.
+
+    Raises:
+        InputError: the model reads no texts, or has positions that cannot be more.
+    """
+    spec = _with_tokenizers(
+        spec, lambda tokenizer: dataclasses.replace(tokenizer, context_length=length), "--context-length"
+    )
+    stacks = dict(spec.stacks)
+    for part in _parts(spec):
+        position = stacks[part.stack].position
+        if not _reads_text(part.tokenizer) or position.limits.get(0, length) >= length:
+            continue
+        table = isinstance(position, LearnedPositionSpec) and position.axes == (0,) and position.learned is None
+        if not table or part.stack in resized:
+            raise InputError(
+                f"--context-length {length}: model.stacks.{part.stack} has {position.limits[0]} places on axis 0, and "
+                f"{position} cannot have more by this: only a table over axis 0 alone that nothing else resizes can."
+            )
+        longer = dataclasses.replace(position, sizes=(length,))  # type: ignore[call-arg]  # a LearnedPositionSpec
+        stacks[part.stack] = dataclasses.replace(stacks[part.stack], position=longer)
+    return dataclasses.replace(spec, stacks=stacks)
+
+
+def _same_ids(before: TextTokensSpec, after: TextTokensSpec) -> SpecialIds:
+    """The special tokens of a vocabulary that does not say them: those of the same pieces as another one's."""
+    assert before.ids is not None, "they are said"
+    theirs, places = _pieces(before), {piece: index for index, piece in enumerate(_pieces(after))}
+
+    def same(index: int) -> int:
+        if theirs[index] not in places:
+            raise InputError(
+                f"--vocabulary {after.vocabulary} has no {theirs[index]!r}, which is one of the model's special tokens."
+            )
+        return places[theirs[index]]
+
+    changes: dict[str, Any] = {}
+    for each in dataclasses.fields(before.ids):
+        value = getattr(before.ids, each.name)
+        changes[each.name] = (
+            tuple(map(same, value)) if isinstance(value, tuple) else None if value is None else same(value)
+        )
+    return SpecialIds(**changes)
+
+
+def _with_tokenizers(spec: ModelSpec, other: Callable[[TextTokensSpec], TextTokensSpec], option: str) -> ModelSpec:
+    if not any(_reads_text(part.tokenizer) for part in _parts(spec)):
+        raise InputError(f"{option} is of texts, but no encoder or decoder of the model reads them.")
+
+    def changed(part: Any) -> Any:
+        if not _reads_text(part.tokenizer):
+            return part
+        return dataclasses.replace(part, tokenizer=other(part.tokenizer))
+
+    encoders = {name: changed(part) for name, part in spec.encoders.items()}
+    decoders = {name: changed(part) for name, part in spec.decoders.items()}
+    return dataclasses.replace(spec, encoders=encoders, decoders=decoders)
+
+
+def _parts(spec: ModelSpec) -> list[EncoderSpec | DecoderSpec]:
+    return [*spec.encoders.values(), *spec.decoders.values()]
+
+
+def _reads_text(tokenizer: Any) -> bool:
+    return isinstance(tokenizer, TextTokensSpec)
+
+
+def remade_room(old: Model, new: Model, stacks: Collection[str]) -> Iterator[tuple[str, Remade]]:
+    """Tables of positions of longer texts: the rows that there were, and drawn ones after them."""
+    for name in sorted(stacks):
+        key = f"stacks.{name}.position.weight"
+        table, kept = new.state_dict()[key].clone(), old.state_dict()[key]
+        table[: len(kept)] = kept
+        number = len(table) - len(kept)
+        yield key, Remade(table, f"{old.spec.stacks[name].position.limits[0]} places are kept, {number} are drawn")
+
+
+def remade_words(old: Model, new: Model, rows: NewRows) -> Iterator[tuple[str, Remade]]:
+    """What has a row for each piece, where the vocabulary is another one now.
+
+    Args:
+        rows: of pieces that are new: the ``mean`` of all old ones, or drawn at ``random``.
+    """
+    for group in ("encoders", "decoders"):
+        for name, part in getattr(new.spec, group).items():
+            before, after = getattr(old.spec, group)[name].tokenizer, part.tokenizer
+            if _reads_text(after) and before.vocabulary != after.vocabulary:
+                theirs, ours = _pieces(before), _pieces(after)
+                for own in ("tokenizer.weight", "output.weight", "output.bias"):
+                    key = f"{group}.{name}.{own}"
+                    if key in new.state_dict():
+                        yield key, _by_piece(old.state_dict()[key], new.state_dict()[key], theirs, ours, rows)
+
+
+def _by_piece(old: Tensor, drawn: Tensor, theirs: list[str], ours: list[str], rows: NewRows) -> Remade:
+    places = {piece: index for index, piece in enumerate(theirs)}
+    pairs = [(index, places[piece]) for index, piece in enumerate(ours) if piece in places]
+    table = drawn.clone()
+    if rows == "mean":
+        table[: len(ours)] = old[: len(theirs)].double().mean(0).to(old.dtype)
+    to, taken = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+    table[to] = old[taken]
+    told = "their mean" if rows == "mean" else "drawn"
+    kept = f"the rows of {len(pairs)} of {len(theirs)} pieces are kept"
+    return Remade(table, f"{kept}, those of {len(ours) - len(pairs)} are new: {told}")
+
+
+def _pieces(tokenizer: TextTokensSpec) -> list[str]:
+    """A vocabulary's pieces, by id.
+
+    Raises:
+        InputError: there is none, or one that does not say them.
+    """
+    words = tokenizer.words()
+    pieces = getattr(words, "pieces", None)
+    if pieces is None:
+        raise InputError(
+            f"--vocabulary keeps the rows of pieces that both vocabularies have, but {tokenizer.vocabulary} does not "
+            f"say its pieces."
+        )
+    found: list[str] = pieces(range(len(words)))
+    return found
