@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -207,24 +207,6 @@ class Inference:
                 f"The embeddings of {names[0]} are {widths[0]} wide and those of {names[1]} are {widths[1]}: they "
                 f"cannot be compared."
             )
-
-    def decoder_of(self, modalities: Collection[str], wanted: str | None) -> str:
-        """The decoder to write with: one that reads these modalities, all of them and no other."""
-        encoders, decoders = self.model.spec.encoders, self.model.spec.decoders
-        fit = [
-            name
-            for name, spec in decoders.items()
-            if {encoders[read].tokenizer.modality for read in spec.reads} == {*modalities}
-        ]
-        if wanted is None and len(fit) == 1:
-            return fit[0]
-        if wanted not in fit:
-            all_of_them = "; ".join(f"{name} reads {' and '.join(spec.reads)}" for name, spec in decoders.items())
-            raise InputError(
-                f"Captions need a decoder that reads {' and '.join(modalities)} alone ({wanted or 'none was named'}), "
-                f"but the model's are: {all_of_them or 'none'}.{nearest(wanted or '', decoders)}"
-            )
-        return wanted
 
 
 def _full(audio: Tensor) -> Tensor:

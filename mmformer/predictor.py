@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict, Unpack, overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mmformer.bundle import load_bundle
@@ -19,14 +18,9 @@ from mmformer.data.picture import Picture, Pictures
 from mmformer.data.waveform import Waveform, Waveforms
 from mmformer.errors import InputError
 from mmformer.evaluation.zero_shot import check_templates, embed_classes
-from mmformer.generation.generation import GenerationSpec
-from mmformer.generation.sampling import GreedySpec
-from mmformer.generation.writing import write_texts
-from mmformer.inference import Inference, Progress
-from mmformer.reader import WORDS, checked_labels, given
-
-One = str | os.PathLike[str] | bytes | Image.Image
-"""One picture for certain; an array may be several."""
+from mmformer.inference import Progress
+from mmformer.reader import checked_labels, given
+from mmformer.writing import One, Writer
 
 Probabilities = dict[str, float]
 """Label -> its probability, the most probable first."""
@@ -46,14 +40,6 @@ class _ClassifyOptions(TypedDict, total=False):
     progress: Progress | None
 
 
-class _CaptionOptions(TypedDict, total=False):
-    text: str | None
-    prompt: str | Sequence[str]
-    spec: GenerationSpec | None
-    decoder: str | None
-    progress: Progress | None
-
-
 class _RetrieveOptions(TypedDict, total=False):
     texts: Sequence[str] | None
     images: Pictures | None
@@ -62,7 +48,7 @@ class _RetrieveOptions(TypedDict, total=False):
     progress: Progress | None
 
 
-class Predictor(Inference):
+class Predictor(Writer):
     """A bundle's model, ready for use."""
 
     # A string is a sequence of strings too, so the overloads below overlap; the first that fits is meant.
@@ -186,78 +172,6 @@ class Predictor(Inference):
         self.check_comparable(*values)
         rows, columns = (self.embed_given(modality, value, progress) for modality, value in values.items())
         return rows @ (columns if columns.ndim == 1 else columns.T)
-
-    @overload
-    def caption(self, image: One, **options: Unpack[_CaptionOptions]) -> str: ...  # type: ignore[overload-overlap]
-    @overload
-    def caption(self, image: Sequence[Picture], **options: Unpack[_CaptionOptions]) -> list[str]: ...
-    @overload
-    def caption(self, *, audio: Waveform, **options: Unpack[_CaptionOptions]) -> str: ...  # type: ignore[overload-overlap]
-    @overload
-    def caption(self, *, audio: Waveforms, **options: Unpack[_CaptionOptions]) -> list[str]: ...
-    @overload
-    def caption(self, *, text: str) -> str: ...
-    @overload
-    def caption(
-        self,
-        image: Picture | Pictures | None = None,
-        *,
-        audio: Waveform | Waveforms | None = None,
-        text: str | Sequence[str] | None = None,
-        prompt: str | Sequence[str] = "",
-        spec: GenerationSpec | None = None,
-        decoder: str | None = None,
-        progress: Progress | None = None,
-    ) -> str | list[str]: ...
-    def caption(
-        self,
-        image: Picture | Pictures | None = None,
-        *,
-        audio: Waveform | Waveforms | None = None,
-        text: str | Sequence[str] | None = None,
-        prompt: str | Sequence[str] = "",
-        spec: GenerationSpec | None = None,
-        decoder: str | None = None,
-        progress: Progress | None = None,
-    ) -> str | list[str]:
-        """What a decoder writes of each value, or of values of several modalities that it reads together.
-
-        Args:
-            image: one picture, or a list of them.
-            audio: one sound, or a list of them.
-            text: one text that is read, such as a question about the picture, or a list of them. Of several
-                modalities, each has as many values as the others, or one for all.
-            prompt: what each written text begins with; one for all, or one for each.
-            spec: how ids are chosen, such as ``BeamSpec(beams=4)``; None: ``GreedySpec()``.
-            decoder: which, where several read what is handed in.
-            progress: called as values are done.
-
-        Returns:
-            A string, with its prompt; a list of them for a list of values.
-
-        Raises:
-            InputError: no decoder reads just these modalities, or there are not as many values or prompts of one as of
-                another.
-        """
-        single, values = self.reader.together("caption", image=image, audio=audio, text=text)
-        name, number = self.decoder_of(values, decoder), len(next(iter(values.values())))
-        if spec is not None and not isinstance(spec, GenerationSpec):
-            raise InputError(
-                f"spec must say how captions are written, such as BeamSpec(beams=4), but is {type(spec).__name__}."
-            )
-        one, prompts = self.reader.listed("text", prompt)
-        prompts = prompts * number if one else prompts
-        if len(prompts) != number:
-            raise InputError(
-                f"There are {len(prompts)} prompts for {number} {WORDS[next(iter(values))]}: give one for each."
-            )
-        texts = [""] * number
-        for places, outputs in self.run(values, progress):
-            begun = [prompts[place] for place in places]
-            written = write_texts(self.model, name, outputs.tokens, begun, spec or GreedySpec(), places)
-            for place, text in zip(places, written, strict=True):
-                texts[place] = text
-        return texts[0] if single else texts
 
     @overload
     def retrieve(self, *, text: str, **options: Unpack[_RetrieveOptions]) -> list[Match]: ...  # type: ignore[overload-overlap]

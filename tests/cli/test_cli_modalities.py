@@ -87,7 +87,7 @@ def test_texts_that_are_cut_are_told_in_one_line(
     [
         ((), "caption needs pictures, --sounds or --text"),
         (("shots", "--sounds", "calls"), "There are 5 pictures and 4 sounds: give a sound for each picture"),
-        (("shots", "--text", "is it red?"), "Captions need a decoder that reads image and text alone"),
+        (("shots", "--text", "is it red?"), "caption needs a decoder that reads image and text alone"),
         (("shots", "--seed", "1"), "--seed is of what is drawn: give --temperature, --top-k or --top-p too"),
         (("shots", "--length-penalty", "1"), "--length-penalty is for a search with beams: give --beams too"),
         (("shots", "--beams", "2", "--top-k", "3"), "--top-k draws words, --beams searches: give one"),
