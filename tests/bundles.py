@@ -127,6 +127,19 @@ def save_answering(folder: Path) -> Path:
     return _save_sharp(folder, dataclasses.replace(spec, stacks=stacks, decoders=decoders))
 
 
+def save_writing(folder: Path) -> Path:
+    """A bundle with a translator of texts (``translate``), a listener (``hear``) and a language model (``tell``)."""
+    spec = trimodal_model()
+    words = spec.decoders["caption"].tokenizer
+    decoders = {
+        "translate": DecoderSpec(words, "writer", {"text": "cross"}, tied=False),
+        "hear": spec.decoders["hear"],
+        "tell": DecoderSpec(words, "prefixed", tied=False),
+    }
+    encoders = {name: spec.encoders[name] for name in ("text", "sound")}
+    return _save_sharp(folder, dataclasses.replace(spec, encoders=encoders, decoders=decoders))
+
+
 def save_trimodal(folder: Path) -> Path:
     """A bundle of ``trimodal_model``, whose decoders are sharp enough to write different things."""
     return _save_sharp(folder, trimodal_model())

@@ -9,12 +9,10 @@ from typing import Any
 from mmformer.cli import bundles
 from mmformer.cli.arguments import Parser
 from mmformer.cli.bundles import add_inputs, load
+from mmformer.cli.generating import WAYS, add_generation, generation
 from mmformer.cli.inputs import PICTURES, SOUNDS, WORDS, find
 from mmformer.cli.output import print_json, print_pairs, progress
 from mmformer.errors import InputError
-
-_SAMPLING = ("temperature", "top_k", "top_p", "seed")
-_BEAMS = ("beams", "length_penalty")
 
 
 def run(command: str, words: Sequence[str]) -> int:
@@ -28,7 +26,7 @@ def run(command: str, words: Sequence[str]) -> int:
 
 def _add_caption(parser: Parser) -> None:
     parser.description = (
-        f"Write captions: the likeliest word each time, or by --beams, or drawn (--temperature, --top-k, --top-p).\n"
+        f"Write captions: {WAYS}.\n"
         f"Where the decoder reads several things, such as a picture and a question, give all of them.\n"
         f"{PICTURES}\n{SOUNDS}"
     )
@@ -42,37 +40,13 @@ def _add_caption(parser: Parser) -> None:
     read = "a text that the decoder reads, with each of the others or alone"
     parser.add_argument("--text", metavar="TEXT", help=read)
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what each caption begins with")
-    parser.add_argument("--decoder", metavar="NAME", help="which, where the bundle has several")
-    parser.add_argument("--beams", type=int, metavar="N", help="search with so many texts side by side")
-    power = "power of the length that a text's score is divided by (default: 1)"
-    parser.add_argument("--length-penalty", type=float, metavar="POWER", help=power)
-    parser.add_argument("--temperature", type=float, metavar="T", help="draw; below 1 bolder, above 1 freer")
-    parser.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that add up to P")
-    parser.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
-    parser.add_argument("--min-length", type=int, metavar="N", help="tokens at least (default: 0)")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: what the model holds)")
-    parser.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1: write what is new (default: 1)")
-    parser.add_argument("--no-repeat-ngram", type=int, metavar="N", help="no run of N tokens twice (default: 0, any)")
+    add_generation(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def _caption(args: argparse.Namespace) -> int:
     values = _values(args)
-    drawn, beams = _given(args, _SAMPLING), _given(args, _BEAMS)
-    if drawn and beams:
-        raise InputError(f"{_option(next(iter(drawn)))} draws words, {_option(next(iter(beams)))} searches: give one.")
-    if beams and "beams" not in beams:
-        raise InputError("--length-penalty is for a search with beams: give --beams too.")
-    if drawn.keys() == {"seed"}:
-        raise InputError("--seed is of what is drawn: give --temperature, --top-k or --top-p too.")
-
-    from mmformer.generation.beam import BeamSpec
-    from mmformer.generation.sampling import GreedySpec, SamplingSpec
-
-    common = _given(args, ("min_length", "max_length", "repetition_penalty", "no_repeat_ngram"))
-    kind = BeamSpec if beams else SamplingSpec if drawn else GreedySpec
-    spec = kind(**common, **drawn, **beams)
+    spec = generation(args)
     model = load(args)
     rows = list(zip(*values.values(), strict=True))
     with progress("captioning", len(rows), args.batch_size) as done:
@@ -104,11 +78,3 @@ def _values(args: argparse.Namespace) -> dict[str, list[str]]:
     if len(set(numbers)) > 1:
         raise InputError(f"There are {numbers[0]} pictures and {numbers[1]} sounds: give a sound for each picture.")
     return values if args.text is None else values | {"text": [args.text] * max(numbers, default=1)}
-
-
-def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,16 +75,27 @@ def read_lines(path: str) -> list[str]:
     Raises:
         InputError: no such file, one that is not UTF-8, or nothing in it.
     """
+    texts = [line for line in read_all_lines(path) if line]
+    if not texts:
+        raise InputError(f"{path}: there is nothing in it; write one a line.")
+    return texts
+
+
+def read_all_lines(path: str) -> list[str]:
+    """The lines of a file, or of what is piped in where it is ``-``, without white space around them, empty ones among
+    them. Newlines end them, and nothing else that Unicode knows does.
+
+    Raises:
+        InputError: no such file, or one that is not UTF-8.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error.reason}). Convert it to UTF-8.") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.{nearest_file(path)}") from error
-    texts = [line.strip() for line in lines if line.strip()]
-    if not texts:
-        raise InputError(f"{path}: there is nothing in it; write one a line.")
-    return texts
+    return [line.strip() for line in text.removesuffix("\n").split("\n")]
 
 
 def _in_folder(folder: Path, kind: str, suffixes: tuple[str, ...]) -> list[Path]:

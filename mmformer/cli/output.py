@@ -45,12 +45,12 @@ def print_table(columns: tuple[str, str, str], groups: Sequence[tuple[str, Seque
     for name, rows in groups:
         for place, row in enumerate(rows):
             first = () if alone else (name if place == 0 else "",)
-            table.add_row(*(Text(_visible(cell)) for cell in (*first, *row)))
+            table.add_row(*(Text(visible(cell)) for cell in (*first, *row)))
         if any(len(rows) > 1 for _, rows in groups):
             table.add_section()
     console = _console()
     if alone:
-        console.print(Text(_visible(groups[0][0])))
+        console.print(Text(visible(groups[0][0])))
     console.print(table)
 
 
@@ -63,7 +63,7 @@ def print_pairs(columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> No
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_visible(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     _console().print(table)
 
 
@@ -76,7 +76,7 @@ def print_cells(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_visible(cell)) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     _console().print(table)
 
 
@@ -87,8 +87,8 @@ def print_matrix(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Se
 
     console = _console()
     widest = console.width // 3
-    first = min(max(len(_visible(row)) for row in rows), widest) + 4
-    widths = [min(max(len(_visible(column)), 6), widest) + 3 for column in columns]
+    first = min(max(len(visible(row)) for row in rows), widest) + 4
+    widths = [min(max(len(visible(column)), 6), widest) + 3 for column in columns]
     begin = 0
     while begin < len(columns):
         end = begin + 1
@@ -97,9 +97,9 @@ def print_matrix(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Se
         table = Table()
         table.add_column(max_width=widest, overflow="fold")
         for column in columns[begin:end]:
-            table.add_column(Text(_visible(column)), justify="right", max_width=widest, overflow="fold")
+            table.add_column(Text(visible(column)), justify="right", max_width=widest, overflow="fold")
         for row, values in zip(rows, cells, strict=True):
-            table.add_row(Text(_visible(row)), *values[begin:end])
+            table.add_row(Text(visible(row)), *values[begin:end])
         console.print(table)
         begin = end
 
@@ -111,7 +111,7 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 1000)
 
 
-def _visible(text: str) -> str:
-    """Without what a terminal would obey or could not show."""
+def visible(text: str) -> str:
+    """One line, without what a terminal would obey or could not show: that is written out."""
     joiners = "\u200c\u200d"
     return "".join(c if c.isprintable() or c in joiners else c.encode("unicode_escape").decode() for c in text)

@@ -6,7 +6,15 @@ import functools
 from pathlib import Path
 
 import pytest
-from bundles import save_classifier, save_dual, save_trimodal, save_two_eyed, write_pictures, write_sounds
+from bundles import (
+    save_classifier,
+    save_dual,
+    save_trimodal,
+    save_two_eyed,
+    save_writing,
+    write_pictures,
+    write_sounds,
+)
 from tiny import tiny_run, write_shards
 from typed import Typed
 
@@ -30,6 +38,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trimodal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_trimodal(tmp_path_factory.mktemp("trimodal") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def writing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_writing(tmp_path_factory.mktemp("writing") / "bundle")
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +73,12 @@ def calls(shots: list[str]) -> list[str]:
 def three(trimodal: Path, capsys: pytest.CaptureFixture[str], loaded_once: None) -> Typed:
     """Commands on a bundle that reads pictures, texts and sounds."""
     return Typed(trimodal, capsys)
+
+
+@pytest.fixture
+def writer(writing: Path, capsys: pytest.CaptureFixture[str], loaded_once: None) -> Typed:
+    """Commands on a bundle that translates, transcribes and goes on with texts."""
+    return Typed(writing, capsys)
 
 
 @pytest.fixture
