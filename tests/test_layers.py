@@ -75,6 +75,7 @@ KNOWS: dict[str, set[str]] = {
         "data",
         "curation",
         "surgery",
+        "interop",
         "tokenizers",
         "evaluation",
         "generation",

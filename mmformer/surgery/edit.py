@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError, nearest
 from mmformer.interop.origin import FOLDER
+from mmformer.models.encoder import EncoderSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.spec import require
 from mmformer.surgery.patches import remade_patches, with_patch
@@ -96,12 +97,13 @@ def edit(model: Model, transforms: Transforms, spec: EditSpec) -> Edited:
     """
     changed = _without(model.spec, spec.drop)
     after = _transforms(transforms, changed, spec)
+    encoders = changed.encoders
     if spec.patch is not None:
-        changed = with_patch(changed, spec.patch)
+        encoders = with_patch(encoders, spec.patch)
     if spec.audio_seconds is not None:
-        changed = _with_frames(changed, spec.audio_seconds)
+        encoders = _with_frames(encoders, spec.audio_seconds)
     if any(getattr(spec, name) is not None for name in SIZES):
-        changed = with_places(model.spec, changed, transforms, after)
+        changed = with_places(changed, encoders, transforms, after)
     resized = moved(model.spec, changed)
     if spec.vocabulary is not None:
         changed = with_vocabulary(changed, spec.vocabulary)
@@ -163,12 +165,12 @@ def _sized(image: ImageTransformSpec, size: tuple[int, int]) -> ImageTransformSp
     return dataclasses.replace(image, size=size, resize=resize)
 
 
-def _with_frames(spec: ModelSpec, seconds: float) -> ModelSpec:
-    """A spec whose spectra of a fixed number of frames have that of so many seconds."""
-    encoders = dict(spec.encoders)
+def _with_frames(encoders: Mapping[str, EncoderSpec], seconds: float) -> dict[str, EncoderSpec]:
+    """Encoders, whose spectra of a fixed number of frames have that of so many seconds."""
+    changed = dict(encoders)
     for name, encoder in encoders.items():
         tokenizer = encoder.tokenizer
         if isinstance(tokenizer, SpectrogramSpec) and tokenizer.frames is not None:
             frames = round(seconds * tokenizer.rate / tokenizer.hop)
-            encoders[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(tokenizer, frames=frames))
-    return dataclasses.replace(spec, encoders=encoders)
+            changed[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(tokenizer, frames=frames))
+    return changed

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
-from mmformer.models.model import Model, ModelSpec
+from mmformer.models.encoder import EncoderSpec
+from mmformer.models.model import Model
 from mmformer.surgery.remade import Remade
 from mmformer.tokenizers.image import ImagePatchesSpec
 
 
-def with_patch(spec: ModelSpec, side: int) -> ModelSpec:
-    """A spec whose encoders of pictures read patches of a side.
+def with_patch(encoders: Mapping[str, EncoderSpec], side: int) -> dict[str, EncoderSpec]:
+    """Encoders, of which those of pictures read patches of a side.
 
     Raises:
         InputError: none of them reads patches.
     """
-    encoders = dict(spec.encoders)
+    changed = dict(encoders)
     reading = {name: part for name, part in encoders.items() if part.tokenizer.modality == "image"}
     for name, encoder in reading.items():
         if not isinstance(encoder.tokenizer, ImagePatchesSpec):
@@ -29,10 +30,10 @@ def with_patch(spec: ModelSpec, side: int) -> ModelSpec:
                 f"--patch changes the side of an ImagePatchesSpec, but model.encoders.{name} reads pictures by "
                 f"{type(encoder.tokenizer).__name__}."
             )
-        encoders[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(encoder.tokenizer, patch=side))
+        changed[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(encoder.tokenizer, patch=side))
     if not reading:
         raise InputError("--patch is of pictures, but no encoder of the model reads them.")
-    return dataclasses.replace(spec, encoders=encoders)
+    return changed
 
 
 def remade_patches(old: Model, new: Model) -> Iterator[tuple[str, Remade]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,18 +36,20 @@ def places(encoder: EncoderSpec, transforms: Transforms) -> tuple[int, ...]:
     return tuple(int(pos[..., axis].max()) + 1 for axis in range(AXES))
 
 
-def with_places(old: ModelSpec, new: ModelSpec, before: Transforms, after: Transforms) -> ModelSpec:
-    """A spec whose positions are as many as its encoders' tokens take now; ``old`` is what it was made of.
+def with_places(
+    spec: ModelSpec, encoders: Mapping[str, EncoderSpec], before: Transforms, after: Transforms
+) -> ModelSpec:
+    """A spec with changed encoders, and positions that are as many as their tokens take then.
 
     Raises:
         InputError: a stack serves encoders that change differently, or has positions for other sizes than they take.
     """
-    stacks = dict(new.stacks)
+    stacks = dict(spec.stacks)
     wanted: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {}
-    for name, encoder in new.encoders.items():
+    for name, encoder in encoders.items():
         if encoder.tokenizer.modality == "text":
             continue
-        taken = places(old.encoders[name], before), places(encoder, after)
+        taken = places(spec.encoders[name], before), places(encoder, after)
         if taken[0] == taken[1] or not stacks[encoder.stack].position.limits:
             continue
         first = wanted.setdefault(encoder.stack, (*taken, name))
@@ -59,7 +61,7 @@ def with_places(old: ModelSpec, new: ModelSpec, before: Transforms, after: Trans
     for stack, (took, takes, name) in wanted.items():
         position = _resized(stacks[stack].position, took, takes, f"model.stacks.{stack}", name)
         stacks[stack] = dataclasses.replace(stacks[stack], position=position)
-    return dataclasses.replace(new, stacks=stacks)
+    return dataclasses.replace(spec, stacks=stacks, encoders=dict(encoders))
 
 
 def _resized(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -48,9 +49,6 @@ def with_room(spec: ModelSpec, length: int, resized: Collection[str]) -> ModelSp
     Raises:
         InputError: the model reads no texts, or has positions that cannot be more.
     """
-    spec = _with_tokenizers(
-        spec, lambda tokenizer: dataclasses.replace(tokenizer, context_length=length), "--context-length"
-    )
     stacks = dict(spec.stacks)
     for part in _parts(spec):
         position = stacks[part.stack].position
@@ -64,7 +62,8 @@ def with_room(spec: ModelSpec, length: int, resized: Collection[str]) -> ModelSp
             )
         longer = dataclasses.replace(position, sizes=(length,))  # type: ignore[call-arg]  # a LearnedPositionSpec
         stacks[part.stack] = dataclasses.replace(stacks[part.stack], position=longer)
-    return dataclasses.replace(spec, stacks=stacks)
+    longest = partial(dataclasses.replace, context_length=length)
+    return _with_tokenizers(dataclasses.replace(spec, stacks=stacks), longest, "--context-length")
 
 
 def _same_ids(before: TextTokensSpec, after: TextTokensSpec) -> SpecialIds:

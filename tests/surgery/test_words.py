@@ -1,0 +1,144 @@
+"""Other vocabularies and longer texts: pieces keep their rows wherever they stand, and so do places."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from bundles import TRANSFORMS
+from tiny import VOCABULARY, tiny_batch, tiny_model
+from torch import Tensor
+
+from mmformer.bundle import Transforms, load_bundle, save_bundle
+from mmformer.errors import InputError
+from mmformer.models.encoder import EncoderSpec
+from mmformer.models.model import Model, ModelSpec
+from mmformer.nn.position import LearnedPositionSpec
+from mmformer.surgery.edit import EditSpec, edit, edit_bundle
+from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.vocabulary import Vocabulary, VocabularySpec
+from mmformer.types import Batch, Text
+
+ENCODER, DECODER = "encoders.text.tokenizer.weight", "decoders.caption.tokenizer.weight"
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A vocabulary that has some pieces of the emoji's, at other places, and others."""
+    texts = ["a red square on a blue sky", "green grass grows", "the grinning face of a cat", "zebra crossing ahead"]
+    file = tmp_path_factory.mktemp("words") / "other.model"
+    VocabularySpec(size=330).train(texts * 20).save(file)
+    return str(file)
+
+
+def captioning(tied: bool = True) -> Model:
+    spec = tiny_model(caption=True)
+    decoder = dataclasses.replace(spec.decoders["caption"], tied=tied)
+    model = dataclasses.replace(spec, decoders={"caption": decoder}).build()
+    model.initialise(0)
+    return model.eval()
+
+
+def pieces(file: str) -> list[str]:
+    vocabulary = Vocabulary.load(file)
+    return vocabulary.pieces(range(len(vocabulary)))
+
+
+def rows(table: Tensor, file: str) -> dict[str, Tensor]:
+    return dict(zip(pieces(file), table, strict=False))
+
+
+@pytest.mark.parametrize("new_rows", ["mean", "random"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_pieces_of_both_keep_their_rows(new_rows: str, tied: bool, other: str) -> None:
+    model = captioning(tied)
+    edited = edit(model, TRANSFORMS, EditSpec(vocabulary=other, new_rows=new_rows))  # type: ignore[arg-type]
+    before, after = model.state_dict(), edited.model.state_dict()
+    tables = [ENCODER, DECODER, *([] if tied else ["decoders.caption.output.weight"])]
+    assert list(edited.report.remade) == tables
+    both = set(pieces(VOCABULARY)) & set(pieces(other))
+    assert 260 < len(both) < len(pieces(other)), "bytes, special tokens and some words"
+    for name in tables:
+        theirs, ours = rows(before[name], VOCABULARY), rows(after[name], other)
+        assert all(torch.equal(ours[piece], theirs[piece]) for piece in both)
+        new = torch.stack([ours[piece] for piece in ours if piece not in both])
+        mean = torch.stack(list(theirs.values())).mean(0)
+        torch.testing.assert_close(new, mean.expand_as(new)) if new_rows == "mean" else None
+        assert (new_rows == "mean") == torch.allclose(new, mean.expand_as(new), atol=1e-6)
+        assert len(after[name]) % 64 == 0
+    assert edited.report.remade[ENCODER].startswith(f"the rows of {len(both)} of {len(pieces(VOCABULARY))} pieces are")
+
+
+def test_a_text_of_old_pieces_means_what_it_did(other: str) -> None:
+    """Whatever ids its pieces have now."""
+    model = captioning()
+    edited = edit(model, TRANSFORMS, EditSpec(vocabulary=other))
+    both = [piece for piece in pieces(other) if piece in set(pieces(VOCABULARY))][-9:]
+    ids = [[pieces(file).index(piece) for piece in both] for file in (VOCABULARY, other)]
+    assert ids[0] != ids[1]
+    batches = [Batch(("a",), {}, text=Text(torch.tensor([row]), torch.tensor([len(both)]))) for row in ids]
+    expected, found = model(batches[0], decode=False), edited.model(batches[1], decode=False)
+    assert torch.equal(found.embedding["text"], expected.embedding["text"])
+
+
+def test_a_bundle_takes_its_new_vocabulary_along(other: str, tmp_path: Path) -> None:
+    save_bundle(tmp_path / "old", captioning(), Transforms(TRANSFORMS.image), "# A tiny model\n")
+    edit_bundle(tmp_path / "old", tmp_path / "new", EditSpec(vocabulary=other))
+    model, _ = load_bundle(tmp_path / "new")
+    tokenizer = model.spec.encoders["text"].tokenizer
+    assert isinstance(tokenizer, TextTokensSpec)
+    assert tokenizer.words().fingerprint == Vocabulary.load(other).fingerprint
+
+
+def reading(places: int) -> Model:
+    dual = tiny_model()
+    stack = dataclasses.replace(dual.stacks["text"], position=LearnedPositionSpec((0,), (places,)))
+    model = ModelSpec({"text": stack}, {"text": EncoderSpec(TextTokensSpec(VOCABULARY, 16), "text")}).build()
+    model.initialise(0)
+    return model.eval()
+
+
+def test_longer_texts_have_drawn_places_after_the_learned_ones() -> None:
+    model, key = reading(16), "stacks.text.position.weight"
+    edited = edit(model, Transforms(), EditSpec(context_length=40))
+    before, after = model.state_dict(), edited.model.state_dict()
+    assert edited.report.remade == {key: "16 places are kept, 24 are drawn"}
+    assert torch.equal(after[key][:17], before[key])
+    assert 0.01 < float(after[key][17:].std()) < 0.03
+    batch = tiny_batch(["red", "a small blue square"])._replace(image=None)
+    assert torch.equal(edited.model(batch).embedding["text"], model(batch).embedding["text"])
+    text = edited.model.spec.text_encoders()["text"].encode(["a red square " * 20])
+    assert text.ids.shape == (1, 40)
+    other = edit(model, Transforms(), EditSpec(context_length=40, seed=1)).model.state_dict()
+    assert not torch.equal(other[key], after[key])
+
+
+@pytest.mark.parametrize(("places", "length"), [(16, 8), (64, 40)])
+def test_where_there_is_room_only_the_limit_moves(places: int, length: int) -> None:
+    model = reading(places)
+    edited = edit(model, Transforms(), EditSpec(context_length=length))
+    assert len(edited.report.copied) == len(model.state_dict())
+    assert edited.model.spec.encoders["text"].tokenizer == TextTokensSpec(VOCABULARY, length)
+
+
+def test_what_cannot_be_is_refused(other: str) -> None:
+    image = tiny_model()
+    blind = ModelSpec({"image": image.stacks["image"]}, {"image": image.encoders["image"]}).build()
+    for spec in (EditSpec(vocabulary=other), EditSpec(context_length=9)):
+        with pytest.raises(InputError, match="is of texts, but no encoder or decoder of the model reads them"):
+            edit(blind, TRANSFORMS, spec)
+    learned = dataclasses.replace(tiny_model().stacks["text"], position=LearnedPositionSpec((0, 1), (16, 1)))
+    model = reading(16)
+    model = dataclasses.replace(model.spec, stacks={"text": learned}).build()
+    with pytest.raises(
+        InputError, match=r"--context-length 40: model\.stacks\.text has 16 places on axis 0, and Learned"
+    ):
+        edit(model, Transforms(), EditSpec(context_length=40))
+    bare = TextTokensSpec(None, 16, end=False, rows=100)
+    model = dataclasses.replace(reading(16).spec, encoders={"text": EncoderSpec(bare, "text")}).build()
+    with pytest.raises(
+        InputError, match=r"--vocabulary keeps the rows of pieces that both vocabularies have, but None"
+    ):
+        edit(model, Transforms(), EditSpec(vocabulary=other))
