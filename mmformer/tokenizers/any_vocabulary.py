@@ -72,3 +72,15 @@ class NoVocabulary(AnyVocabulary):
 
 
 _CAUSE = "it has no vocabulary. Import it from a folder that has its tokenizer's files, or hand in ids."
+
+
+def surrogate(text: str) -> str | None:
+    """What is wrong with a text that holds half a surrogate pair, which no encoding of Unicode has; None: nothing."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return (
+            f"A text to encode is not valid Unicode: character {error.start} is {text[error.start]!r}, half of a "
+            "surrogate pair. Replace it: text.encode('utf-8', 'replace').decode()"
+        )
+    return None

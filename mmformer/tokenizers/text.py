@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from mmformer.errors import CutWarning, InputError
 from mmformer.spec import require
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary, NoVocabulary
+from mmformer.tokenizers.published import is_published, load_published
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
@@ -70,8 +71,9 @@ class TextTokensSpec(TokenizerSpec):
     def places(self) -> tuple[int | None, ...]:
         return (self.context_length, *(1,) * (AXES - 1))
 
-    def build(self, width: int) -> TextTokens:
-        return TextTokens(self, width)
+    def build(self, width: int, owner: TextTokens | None = None) -> TextTokens:
+        """Args: owner: whose table of ids it reads; None: it has its own."""
+        return TextTokens(self, width, owner)
 
     def encoder(self) -> TextEncoder:
         """The host's half: strings to ids."""
@@ -106,6 +108,8 @@ def _words(file: str | None, rows: int | None, ids: SpecialIds | None) -> AnyVoc
     if file is None:
         assert rows is not None, "the spec requires it"
         return NoVocabulary(rows, ids or SpecialIds())
+    if is_published(file):
+        return load_published(file, ids or SpecialIds())
     own = Vocabulary.load(file)
     if ids is not None and ids != own.ids:
         raise InputError(f"TextTokensSpec.ids is {ids}, but {file} says its own: {own.ids}. Set ids to null.")
@@ -163,17 +167,27 @@ class TextTokens(nn.Module):
 
     undecayed = ("weight", "type_weight")
 
-    def __init__(self, spec: TextTokensSpec, width: int) -> None:
+    def __init__(self, spec: TextTokensSpec, width: int, owner: TextTokens | None = None) -> None:
         super().__init__()
         self.spec = spec
+        self._owner = () if owner is None else (owner,)  # in a tuple: its table is registered there, and only there
         vocabulary = spec.words()
         self.special = vocabulary.ids
         self.size, self.ends = spec.rows or len(vocabulary), list(self.special.eos)
         self.unwritten = list(self.special.unwritten)
         # Padded, so that a sharded table splits evenly over any usual number of ranks.
-        self.weight = nn.Parameter(torch.empty(spec.rows or vocabulary.padded_size(64), width))  # V D
+        rows = spec.rows or vocabulary.padded_size(64)
+        self.weight = None if owner is not None else nn.Parameter(torch.empty(rows, width))  # V D
         self.type_weight = nn.Parameter(torch.empty(spec.types, width)) if spec.types else None
         self.reset_parameters()
+
+    @property
+    def table(self) -> Tensor:
+        """V D: a row for each id, its own or another's."""
+        for owner in self._owner:
+            return owner.table
+        assert self.weight is not None, "it has no owner"
+        return self.weight
 
     @property
     def start(self) -> int:
@@ -198,7 +212,7 @@ class TextTokens(nn.Module):
         Raises:
             InputError: the text has types, but there is no table of them.
         """
-        x = F.embedding(text.ids, self.weight)  # B L D
+        x = F.embedding(text.ids, self.table)  # B L D
         if self.spec.scale != 1:
             x = x * self.spec.scale
         if self.type_weight is not None:

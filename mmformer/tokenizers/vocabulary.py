@@ -22,7 +22,7 @@ import sentencepiece
 from mmformer import resources
 from mmformer.errors import InputError, nearest, nearest_file
 from mmformer.spec import require
-from mmformer.tokenizers.any_vocabulary import AnyVocabulary
+from mmformer.tokenizers.any_vocabulary import AnyVocabulary, surrogate
 from mmformer.tokenizers.special import SpecialIds
 
 RESERVED = ("pad", "unk", "bos", "eos", "mask")
@@ -155,7 +155,8 @@ class Vocabulary(AnyVocabulary):
         try:
             parts: list[list[int]] = [self._processor.EncodeAsIds(part) for part in text.split(_SPACE)]
         except RuntimeError as error:
-            raise InputError(_surrogate(text)) from error
+            reason = surrogate(text) or f"SentencePiece cannot encode a text of {len(text)} characters."
+            raise InputError(reason) from error
         ids = parts[0]
         for part in parts[1:]:
             ids += self._escaped_space + part
@@ -344,14 +345,3 @@ def _piece_bytes(processor: sentencepiece.SentencePieceProcessor, index: int, pi
     if processor.IsByte(index):
         return bytes([int(piece[3:5], 16)])
     return piece.replace(_SPACE, " ").encode()
-
-
-def _surrogate(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        return (
-            f"A text to encode is not valid Unicode: character {error.start} is {text[error.start]!r}, half of a "
-            "surrogate pair. Replace it: text.encode('utf-8', 'replace').decode()"
-        )
-    return f"SentencePiece cannot encode a text of {len(text)} characters."
