@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,10 @@ from mmformer.cli.options import merged, split
 from mmformer.config import parse, read_yaml
 from mmformer.data.inputs import ImageInputSpec
 from mmformer.data.sources import DataSpec, SourceSpec
+from mmformer.interop.family import Library
+from mmformer.interop.source import families_of
 from mmformer.models.head import ClassificationHeadSpec
+from mmformer.models.model import ModelSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
@@ -31,6 +34,8 @@ from mmformer.types import Audio, Batch
 ROOT = Path(__file__).parents[1]
 RUNS = sorted((ROOT / "configs/runs").glob("*.yaml"))
 STACKS = sorted((ROOT / "configs/stacks").glob("*.yaml"))
+SYSTEMS = {family.template for library in get_args(Library) for family in families_of(library)}
+"""Named systems: models to import, whose sizes are the published ones."""
 NUMBER = 4
 TEXTS = ["a red square", "two", "what is it?", "grinning face with big eyes"]
 
@@ -153,6 +158,14 @@ def test_a_file_says_what_it_is(path: Path) -> None:
     assert head
     if path in RUNS:
         assert f"mmformer fit --config configs/runs/{path.name}" in head
+    elif path.name in SYSTEMS:
+        assert "mmformer import " in head
+        told = re.search(r"([\d,.]+) (M|B) parameters", head)
+        assert told, "how large it is"
+        said = float(told[1].replace(",", "")) * {"M": 1e6, "B": 1e9}[told[2]]
+        with torch.device("meta"):
+            model = parse(ModelSpec, read_yaml(path), str(path)).build()
+        assert sum(value.numel() for value in model.parameters()) == pytest.approx(said, rel=0.01)
     else:
         users = [run for run in RUNS if f"models/{path.name}" in run.read_text()]
         assert users, "a run uses it"

@@ -68,21 +68,20 @@ def viewed(ours: str, theirs: str, shape: Shape) -> Rule:
 
 
 def joined(ours: str, theirs: Sequence[str], sizes: Sizes = None, shape: Shape | None = None) -> Rule:
-    """Several of theirs, one after the other along the first axis.
+    """Several of theirs, one after the other along the first axis, and then in the shape that ours has.
 
     Args:
         sizes: of each along it; None: all alike.
-        shape: of each of theirs, where it is another one than their part of ours.
+        shape: of each of theirs, where all are alike and have another than their part of ours.
     """
 
     def to_ours(found: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
-        rest = shapes[0][1:]
-        parts = [tensor.reshape(-1, *rest) for tensor in found]
-        return [torch.cat(parts)]
+        return [torch.cat(found).reshape(shapes[0])]
 
     def to_theirs(made: list[Tensor]) -> list[Tensor]:
-        parts = torch.split(made[0], list(sizes)) if sizes is not None else torch.chunk(made[0], len(theirs))
-        return [part if shape is None else part.reshape(shape) for part in parts]
+        if shape is not None:
+            return list(made[0].reshape(len(theirs), *shape).unbind())
+        return list(torch.split(made[0], list(sizes)) if sizes is not None else torch.chunk(made[0], len(theirs)))
 
     return Rule((ours,), tuple(theirs), to_ours, to_theirs)
 
@@ -94,6 +93,47 @@ def split(ours: Sequence[str], theirs: str) -> Rule:
         return list(torch.split(found[0], [shape[0] for shape in shapes]))
 
     return Rule(tuple(ours), (theirs,), to_ours, lambda made: [torch.cat(made)])
+
+
+def turned(ours: str, theirs: str, shape: Shape, order: Sequence[int]) -> Rule:
+    """One tensor whose axes come in another order with us.
+
+    Args:
+        shape: of theirs.
+        order: which of these axes each of ours is, before ours are joined: (0, 1, 3, 2) turns a kernel around.
+    """
+    back = [order.index(axis) for axis in range(len(order))]
+    between = [shape[axis] for axis in order]
+    return Rule(
+        (ours,),
+        (theirs,),
+        lambda found, shapes: [found[0].reshape(shape).permute(*order).reshape(shapes[0])],
+        lambda made: [made[0].reshape(between).permute(*back).reshape(shape)],
+    )
+
+
+def turned_grid(ours: str, theirs: str, sizes: tuple[int, int], special: int) -> Rule:
+    """A table of positions over a grid, after those of some special tokens: the grid's axes are the other way round.
+
+    Args:
+        sizes: of their grid.
+    """
+
+    def other(table: Tensor, grid: tuple[int, int]) -> Tensor:
+        places = table[special:].unflatten(0, grid).transpose(0, 1).flatten(0, 1)
+        return torch.cat((table[:special], places))
+
+    return Rule(
+        (ours,),
+        (theirs,),
+        lambda found, shapes: [other(found[0].reshape(shapes[0]), sizes)],
+        lambda made: [other(made[0], sizes[::-1])[None]],
+    )
+
+
+def counted(theirs: str, number: int) -> Rule:
+    """What older weights have beside their parameters: 0, 1, … , in one row. Ours count by themselves."""
+    return Rule((), (theirs,), lambda found, _: found, lambda _: [torch.arange(number)[None]], optional=True)
 
 
 class Translated(NamedTuple):
@@ -118,10 +158,13 @@ def to_ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], shapes: Mapping
         there = [name for name in names if name]
         missing = [name for name in there if name not in theirs]
         if rule.optional:
+            if there[0] in used:  # with a matrix of its own
+                continue
             if missing:
                 absent += missing
-            elif not torch.equal(theirs[there[0]], made[ours[0]]):
-                problems.append(f"{there[0]} differs from what it is tied to")
+            elif not torch.equal(theirs[there[0]], rule.to_theirs([made[name] for name in ours])[0]):
+                told = "what it is tied to" if ours else "0, 1, …"
+                problems.append(f"{there[0]} differs from {told}")
             used.update(there)
             continue
         used.update(there)
@@ -163,7 +206,7 @@ def to_theirs(
     made: State = {}
     left_out = set(absent)
     for rule, own, names in _bound(rules, ours):
-        if rule.optional and names[0] in left_out:
+        if rule.optional and (names[0] in left_out or names[0] in made):
             continue
         tensors = rule.to_theirs([ours[name] for name in own])
         for name, tensor in zip(names, tensors, strict=True):
@@ -182,7 +225,10 @@ def _with_zeros(found: list[Tensor | None]) -> list[Tensor]:
 def _bound(rules: Sequence[Rule], names: Iterable[str]) -> Iterable[tuple[Rule, tuple[str, ...], tuple[str, ...]]]:
     """Each rule with the names that it is for, placeholders filled in, on both sides."""
     known = list(names)
-    for rule in rules:
+    for rule in sorted(rules, key=lambda rule: rule.optional):
+        if not rule.ours:
+            yield rule, (), rule.theirs
+            continue
         pattern = _pattern(rule.ours[0])
         for name in known:
             if match := pattern.fullmatch(name):

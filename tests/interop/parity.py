@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import mmformer
+from mmformer.generation.beam import BeamSpec
+from mmformer.generation.decoding import Decoding
+from mmformer.generation.sampling import GreedySpec
 from mmformer.interop.exporting import export_model
 from mmformer.interop.family import Library
 from mmformer.interop.importing import import_model, open_source
 from mmformer.interop.rules import to_theirs
+from mmformer.models.logits import text_of
 from mmformer.models.model import Model
 from mmformer.predictor import Predictor
 
@@ -104,8 +110,39 @@ def check_gradients(ours: Tensor, model: Model, theirs: Tensor, case: Case, kind
     rules = [rule for rule in found.family.weights(found.config, found.layout) if not rule.optional]
     written = to_theirs(rules, own, strict=False)
     wanted = {name: value.grad for name, value in case.reference.named_parameters() if value.grad is not None}
+    wanted = _as_saved(case.reference, wanted) if kind == "hf" else wanted
     assert wanted
     largest = max(float(value.abs().max()) for value in wanted.values())
     for name, gradient in wanted.items():
         if gradient.abs().max() > 1e-6 * largest:  # a key's bias moves nothing: its gradient is rounding alone
             close(written[name], gradient, GRADIENT, varied=False, measured=f"gradient of {name}")
+
+
+def _as_saved(reference: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A transformers model's tensors by the names that files have for them, which some of its parameters have not."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    saved: dict[str, Tensor] = revert_weight_conversion(reference, tensors)
+    return saved
+
+
+def _as_loaded(state: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
+    """A state as the reference has it in memory: transformers stacks experts when it loads them."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(case.folder / "config.json", folder)
+        save_file({name: value.contiguous() for name, value in state.items()}, Path(folder) / "model.safetensors")
+        return dict(type(case.reference).from_pretrained(folder).named_parameters())
+
+
+def check_writing(model: Model, reference: Any, prompt: Tensor, eos: int = 2, length: int = 9, beams: int = 3) -> None:
+    """Greedy and by beams, a decoder that reads nothing writes what ``generate`` does, id for id."""
+    (name,) = model.decoders
+    options = {"max_new_tokens": length, "do_sample": False, "pad_token_id": eos, "eos_token_id": eos}
+    for spec, more in (
+        (GreedySpec(max_length=length), {}),
+        (BeamSpec(beams=beams, max_length=length), {"num_beams": beams}),
+    ):
+        written = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options, **more)
+        ours = spec.write(Decoding(model, name, {}, rows=len(prompt)), text_of(prompt))
+        theirs = [row[prompt.shape[1] :] for row in written.tolist()]
+        assert [each.ids for each in ours] == [row[: row.index(eos)] if eos in row else row for row in theirs]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import Case, check_gradients, check_round_trip, close, imported, saved
+from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
 
 from mmformer.errors import InputError
 from mmformer.interop.importing import import_model
@@ -30,7 +30,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def test_logits(case: Case, tmp_path: Path) -> None:
     model = imported(case, tmp_path / "bundle")
     with torch.no_grad():
-        close(model.logits(IDS), case.reference(IDS).logits)
+        close(model.logits(IDS), case.reference(IDS).logits, measured="logits")
 
 
 def test_padded_rows(case: Case, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_padded_rows(case: Case, tmp_path: Path) -> None:
     valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
     with torch.no_grad():
         theirs = case.reference(IDS, attention_mask=valid.long()).logits
-    close(model.logits(IDS, valid=valid)[valid], theirs[valid])
+    close(model.logits(IDS, valid=valid)[valid], theirs[valid], measured="logits")
 
 
 def test_gradients(case: Case, tmp_path: Path) -> None:
@@ -63,25 +63,8 @@ def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
     )
 
 
-def test_greedy_writing(case: Case, tmp_path: Path) -> None:
-    from mmformer.generation.beam import BeamSpec
-    from mmformer.generation.decoding import Decoding
-    from mmformer.generation.sampling import GreedySpec
-
-    model = imported(case, tmp_path / "bundle").model
-    prompt = IDS[:, :4]
-    for spec, options in ((GreedySpec(max_length=9), {}), (BeamSpec(beams=3, max_length=9), {"num_beams": 3})):
-        theirs = case.reference.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=9,
-            do_sample=False,
-            pad_token_id=98,
-            **options,
-        )[:, 4:]
-        ours = spec.write(Decoding(model, "text", {}, rows=3), text_of(prompt))
-        for row, written in zip(theirs.tolist(), ours, strict=True):
-            assert written.ids == row[: row.index(98)] if 98 in row else row
+def test_writing(case: Case, tmp_path: Path) -> None:
+    check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4], eos=98)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""Rotations as transformers' configs say them: ``rope_parameters``, or ``rope_theta`` and ``rope_scaling`` before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmformer.interop.fields import Field
+
+_SCALINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "linear": ("LinearScalingSpec", {"factor": "factor"}),
+    "llama3": (
+        "Llama3ScalingSpec",
+        {
+            "factor": "factor",
+            "original_max_position_embeddings": "length",
+            "high_freq_factor": "fast",
+            "low_freq_factor": "slow",
+        },
+    ),
+    "yarn": (
+        "YaRNScalingSpec",
+        {
+            "factor": "factor",
+            "original_max_position_embeddings": "length",
+            "beta_fast": "fast",
+            "beta_slow": "slow",
+            "attention_factor": "attention_factor",
+        },
+    ),
+}
+"""Their kind -> our spec, and their argument -> ours."""
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "yarn": {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": None},
+}
+
+OLD = ("rope_theta", "rope_scaling")
+"""Keys of configs before version 5; ``parameters_of`` reads them."""
+
+
+def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``rope_parameters`` of a config that has none."""
+    scaling = dict(config.get("rope_scaling") or {})
+    kind = scaling.pop("type", None)
+    return {"rope_type": kind or "default", "rope_theta": config.get("rope_theta", 10_000.0), **scaling}
+
+
+def rotary(*paths: str) -> Field:
+    """The field for a stack's position, a RotaryPositionSpec."""
+    return Field(
+        ("rope_parameters",), paths, lambda found: [_read(found)] * len(paths), lambda *made: [_write(made[0])]
+    )
+
+
+def _read(found: Mapping[str, Any]) -> dict[str, Any]:
+    given = dict(found)
+    kind, base = given.pop("rope_type", "default"), given.pop("rope_theta", None)
+    fraction = given.pop("partial_rotary_factor", 1.0)
+    if kind not in ("default", *_SCALINGS) or base is None:
+        raise ValueError(f"a rope_theta and a rope_type of default, {', '.join(_SCALINGS)}")
+    scaling = None
+    if kind != "default":
+        name, arguments = _SCALINGS[kind]
+        given = {**_DEFAULTS.get(kind, {}), **given}
+        scaling = {
+            "class_path": name,
+            "init_args": {ours: given.pop(theirs, None) for theirs, ours in arguments.items()},
+        }
+    if given:
+        raise ValueError(f"a {kind} rotation without {', '.join(given)}")
+    arguments = {"axes": [0], "base": float(base), "fraction": float(fraction), "scaling": scaling}
+    return {"class_path": "RotaryPositionSpec", "init_args": arguments}
+
+
+def _write(made: Mapping[str, Any]) -> dict[str, Any]:
+    if made.get("class_path") != "RotaryPositionSpec":
+        raise ValueError("a RotaryPositionSpec")
+    own = made["init_args"]
+    written: dict[str, Any] = {"rope_theta": own["base"], "rope_type": "default"}
+    if own["fraction"] != 1:
+        written["partial_rotary_factor"] = own["fraction"]
+    if own["scaling"] is None:
+        return written
+    for kind, (name, arguments) in _SCALINGS.items():
+        if own["scaling"]["class_path"] == name:
+            values = own["scaling"]["init_args"]
+            said = {theirs: values[ours] for theirs, ours in arguments.items() if values[ours] is not None}
+            return {**written, "rope_type": kind, **said}
+    raise ValueError(f"scaled by one of {', '.join(name for name, _ in _SCALINGS.values())}")

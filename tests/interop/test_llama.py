@@ -1,0 +1,106 @@
+"""Llama and Mixtral: the way in, the numbers of transformers' own, the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
+
+from mmformer.errors import InputError
+from mmformer.interop.importing import import_model
+from mmformer.models.logits import text_logits, text_of
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 99,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama3": ("Llama", {"head_dim": 12, "rope_parameters": LLAMA3, "rms_norm_eps": 1e-3}),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4}),
+    "mixtral_window": ("Mixtral", {"num_local_experts": 3, "sliding_window": 4}),
+}
+IDS = torch.randint(3, 99, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    name, changes = CASES[request.param]
+    config = getattr(transformers, f"{name}Config")(**SIZES | changes)
+    return saved(getattr(transformers, f"{name}ForCausalLM")(config), tmp_path_factory.mktemp(request.param))
+
+
+def test_logits_of_padded_rows(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
+    with torch.no_grad():
+        theirs = case.reference(IDS, attention_mask=valid.long()).logits
+    close(model.logits(IDS, valid=valid)[valid], theirs[valid], measured="logits")
+
+
+def test_gradients(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle").model.train()
+    check_gradients(text_logits(model, None, text_of(IDS), None, {}), model, case.reference.train()(IDS).logits, case)
+    case.reference.eval()
+
+
+def test_the_way_out(case: Case, tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", type(case.reference).from_pretrained)
+
+
+def test_writing(case: Case, tmp_path: Path) -> None:
+    check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4])
+
+
+def test_configs_of_before(tmp_path: Path) -> None:
+    """``rope_theta`` and ``rope_scaling`` at the top, and no head_dim: Llama 2's and 3's as they were published."""
+    case = saved(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    del config["head_dim"]
+    config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "pretraining_tp": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        close(model.logits(IDS), case.reference(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_act": "tanh"}, "hidden_act 'tanh', .* one of 'silu'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1.0}}, "rope_parameters .* linear, llama3, yarn"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0, "mscale": 2}}, "without mscale"),
+        ({"num_key_value_heads": 3}, "key_value_heads must be a divisor of heads"),
+        ({"num_key_value_heads": 4}, "the config asks for"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    saved(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
