@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from mmformer.errors import InputError
 from mmformer.models.exits import Exits, run_and_leave, weigh_exits
 from mmformer.models.projection import ProjectionSpec
+from mmformer.nn.norm import NormSpec
 from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
+from mmformer.nn.resampler import ResamplerSpec
 from mmformer.nn.stack import Stack
-from mmformer.spec import require, require_probability
+from mmformer.spec import require, require_probability, told
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import SPECIAL, Audio, Aux, Early, Patches, Text, Tokens
 
@@ -27,12 +29,17 @@ class EncoderSpec:
     Attributes:
         tokenizer: raw values to tokens.
         stack: the name of the stack that reads them. Encoders that name one stack share its weights.
+        resampler: what left the stack to a fixed number of tokens, which pool, heads and decoders read in its place;
+            None: they read what left the stack.
         pool: tokens to one vector.
+        norm: of that vector, before it is projected (timm's ``fc_norm``, which goes with a stack without a final norm);
+            None: none.
         embedding: width of the embedding that the vector is projected to; None: the vector is the embedding.
         projection: how it is projected.
         causal: each token sees itself and those before it only (CLIP's text).
         class_token: put a learned token first, for a pool that reads it.
-        registers: learned tokens that hold no content (Darcet et al. 2023), after the class token.
+        registers: learned tokens that hold no content (Darcet et al. 2023), after the class token; or that a pool or a
+            head reads by its place (DeiT's distillation token).
         packed: samples share rows where they differ in length, so that the stack does no work on padding. The result is
             the same (in training, but for what is by row: drop_path, and experts' balance and capacity); it pays where
             most are much shorter than the longest.
@@ -50,27 +57,48 @@ class EncoderSpec:
     registers: int = 0
     packed: bool = False
     patch_dropout: float = 0.0
+    resampler: ResamplerSpec | None = None
+    norm: NormSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
         projected = self.embedding is not None or self.projection == ProjectionSpec()
         require(projected, self, "projection", "left out where embedding is None: there is none")
         require(self.registers >= 0, self, "registers", "at least 0")
-        has = self.class_token or not self.pool.needs_class_token
-        require(has, self, "class_token", f"true for {type(self.pool).__name__}")
-        blind = self.causal and self.pool.needs_class_token
-        require(not blind, self, "causal", "false with a class token pool: the first token would see itself alone")
+        self._require_special()
         require_probability(self, "patch_dropout")
         patches = self.tokenizer.modality != "text" or self.patch_dropout == 0
         require(patches, self, "patch_dropout", f"0 with {type(self.tokenizer).__name__}, which makes no patches")
+
+    def _require_special(self) -> None:
+        """Refuse a pool that would not find its special tokens, or that would find one that has seen itself alone."""
+        needed, name = self.pool.special, type(self.pool).__name__
+        if self.resampler is None:
+            require(self.class_token or not needed, self, "class_token", f"true for {name}")
+            least = max(0, needed - 1)
+            require(self.registers >= least, self, "registers", f"at least {least} for {told(self.pool)}")
+            blind = self.causal and self.pool.reads_first
+            require(not blind, self, "causal", f"false with {name}: the first token would see itself alone")
+        else:
+            has = needed <= self.resampler.class_query
+            require(has, self, "resampler", f"one with as many class tokens as {told(self.pool)} reads, {needed}")
 
     def build(self, width: int) -> Encoder:
         """The module over a stack of a width."""
         return Encoder(self, width)
 
+    def token_width(self, width: int) -> int:
+        """The width of the tokens that it hands on, over a stack of a width."""
+        return width if self.resampler is None else self.resampler.width_of(width)
+
     def embedding_width(self, width: int) -> int:
         """The width of its embeddings over a stack of a width."""
-        return self.embedding or width
+        return self.embedding or self.pool.embedding_width(self.token_width(width))
+
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        """How many places the tokens that it hands on take on each coordinate axis; None: it depends on its input."""
+        return self.tokenizer.places if self.resampler is None else self.resampler.places
 
 
 class Encoded(NamedTuple):
@@ -92,7 +120,11 @@ class Encoder(nn.Module):
         self.tokenizer = spec.tokenizer.build(width)
         number = int(spec.class_token) + spec.registers
         self.special = nn.Parameter(torch.empty(number, width)) if number else None
+        self.resampler = None if spec.resampler is None else spec.resampler.build(width)
+        width = spec.token_width(width)
         self.pool = spec.pool.build(width)
+        width = spec.pool.embedding_width(width)
+        self.norm = nn.Identity() if spec.norm is None else spec.norm.build(width)
         self.projection = None if spec.embedding is None else spec.projection.build(width, spec.embedding)
         self.reset_parameters()
 
@@ -139,13 +171,17 @@ class Encoder(nn.Module):
             left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)
             kept = {layer: packed.unpack(x) for layer, x in kept.items()}
         if exits is None:
-            return Encoded(left, self._embedded(left), output.aux, kept, None)
+            left = left if self.resampler is None else self.resampler(left)
+            embedding = self._embedded(left)
+            if self.resampler is not None and self.resampler.class_query:
+                left = Tokens(left.x[:, 1:], left.pos[:, 1:])
+            return Encoded(left, embedding, output.aux, kept, None)
         exited = weigh_exits(stack, left, kept, self._embedded, exits)
         kept = {layer: kept[layer] for layer in intermediates}
         return Encoded(exited.tokens, exited.embedding, output.aux, kept, exited.early)
 
     def _embedded(self, left: Tokens) -> Tensor:
-        embedding: Tensor = self.pool(left)
+        embedding: Tensor = self.norm(self.pool(left))
         return embedding if self.projection is None else self.projection(embedding)
 
 

@@ -17,11 +17,13 @@ from mmformer.models.head import Head, HeadSpec
 from mmformer.nn.ability import Ability
 from mmformer.nn.initialisation import own_stream
 from mmformer.nn.stack import Stack, StackSpec
-from mmformer.tokenizers.text import TextEncoder, TextTokensSpec
-from mmformer.tokenizers.tokenizer import TokenizerSpec
+from mmformer.tokenizers.text import TextEncoder, TextTokens, TextTokensSpec
 from mmformer.types import AXES, Batch, Outputs
 
 S = TypeVar("S")
+
+TABLE = ("vocabulary", "rows")
+"""What of text tokens determines the rows of their table."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,18 @@ class ModelSpec:
             for read in decoder.reads:
                 _require_known(f"model.decoders.{name}.reads", read, self.encoders, "encoders")
             self._require_readable(name, decoder)
+            self._require_shareable(name, decoder)
         for name, head in self.heads.items():
             for encoder_name in head.reads:
                 _require_known(f"model.heads.{name}", encoder_name, self.encoders, "encoders")
             if isinstance(head, EarlyExitHeadSpec):
-                head.check(f"model.heads.{name}", self.stacks[self.encoders[head.encoder].stack])
+                encoder = self.encoders[head.encoder]
+                head.check(f"model.heads.{name}", self.stacks[encoder.stack])
+                if encoder.resampler is not None:
+                    raise InputError(
+                        f"model.heads.{name} lets samples leave a stack early, before the resampler of "
+                        f"model.encoders.{head.encoder}: leave one of them out."
+                    )
                 if head.threshold is not None:
                     self.require_one_reader(head.encoder)
         used = {part.stack for part in self.encoders.values()} | {part.stack for part in self.decoders.values()}
@@ -95,7 +104,7 @@ class ModelSpec:
             )
         memory_width = stack.memory_width or stack.width
         for read in cross:
-            width = self.stacks[self.encoders[read].stack].width
+            width = self.token_widths[read]
             if width != memory_width:
                 raise InputError(
                     f"{where} reads '{read}', whose tokens are {width} wide, but model.stacks.{decoder.stack} reads a "
@@ -104,9 +113,26 @@ class ModelSpec:
         needed: list[Ability] = ["causal", "cache", "padding"]
         needed += ["prefix"] if decoder.read_as("prefix") else []
         stack.require_able(f"model.stacks.{decoder.stack}", needed, where)
-        _require_places(where, decoder.tokenizer, decoder.stack, stack)
+        _require_places(where, decoder.tokenizer.places, decoder.tokenizer, decoder.stack, stack)
         for read in decoder.read_as("prefix"):
-            _require_places(where, self.encoders[read].tokenizer, decoder.stack, stack)
+            encoder = self.encoders[read]
+            _require_places(where, encoder.places, encoder.resampler or encoder.tokenizer, decoder.stack, stack)
+
+    def _require_shareable(self, name: str, decoder: DecoderSpec) -> None:
+        """Refuse a decoder whose token embeddings cannot be those of the encoder that it is to share with."""
+        if decoder.shares is None:
+            return
+        _require_known(f"model.decoders.{name}.shares", decoder.shares, self.encoders, "encoders")
+        encoder = self.encoders[decoder.shares]
+        theirs, ours = encoder.tokenizer, decoder.tokenizer
+        told = f"model.decoders.{name} shares the token embeddings of model.encoders.{decoder.shares}"
+        if not isinstance(theirs, TextTokensSpec):
+            raise InputError(f"{told}, but that reads {theirs.modality}: name a text encoder, or leave shares out.")
+        widths = self.stacks[encoder.stack].width, self.stacks[decoder.stack].width
+        found = {"width of the stack": widths, **{key: (getattr(theirs, key), getattr(ours, key)) for key in TABLE}}
+        for key, (there, here) in found.items():
+            if there != here:
+                raise InputError(f"{told}, but its {key} is {here!r}, and there it is {there!r}: make them the same.")
 
     def require_one_reader(self, encoder: str) -> None:
         """Refuse that samples leave an encoder early which others than the head that lets them read.
@@ -121,6 +147,11 @@ class ModelSpec:
                 f"A threshold lets samples leave the encoder '{encoder}' early, but {' and '.join(readers)} read it, "
                 f"and not all of them have exits there: set the threshold to null."
             )
+
+    @property
+    def token_widths(self) -> dict[str, int]:
+        """The width of the tokens that every encoder hands on."""
+        return {name: encoder.token_width(self.stacks[encoder.stack].width) for name, encoder in self.encoders.items()}
 
     @property
     def embedding_widths(self) -> dict[str, int]:
@@ -153,10 +184,9 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         widths = {name: stack.width for name, stack in spec.stacks.items()}
-        memory_widths = {name: widths[encoder.stack] for name, encoder in spec.encoders.items()}
         self.stacks = _built("stacks", spec.stacks, lambda stack: stack.build())
         self.encoders = _built("encoders", spec.encoders, lambda encoder: encoder.build(widths[encoder.stack]))
-        self.decoders = _built("decoders", spec.decoders, lambda part: part.build(widths[part.stack], memory_widths))
+        self.decoders = _built("decoders", spec.decoders, self._decoder)
         self.heads = _built("heads", spec.heads, lambda head: head.build(spec.embedding_widths))
 
     def forward(self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True) -> Outputs:
@@ -205,6 +235,11 @@ class Model(nn.Module):
                 if value is not None:
                     getattr(outputs, kind)[name] = value
         return outputs
+
+    def _decoder(self, spec: DecoderSpec) -> Decoder:
+        owner = None if spec.shares is None else self.encoders[spec.shares].tokenizer
+        assert owner is None or isinstance(owner, TextTokens)
+        return spec.build(self.spec.stacks[spec.stack].width, self.spec.token_widths, owner)
 
     def stack_of(self, name: str) -> Stack:
         stack = self.stacks[name]
@@ -255,7 +290,7 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
     needed: list[Ability] = ["causal" if encoder.causal else "bidirectional"]
     needed += ["packing"] if encoder.packed else []
     stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
-    _require_places(f"model.encoders.{name}", encoder.tokenizer, encoder.stack, stack)
+    _require_places(f"model.encoders.{name}", encoder.tokenizer.places, encoder.tokenizer, encoder.stack, stack)
     _require_length(name, encoder, stack)
 
 
@@ -274,14 +309,14 @@ def _require_length(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
             )
 
 
-def _require_places(where: str, tokenizer: TokenizerSpec, name: str, stack: StackSpec) -> None:
-    """Refuse a stack whose learned positions have no row for some of a tokenizer's tokens."""
+def _require_places(where: str, made: tuple[int | None, ...], by: object, name: str, stack: StackSpec) -> None:
+    """Refuse a stack whose learned positions have no row for some of the places of tokens that a spec makes."""
     for axis, size in stack.position.limits.items():
-        places = tokenizer.places[axis]
+        places = made[axis]
         if places is not None and places > size:
             raise InputError(
                 f"model.stacks.{name}.position has {size} places on axis {axis}, but the tokens of {where} stand at up "
-                f"to {places} ({type(tokenizer).__name__}): raise {type(stack.position).__name__}.sizes to {places}, "
+                f"to {places} ({type(by).__name__}): raise {type(stack.position).__name__}.sizes to {places}, "
                 f"or let the tokenizer make fewer."
             )
 

@@ -23,7 +23,19 @@ from mmformer.types import Tokens, is_special
 class PoolSpec(Catalogued, ABC):
     """A reduction over the tokens of a sample."""
 
-    needs_class_token: ClassVar[bool] = False
+    @property
+    def reads_first(self) -> bool:
+        """Whether it reads a token that stands first, which in a causal stack would have seen itself alone."""
+        return False
+
+    @property
+    def special(self) -> int:
+        """How many of a sample's special tokens it must find, a class token first."""
+        return 0
+
+    def embedding_width(self, width: int) -> int:
+        """The width of its vector, of tokens of a width."""
+        return width
 
     @abstractmethod
     def build(self, width: int) -> Pool:
@@ -33,25 +45,72 @@ class PoolSpec(Catalogued, ABC):
 class Pool(nn.Module, ABC):
     @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
-        """B L D -> B D."""
+        """B L D -> B E, the spec's ``embedding_width``."""
 
 
 @dataclass(frozen=True)
 class ClassTokenPoolSpec(PoolSpec):
-    """The class token, which the encoder puts first (ViT, BERT)."""
+    """The class token, which the encoder puts first, or special tokens after it.
 
-    cost: ClassVar[str] = "D"
-    source: ClassVar[str] = "BERT, Devlin et al. 2018, §3; ViT, Dosovitskiy et al. 2020, §3.1"
+    Attributes:
+        index: which special token it begins with: 0 is the class token, 1 the one after it (DeiT's distillation token).
+        number: how many it takes the mean of, from there on (AST: two).
+    """
 
-    needs_class_token: ClassVar[bool] = True
+    cost: ClassVar[str] = "number·D"
+    source: ClassVar[str] = (
+        "ViT, Dosovitskiy et al. 2020, §3.1; DeiT, Touvron et al. 2020, §4; AST, Gong et al. 2021, §2.2, its code"
+    )
+
+    index: int = 0
+    number: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.index >= 0, self, "index", "at least 0")
+        require(self.number >= 1, self, "number", "at least 1")
+
+    @property
+    def reads_first(self) -> bool:
+        return True
+
+    @property
+    def special(self) -> int:
+        return self.index + self.number
 
     def build(self, width: int) -> Pool:
-        return ClassTokenPool()
+        return ClassTokenPool(self)
 
 
 class ClassTokenPool(Pool):
+    def __init__(self, spec: ClassTokenPoolSpec) -> None:
+        super().__init__()
+        self.first, self.end = spec.index, spec.special
+
     def forward(self, tokens: Tokens) -> Tensor:
-        return tokens.x[:, 0]
+        if self.end == self.first + 1:
+            return tokens.x[:, self.first]
+        return tokens.x[:, self.first : self.end].mean(1)
+
+
+@dataclass(frozen=True)
+class FirstPoolSpec(PoolSpec):
+    """The first real token that is not special: what a text begins with (BERT's [CLS] is a piece of its vocabulary)."""
+
+    cost: ClassVar[str] = "D"
+    source: ClassVar[str] = "BERT, Devlin et al. 2018, §3"
+
+    @property
+    def reads_first(self) -> bool:
+        return True
+
+    def build(self, width: int) -> Pool:
+        return FirstPool()
+
+
+class FirstPool(Pool):
+    def forward(self, tokens: Tokens) -> Tensor:
+        first = _content(tokens).long().argmax(dim=1)  # B; of equal ones the first
+        return _picked(tokens.x, first)
 
 
 @dataclass(frozen=True)
@@ -87,8 +146,7 @@ class LastPool(Pool):
         if tokens.valid is None:
             return tokens.x[:, -1]
         place = torch.arange(tokens.x.shape[1], device=tokens.x.device)
-        last = (place * tokens.valid).amax(dim=1)  # B
-        return tokens.x.gather(1, last[:, None, None].expand(-1, 1, tokens.x.shape[2]))[:, 0]
+        return _picked(tokens.x, (place * tokens.valid).amax(dim=1))
 
 
 @dataclass(frozen=True)
@@ -140,6 +198,51 @@ class AttentionPool(Pool):
             x = x + self.feedforward(self.norm(x))[0]
         pooled: Tensor = x[:, 0]  # B D
         return pooled
+
+
+@dataclass(frozen=True)
+class JoinedPoolSpec(PoolSpec):
+    """Vectors of several pools, side by side (the class token and the patches' mean, which DINOv2's classifier reads).
+
+    Attributes:
+        pools: two or more.
+    """
+
+    cost: ClassVar[str] = "the sum of theirs"
+    source: ClassVar[str] = "DINOv2, Oquab et al. 2023, §7.1, its code"
+
+    pools: tuple[PoolSpec, ...] = (ClassTokenPoolSpec(), MeanPoolSpec())
+
+    def __post_init__(self) -> None:
+        require(len(self.pools) >= 2, self, "pools", "two or more")
+
+    @property
+    def reads_first(self) -> bool:
+        return any(pool.reads_first for pool in self.pools)
+
+    @property
+    def special(self) -> int:
+        return max(pool.special for pool in self.pools)
+
+    def embedding_width(self, width: int) -> int:
+        return sum(pool.embedding_width(width) for pool in self.pools)
+
+    def build(self, width: int) -> Pool:
+        return JoinedPool(self, width)
+
+
+class JoinedPool(Pool):
+    def __init__(self, spec: JoinedPoolSpec, width: int) -> None:
+        super().__init__()
+        self.pools = nn.ModuleList(pool.build(width) for pool in spec.pools)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return torch.cat([pool(tokens) for pool in self.pools], dim=-1)
+
+
+def _picked(x: Tensor, place: Tensor) -> Tensor:
+    """One token of each sample: B L D at B -> B D."""
+    return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
 
 
 def _content(tokens: Tokens) -> Tensor:

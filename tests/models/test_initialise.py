@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 from collections import Counter
@@ -35,8 +36,17 @@ from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
 from mmformer.nn.performer import PerformerSpec
-from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.pool import (
+    AttentionPoolSpec,
+    ClassTokenPoolSpec,
+    FirstPoolSpec,
+    JoinedPoolSpec,
+    LastPoolSpec,
+    MeanPoolSpec,
+    PoolSpec,
+)
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.resampler import AttentionResamplerSpec, ResamplerSpec
 from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
 from mmformer.nn.router import TokenChoiceSpec
 from mmformer.nn.shaw import ShawAttentionSpec
@@ -59,6 +69,8 @@ PARTS: dict[type, list[Any]] = {
     ],
     PoolSpec: [
         ClassTokenPoolSpec(),
+        FirstPoolSpec(),
+        JoinedPoolSpec(),
         MeanPoolSpec(),
         LastPoolSpec(),
         AttentionPoolSpec(AttentionSpec(2), GELUFeedForwardSpec(ratio=2), RMSNormSpec()),
@@ -93,6 +105,7 @@ PARTS: dict[type, list[Any]] = {
         MixtureOfExpertsSpec(3, router=TokenChoiceSpec(balance_rate=0.001), shared=SwiGLUFeedForwardSpec()),
     ],
     NormSpec: [LayerNormSpec(), RMSNormSpec()],
+    ResamplerSpec: [AttentionResamplerSpec(3, 8, class_query=True, attention=AttentionSpec(2), final_norm=True)],
     HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5), EarlyExitHeadSpec("e", 4, exits=(0,))],
 }
 
@@ -117,8 +130,11 @@ def models() -> list[ModelSpec]:
         used[mixer] += 1
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
+        if index % 4 == 1:
+            encoder = dataclasses.replace(encoder, resampler=PARTS[ResamplerSpec][0])
         stack = StackSpec(16, 1 + index % 2, layer, position, input_norm=True)
-        heads = {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][1 + index % 2]}
+        exiting = index % 2 and encoder.resampler is None
+        heads = {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][2 if exiting else 1]}
         made.append(ModelSpec({"s": stack}, {"e": encoder}, heads=heads))
     return made
 

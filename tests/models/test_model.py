@@ -17,9 +17,10 @@ from mmformer.models.model import Model, ModelSpec
 from mmformer.models.projection import ProjectionSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.norm import LayerNormSpec
-from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec
+from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, FirstPoolSpec, LastPoolSpec, MeanPoolSpec
 from mmformer.nn.position import LearnedPositionSpec, SinusoidalPositionSpec
+from mmformer.nn.resampler import AttentionResamplerSpec
 from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
@@ -276,7 +277,19 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: EncoderSpec(PATCHES, "t", ClassTokenPoolSpec()), "EncoderSpec.class_token must be true for ClassToken"),
     (
         lambda: EncoderSpec(IDS, "t", ClassTokenPoolSpec(), causal=True, class_token=True),
-        "EncoderSpec.causal must be false with a class token pool",
+        "EncoderSpec.causal must be false with ClassTokenPoolSpec: the first token would see itself alone",
+    ),
+    (
+        lambda: EncoderSpec(IDS, "t", FirstPoolSpec(), causal=True),
+        "EncoderSpec.causal must be false with FirstPoolSpec",
+    ),
+    (
+        lambda: EncoderSpec(PATCHES, "t", ClassTokenPoolSpec(1), class_token=True),
+        "EncoderSpec.registers must be at least 1 for ClassTokenPoolSpec(index=1), but is 0.",
+    ),
+    (
+        lambda: EncoderSpec(PATCHES, "t", ClassTokenPoolSpec(), class_token=True, resampler=AttentionResamplerSpec()),
+        "EncoderSpec.resampler must be one with as many class tokens as ClassTokenPoolSpec() reads, 1, but is",
     ),
     (lambda: with_encoder(EncoderSpec(PATCHES, "trnk")), "model.encoders.image.stack is 'trnk', but the stacks are"),
     (lambda: with_head(ClassificationHeadSpec("imag", 2)), "model.heads.h is 'imag', but the encoders are image"),
@@ -323,6 +336,8 @@ def test_every_field_of_an_encoder_changes_the_model() -> None:
         {"causal": True},
         {"class_token": True},
         {"registers": 1},
+        {"norm": RMSNormSpec(eps=1.0)},
+        {"resampler": AttentionResamplerSpec(3, attention=AttentionSpec(2))},
     ]
     assert {name for change in changes for name in change} == {
         field.name for field in dataclasses.fields(EncoderSpec)

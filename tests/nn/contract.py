@@ -59,7 +59,15 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.performer import PerformerSpec
-from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.pool import (
+    AttentionPoolSpec,
+    ClassTokenPoolSpec,
+    FirstPoolSpec,
+    JoinedPoolSpec,
+    LastPoolSpec,
+    MeanPoolSpec,
+    PoolSpec,
+)
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
 from mmformer.nn.rotary_scaling import (
@@ -160,6 +168,10 @@ ROUTERS = {name: spec.router for name, spec in FEEDFORWARDS.items() if isinstanc
 NORMS: dict[str, NormSpec] = {"layer_norm": LayerNormSpec(), "rms_norm": RMSNormSpec()}
 POOLS: dict[str, PoolSpec] = {
     "class_token": ClassTokenPoolSpec(),
+    "second_token": ClassTokenPoolSpec(index=1),
+    "special_tokens": ClassTokenPoolSpec(number=2),
+    "first": FirstPoolSpec(),
+    "joined": JoinedPoolSpec((FirstPoolSpec(), MeanPoolSpec())),
     "mean": MeanPoolSpec(),
     "last": LastPoolSpec(),
     "attention": AttentionPoolSpec(attention=AttentionSpec(heads=4)),

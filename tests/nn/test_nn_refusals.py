@@ -39,7 +39,8 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.performer import PerformerSpec
-from mmformer.nn.pool import AttentionPoolSpec
+from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, JoinedPoolSpec, LastPoolSpec
+from mmformer.nn.resampler import AttentionResamplerSpec
 from mmformer.nn.router import ExpertChoiceSpec, TokenChoiceSpec
 from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import Stack, StackSpec
@@ -226,6 +227,15 @@ SPECS: list[tuple[Callable[[], object], str]] = [
         lambda: AttentionPoolSpec(norm=RMSNormSpec()),
         "AttentionPoolSpec.norm must be left alone when there is no feedforward to normalise for, but is RMSNormSpec(",
     ),
+    (lambda: ClassTokenPoolSpec(index=-1), "ClassTokenPoolSpec.index must be at least 0, but is -1."),
+    (lambda: ClassTokenPoolSpec(number=0), "ClassTokenPoolSpec.number must be at least 1, but is 0."),
+    (lambda: JoinedPoolSpec((LastPoolSpec(),)), "JoinedPoolSpec.pools must be two or more, but is (LastPoolSpec(),)."),
+    (lambda: AttentionResamplerSpec(queries=0), "AttentionResamplerSpec.queries must be at least 1, but is 0."),
+    (
+        lambda: AttentionResamplerSpec(queries=1, class_query=True),
+        "AttentionResamplerSpec.queries must be at least 2, but is 1.",
+    ),
+    (lambda: AttentionResamplerSpec(width=0), "AttentionResamplerSpec.width must be None or at least 1, but is 0."),
     (
         lambda: AttentionPoolSpec(feedforward=MixtureOfExpertsSpec()),
         "AttentionPoolSpec.feedforward must be None or a feed-forward without experts, but is MixtureOfExpertsSpec(",

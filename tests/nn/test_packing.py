@@ -66,11 +66,11 @@ def test_the_longest_sets_the_row_whatever_the_padding() -> None:
 @pytest.mark.parametrize("position", [PositionSpec(), RotaryPositionSpec(), SinusoidalPositionSpec()])
 @pytest.mark.parametrize("causal", [False, True])
 def test_an_encoder_gives_the_same_packed(pool: MeanPoolSpec, position: PositionSpec, causal: bool) -> None:
-    if causal and pool.needs_class_token:
+    if causal and pool.reads_first:
         pytest.skip("refused: the first token would see itself alone")
     stack = StackSpec(16, 2, LayerSpec(AttentionSpec(heads=2)), position).build()
     spec = EncoderSpec(
-        TextTokensSpec(VOCABULARY, 16), "text", pool, 12, causal=causal, class_token=pool.needs_class_token, registers=2
+        TextTokensSpec(VOCABULARY, 16), "text", pool, 12, causal=causal, class_token=pool.special > 0, registers=2
     )
     plain = spec.build(16)
     packed = dataclasses.replace(spec, packed=True).build(16)

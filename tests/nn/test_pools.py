@@ -12,6 +12,8 @@ from torch.testing import assert_close
 from mmformer.nn.pool import (
     AttentionPoolSpec,
     ClassTokenPoolSpec,
+    FirstPoolSpec,
+    JoinedPoolSpec,
     LastPoolSpec,
     MeanPoolSpec,
     Pool,
@@ -43,7 +45,18 @@ VALID = torch.tensor(
 
 
 def class_token(spec: ClassTokenPoolSpec, module: Pool, x: Array, pos: Array, valid: Array) -> Array:
-    return x[0]
+    return x[spec.index : spec.index + spec.number].mean(0)
+
+
+def first(spec: FirstPoolSpec, module: Pool, x: Array, pos: Array, valid: Array) -> Array:
+    for token, place, real in zip(x, pos, valid, strict=True):
+        if real and place[0] >= 0:
+            return token
+    return x[0]  # a sample with nothing real: anything finite
+
+
+def joined(spec: JoinedPoolSpec, module: Pool, x: Array, pos: Array, valid: Array) -> Array:
+    return np.concatenate([MEANINGS[type(pool)](pool, module, x, pos, valid) for pool in spec.pools])
 
 
 def mean(spec: MeanPoolSpec, module: Pool, x: Array, pos: Array, valid: Array) -> Array:
@@ -70,7 +83,14 @@ def attention(spec: AttentionPoolSpec, module: Pool, x: Array, pos: Array, valid
     return y[0, 0] + nn_reference.fed(spec.feedforward, module.feedforward, None)(normed[None, None])[0, 0]
 
 
-MEANINGS = {ClassTokenPoolSpec: class_token, MeanPoolSpec: mean, LastPoolSpec: last, AttentionPoolSpec: attention}
+MEANINGS = {
+    ClassTokenPoolSpec: class_token,
+    FirstPoolSpec: first,
+    JoinedPoolSpec: joined,
+    MeanPoolSpec: mean,
+    LastPoolSpec: last,
+    AttentionPoolSpec: attention,
+}
 
 
 def test_every_pool_has_a_meaning() -> None:
@@ -101,11 +121,12 @@ def test_pool_is_its_loops(name: str, padded: bool) -> None:
     assert_close(pool(tokens), torch.from_numpy(np.array(expected)), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in POOLS if name != "class_token"])
+@pytest.mark.parametrize("name", [name for name in POOLS if not POOLS[name].special])
 def test_what_padding_holds_does_not_matter(name: str) -> None:
     pool, tokens = make_pool(name), make_tokens(VALID)
     garbage = torch.where(VALID[..., None], tokens.x, 1e30 * torch.randn_like(tokens.x))
-    some = VALID.any(dim=1)  # without anything real, the last pool may return anything finite
+    content = VALID & (POS[..., 0] >= 0)
+    some = content.any(dim=1)  # without anything real, the first and the last pool may return anything finite
     changed = pool(tokens._replace(x=garbage))
     assert bool(changed.isfinite().all())
     assert_close(changed[some], pool(tokens)[some], rtol=1e-12, atol=1e-12)
@@ -116,7 +137,9 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
     """Also where a sample is empty."""
     pool, tokens = make_pool(name), make_tokens(VALID)
     x = tokens.x.clone().requires_grad_()
-    weight = torch.randn(len(VALID), WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(
+        len(VALID), POOLS[name].embedding_width(WIDTH), dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     (pool(tokens._replace(x=x)) * weight).sum().backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
@@ -131,9 +154,13 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
 def test_dtype_is_kept(name: str, dtype: torch.dtype) -> None:
     pool = POOLS[name].build(WIDTH).to(dtype)
     pooled = pool(make_tokens(VALID, dtype))
-    assert (pooled.dtype, pooled.shape) == (dtype, (len(VALID), WIDTH))
+    assert (pooled.dtype, pooled.shape) == (dtype, (len(VALID), POOLS[name].embedding_width(WIDTH)))
     assert bool(pooled.isfinite().all())
 
 
-def test_only_the_class_token_pool_needs_a_class_token() -> None:
-    assert {name for name, spec in POOLS.items() if spec.needs_class_token} == {"class_token"}
+def test_pools_say_what_they_must_find() -> None:
+    needed = {name: spec.special for name, spec in POOLS.items() if spec.special}
+    assert needed == {"class_token": 1, "second_token": 2, "special_tokens": 2}
+    assert {name for name, spec in POOLS.items() if spec.reads_first} == {*needed, "first", "joined"}
+    assert JoinedPoolSpec((ClassTokenPoolSpec(index=2), MeanPoolSpec())).special == 3
+    assert not JoinedPoolSpec((LastPoolSpec(), MeanPoolSpec())).reads_first

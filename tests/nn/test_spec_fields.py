@@ -60,8 +60,17 @@ from mmformer.nn.pattern import (
     WindowSpec,
 )
 from mmformer.nn.performer import PerformerSpec, redraw
-from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.pool import (
+    AttentionPoolSpec,
+    ClassTokenPoolSpec,
+    FirstPoolSpec,
+    JoinedPoolSpec,
+    LastPoolSpec,
+    MeanPoolSpec,
+    PoolSpec,
+)
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.resampler import AttentionResamplerSpec, ResamplerSpec
 from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
 from mmformer.nn.rotary_scaling import (
     LinearScalingSpec,
@@ -290,13 +299,23 @@ FIELDS: dict[type, dict[str, Change]] = {
     XavierInitialisationSpec: {},
     ZeroResidualInitialisationSpec: {},
     DeepNormInitialisationSpec: {},
-    ClassTokenPoolSpec: {},
+    ClassTokenPoolSpec: {"index": Change(1, OUTPUT), "number": Change(2, OUTPUT)},
+    FirstPoolSpec: {},
+    JoinedPoolSpec: {"pools": Change((MeanPoolSpec(), LastPoolSpec()), OUTPUT)},
     MeanPoolSpec: {},
     LastPoolSpec: {},
     AttentionPoolSpec: {
         "attention": Change(AttentionSpec(heads=4), OUTPUT),
         "feedforward": Change(GELUFeedForwardSpec(), PARAMETERS),
         "norm": Change(LayerNormSpec(eps=1.0), OUTPUT, {"feedforward": GELUFeedForwardSpec()}),
+    },
+    AttentionResamplerSpec: {
+        "queries": Change(5, PARAMETERS),
+        "width": Change(32, PARAMETERS),
+        "class_query": Change(True, OUTPUT),
+        "attention": Change(AttentionSpec(heads=4), OUTPUT),
+        "norm": Change(LayerNormSpec(eps=1.0), OUTPUT),
+        "final_norm": Change(True, PARAMETERS),
     },
 }
 
@@ -313,11 +332,11 @@ def all_specs() -> set[type]:
     return found
 
 
-def settings(spec: object) -> StackSpec | PoolSpec:
-    """A stack that a spec stands in, or the pool that it is."""
+def settings(spec: object) -> StackSpec | PoolSpec | ResamplerSpec:
+    """A stack that a spec stands in, or the pool or the resampler that it is."""
     width, depth = 64, 1
     match spec:
-        case StackSpec() | PoolSpec():
+        case StackSpec() | PoolSpec() | ResamplerSpec():
             return spec
         case LayerSpec():
             return StackSpec(width, depth, spec)
@@ -369,6 +388,11 @@ class Built:
         torch.manual_seed(0)
         if isinstance(self.place, PoolSpec):
             return self.module(tokens).detach()
+        if isinstance(self.place, ResamplerSpec):
+            made = self.module(tokens)
+            return torch.cat(
+                (made.x, made.pos.double()), dim=-1
+            ).detach()  # what a class query changes is where it stands
         memory = None
         if self.place.reads_memory:
             shape = (2, MEMORY_LENGTH, self.place.memory_width or width)

@@ -14,7 +14,14 @@ from tiny import VOCABULARY, tiny_batch, tiny_model
 from mmformer.config import parse, to_data
 from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
-from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
+from mmformer.nn.pool import (
+    AttentionPoolSpec,
+    ClassTokenPoolSpec,
+    FirstPoolSpec,
+    LastPoolSpec,
+    MeanPoolSpec,
+    PoolSpec,
+)
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.tokenizers.special import SpecialIds
@@ -124,7 +131,7 @@ def test_tokens_are_rows_of_the_table() -> None:
     assert tokens.valid[0].tolist() == sorted(tokens.valid[0].tolist(), reverse=True)
 
 
-POOLS: list[PoolSpec] = [MeanPoolSpec(), LastPoolSpec(), AttentionPoolSpec(), ClassTokenPoolSpec()]
+POOLS: list[PoolSpec] = [MeanPoolSpec(), LastPoolSpec(), AttentionPoolSpec(), ClassTokenPoolSpec(), FirstPoolSpec()]
 POSITIONS = [PositionSpec(), LearnedPositionSpec(), SinusoidalPositionSpec(), RotaryPositionSpec()]
 
 
@@ -133,11 +140,11 @@ POSITIONS = [PositionSpec(), LearnedPositionSpec(), SinusoidalPositionSpec(), Ro
 @pytest.mark.parametrize("causal", [False, True])
 def test_padding_changes_nothing_in_a_whole_model(pool: PoolSpec, position: PositionSpec, causal: bool) -> None:
     """Whatever stands beside a text in its batch, and whatever its padding holds."""
-    if causal and pool.needs_class_token:
+    if causal and pool.reads_first:
         pytest.skip("refused")
     spec = tiny_model()
     encoder = dataclasses.replace(
-        spec.encoders["text"], pool=pool, causal=causal, class_token=pool.needs_class_token, registers=2
+        spec.encoders["text"], pool=pool, causal=causal, class_token=pool.special > 0, registers=2
     )
     stacks = {**spec.stacks, "text": dataclasses.replace(spec.stacks["text"], position=position)}
     model = dataclasses.replace(spec, stacks=stacks, encoders={**spec.encoders, "text": encoder}).build().eval()
