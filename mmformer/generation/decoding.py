@@ -55,7 +55,7 @@ class Decoding:
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.tokenizer.weight.device
+        return self.decoder.tokenizer.table.device
 
     def begin(self, prompt: Text) -> tuple[Tensor, Progress]:
         """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""

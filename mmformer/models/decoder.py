@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
@@ -16,7 +17,7 @@ from mmformer.nn.packing import pack, pack_beside
 from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.spec import require, require_probability
-from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.types import Aux, LossTerm, Text, Tokens
 
 Reading = Literal["cross", "prefix"]
@@ -32,7 +33,11 @@ class DecoderSpec:
         reads: encoder -> how its tokens are read: ``cross`` by the layers' cross mixers (Vaswani et al. 2017; CoCa),
             ``prefix`` as tokens before the text that all of it sees (Frozen, Tsimpoukelis et al. 2021). Empty: it
             writes from nothing, as a language model does.
+        shares: the text encoder whose token embeddings are this decoder's too; None: it has its own. Where logits are
+            tied to them as well, one matrix serves three (Vaswani et al. 2017, §3.4).
         tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
+        logit_scale: factor on the tokens that logits are made of: width^-½ in T5's first models.
+        logit_bias: add a learned number to each id's logits, 0 at first.
         chunk: tokens whose logits over the vocabulary are held at once in training.
         smoothing: in training, the share of each target that is spread over the whole vocabulary (Vaswani et al. 2017,
             §5.4).
@@ -47,6 +52,9 @@ class DecoderSpec:
     chunk: int = 1024
     smoothing: float = 0.0
     packed: bool = False
+    shares: str | None = None
+    logit_scale: float = 1.0
+    logit_bias: bool = False
 
     def __post_init__(self) -> None:
         ends = self.tokenizer.end and not self.tokenizer.begin
@@ -55,6 +63,7 @@ class DecoderSpec:
         require(known, self, "reads", f"encoders, each read as one of {', '.join(get_args(Reading))}")
         require(self.chunk >= 1, self, "chunk", "at least 1")
         require_probability(self, "smoothing")
+        require(0 < self.logit_scale < math.inf, self, "logit_scale", "positive and finite")
         alone = not self.packed or not self.read_as("prefix")
         require(alone, self, "packed", "false where an encoder is read as a prefix: each text would need its own row")
 
@@ -62,9 +71,14 @@ class DecoderSpec:
         """The encoders that are read in one way."""
         return tuple(name for name, reading in self.reads.items() if reading == how)
 
-    def build(self, width: int, memory_widths: Mapping[str, int]) -> Decoder:
-        """The module over a stack of a width; ``memory_widths`` has the width of every encoder's tokens."""
-        return Decoder(self, width, memory_widths)
+    def build(self, width: int, memory_widths: Mapping[str, int], owner: TextTokens | None = None) -> Decoder:
+        """The module over a stack of a width.
+
+        Args:
+            memory_widths: of every encoder's tokens.
+            owner: the tokens of the encoder that it shares with.
+        """
+        return Decoder(self, width, memory_widths, owner)
 
 
 class Decoded(NamedTuple):
@@ -77,12 +91,21 @@ class Decoded(NamedTuple):
 class Decoder(nn.Module):
     undecayed = ()
 
-    def __init__(self, spec: DecoderSpec, width: int, memory_widths: Mapping[str, int]) -> None:
+    def __init__(
+        self, spec: DecoderSpec, width: int, memory_widths: Mapping[str, int], owner: TextTokens | None
+    ) -> None:
         super().__init__()
+        assert (owner is None) == (spec.shares is None)
         self.spec = spec
-        self.tokenizer = spec.tokenizer.build(width)
+        self.tokenizer = spec.tokenizer.build(width, owner)
         self.bridges = nn.ModuleDict({name: nn.Linear(memory_widths[name], width) for name in spec.read_as("prefix")})
-        self.output = None if spec.tied else nn.Linear(width, len(self.tokenizer.weight), bias=False)
+        self.output = None if spec.tied else nn.Linear(width, len(self.tokenizer.table), bias=False)
+        self.logit_bias = nn.Parameter(torch.empty(self.tokenizer.size)) if spec.logit_bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.logit_bias is not None:
+            nn.init.zeros_(self.logit_bias)
 
     def forward(
         self,
@@ -128,20 +151,24 @@ class Decoder(nn.Module):
     @property
     def pieces(self) -> Tensor:
         """V D, what logits are products with: a row for each of the vocabulary's pieces, and none of the padding's."""
-        weight = self.tokenizer.weight if self.output is None else self.output.weight
+        weight = self.tokenizer.table if self.output is None else self.output.weight
         return weight[: self.tokenizer.size]
 
     def logits(self, x: Tensor) -> Tensor:
         """... D -> ... V."""
-        return F.linear(x, self.pieces)
+        return F.linear(self._scaled(x), self.pieces, self.logit_bias)
 
     def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
         decoded = self(text.after(self.tokenizer.start), memory, stack)
         real = text.real  # B L
         smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
-        total = linear_cross_entropy(decoded.x[real], self.pieces, text.ids[real], self.spec.chunk, smoothing)
+        x, right = self._scaled(decoded.x[real]), text.ids[real]
+        total = linear_cross_entropy(x, self.pieces, right, self.spec.chunk, smoothing, self.logit_bias)
         return LossTerm(total, real.sum().float()), decoded
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.spec.logit_scale == 1 else x * self.spec.logit_scale
 
     def _bridged(self, name: str, tokens: Tokens) -> Tokens:
         return Tokens(self.bridges[name](tokens.x), tokens.pos, tokens.valid)

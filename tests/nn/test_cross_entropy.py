@@ -48,6 +48,20 @@ def test_it_is_pytorchs(dtype: torch.dtype, tolerance: float, chunk: int) -> Non
         assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_a_bias_is_pytorchs(chunk: int, smoothing: float) -> None:
+    x, weight, target = made()
+    bias = torch.linspace(-3, 3, PIECES, dtype=torch.float64, requires_grad=True)
+    found = linear_cross_entropy(x, weight, target, chunk, smoothing, bias)
+    expected = F.cross_entropy(x @ weight.T + bias, target, reduction="sum", label_smoothing=smoothing)
+    assert_close(found, expected)
+    wanted = torch.autograd.grad(0.3 * expected, (x, weight, bias))
+    assert_close(torch.autograd.grad(0.3 * found, (x, weight, bias)), wanted)
+    alone = linear_cross_entropy(x.detach(), weight.detach(), target, chunk, smoothing, bias)
+    assert_close(torch.autograd.grad(0.3 * alone, bias), wanted[2:])
+
+
 @pytest.mark.parametrize("chunk", [4, 1000])
 def test_smoothing_is_pytorchs(chunk: int) -> None:
     x, weight, target = made()

@@ -1,4 +1,5 @@
-"""Options of training over two processes through the real command line: an optimizer that averages, norms, the best."""
+"""Options of training over two processes through the real command line: an optimizer that averages, norms, the best;
+and one table of tokens for an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -19,8 +20,10 @@ from mmformer.training.schedule import ConstantScheduleSpec
 def test_two_processes_train_measure_and_keep_what_one_does(tmp_path: Path) -> None:
     score = "retrieval/image_to_text/median_rank"
     run = everything(write_shards(tmp_path / "shards"))
+    writer = dataclasses.replace(run.model.decoders["caption"], shares="text", logit_bias=True)
     run = dataclasses.replace(
         run,
+        model=dataclasses.replace(run.model, decoders={"caption": writer}),
         ema=None,
         optimizer=ScheduleFreeAdamWSpec(3e-3, layer_decay=0.8),
         schedule=ConstantScheduleSpec(2),
