@@ -15,8 +15,10 @@ from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
 from mmformer.interop.origin import FOLDER, Origin, read_origin
 from mmformer.interop.rules import to_theirs
+from mmformer.interop.sounds import write_folder_sounds
 from mmformer.interop.source import families_of
 from mmformer.models.model import Model
+from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
 Writer = Callable[[Path, Family, str, Mapping[str, Any], State], None]
 
@@ -34,9 +36,12 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
     """
     if library not in TARGETS:
         raise InputError(f"--to must be one of {', '.join(TARGETS)}, but is '{library}'.{nearest(library, TARGETS)}")
-    model, _ = load_bundle(bundle)
+    model, transforms = load_bundle(bundle)
     origin = read_origin(bundle)
     family, layout, config = _expressed(model, library, origin, str(bundle))
+    if names := transforms.classes.get((family.classes or "").rpartition(".")[2]):
+        config["id2label"] = {str(number): name for number, name in enumerate(names)}
+        config["label2id"] = {name: number for number, name in enumerate(names)}
     same = origin is not None and (origin.library, origin.family, origin.layout) == (library, family.name, layout)
     rules = family.weights(config, layout)
     state: Mapping[str, Any] = model.state_dict()
@@ -45,14 +50,30 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
     if origin is not None and same:
         theirs = origin.restored(theirs)
         said = complete(origin.config, family.defaults)
-        config = origin.config | {key: value for key, value in config.items() if said.get(key) != value}
+        config = _with_changes(origin.config, said, config)
     with whole_folder(folder) as partial:
         if same:
             for file in sorted((bundle / FOLDER).iterdir()):
                 if file.name not in ("origin.json", "config.json"):
                     (partial / file.name).write_bytes(file.read_bytes())
+        if family.sound:
+            tokenizer = model.spec.encoders[family.sound.split(".")[1]].tokenizer
+            assert isinstance(tokenizer, SpectrogramSpec) and transforms.audio is not None
+            write_folder_sounds(partial, tokenizer, transforms.audio, str(bundle))
         TARGETS[library](partial, family, layout, config, theirs)
     return f"{family.name} ({layout})"
+
+
+def _with_changes(origin: Mapping[str, Any], said: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it came, but for what it says otherwise now; ``said`` has its defaults written out."""
+    config = dict(origin)
+    for key, value in now.items():
+        before = said.get(key)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            config[key] = _with_changes(origin.get(key) or {}, before, value)
+        elif before != value:
+            config[key] = value
+    return config
 
 
 def _expressed(model: Model, library: Library, origin: Origin | None, where: str) -> tuple[Family, str, dict[str, Any]]:

@@ -23,6 +23,15 @@ from mmformer.models.model import ModelSpec
 Library = Literal["hf", "open_clip", "timm"]
 
 
+GENERATION = (
+    *("bad_words_ids", "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "length_penalty", "max_length"),
+    *("begin_suppress_tokens", "suppress_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams"),
+    *("num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "temperature", "top_k"),
+    *("top_p", "typical_p", "return_dict_in_generate", "torchscript", "use_bfloat16", "tf_legacy_loss", "pruned_heads"),
+)
+"""Keys that transformers 4 wrote into every config: how texts are written by default, and what a run once did."""
+
 COMMON: Mapping[Library, tuple[str, ...]] = {
     "hf": (
         *("architectures", "model_type", "dtype", "torch_dtype", "transformers_version", "use_cache", "return_dict"),
@@ -31,6 +40,7 @@ COMMON: Mapping[Library, tuple[str, ...]] = {
         *("initializer_range", "initializer_factor", "output_attentions", "output_hidden_states", "output_past"),
         *("gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation", "_attn_implementation*"),
         *("task_specific_params", "finetuning_task", "prefix", "_num_labels", "_commit_hash", "language"),
+        *GENERATION,
     ),
     "open_clip": (),
     "timm": (),
@@ -68,7 +78,7 @@ class Family:
         text: the path of the TextTokensSpec whose vocabulary a folder's is.
         picture: the path of the image tokenizer whose mean and std a folder's preprocessing has.
         sound: the path of the audio tokenizer that a folder's preprocessing describes.
-        classes: the head whose classes ``id2label`` names.
+        classes: the path of the head whose classes ``id2label`` names.
     """
 
     library: Library
@@ -92,9 +102,13 @@ class Family:
                 family's.
         """
         known = [key for each in self.fields for key in each.keys]
-        require_known(config, known, (*COMMON[self.library], *self.ignored), where)
+        common = COMMON[self.library]
+        inner = [f"*_config.{key}" for key in common]
+        require_known(config, known, (*common, *inner, *self.ignored), where)
         whole = complete(config, self.defaults)
         data = read_config(whole, self._template(), self.fields, where)
+        if self.classes:
+            plain.put(data, f"{self.classes}.classes", len(class_names(config)))
         for path in self.layouts[layout].without:
             plain.drop(data, path)
         return parse(ModelSpec, data, where)
@@ -107,6 +121,8 @@ class Family:
         """
         found = self._settled(spec, layout, where)
         config = write_config(found, self.fields, f"A config of {self.name}")
+        if self.classes and self.classes not in self.layouts[layout].without:
+            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.get(found, f"{self.classes}.classes"))}
         back = self._settled(self.spec(config, layout, where), layout, where)
         if back != found:
             raise InputError(f"{where} is no {self.name} ({layout}): {_difference(found, back)}.")
@@ -137,10 +153,18 @@ class Family:
         return data
 
     def _unsaid(self) -> list[str]:
-        """What other files than the config say: vocabularies, and how pictures are normalised."""
+        """What other files than the config say: vocabularies, and how pictures and sounds are prepared."""
         text = ("vocabulary", "begin", "end", "prefix_space", "ids")
         found = [f"{self.text}.{name}" for name in text] if self.text else []
-        return found + [f"{self.picture}.{name}" for name in ("mean", "std") if self.picture]
+        found += [f"{self.picture}.{name}" for name in ("mean", "std") if self.picture]
+        sound = ("rate", "window", "hop", "lowest", "highest", "mean", "std")
+        return found + [f"{self.sound}.{name}" for name in sound if self.sound]
+
+
+def class_names(config: Mapping[str, Any]) -> list[str]:
+    """The names of the classes that a config of transformers tells apart: two, where it says nothing."""
+    labels = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    return [labels[key] for key in sorted(labels, key=int)]
 
 
 def _difference(ours: Any, theirs: Any, path: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +11,18 @@ import torch
 
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.config import parse, to_data
+from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError, nearest
 from mmformer.interop import huggingface, plain
 from mmformer.interop.checkpoint import read_json
+from mmformer.interop.family import class_names
 from mmformer.interop.origin import FOLDER, Origin, precisions
 from mmformer.interop.rules import to_ours
+from mmformer.interop.sounds import folder_sounds
 from mmformer.interop.source import Found
 from mmformer.models.model import Model, ModelSpec
 from mmformer.tokenizers.special import SpecialIds
+from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
 SOURCES: dict[str, Callable[[str], Found]] = {"hf": huggingface.open_folder}
 """What stands before the colon of a source, and what opens what stands after it."""
@@ -92,13 +97,18 @@ def build(found: Found) -> Built:
     if family.text:
         spec = with_ids(spec, family.text, special_ids(found, notes), found.where)
         notes.append("no vocabulary was found: the bundle takes ids only")
+    audio, classes = None, {}
+    if family.sound:
+        spec, audio = with_sounds(spec, family.sound.split(".")[1], found.folder)
+    if family.classes and family.classes.split(".")[1] in spec.heads:
+        classes[family.classes.split(".")[1]] = class_names(found.config)
     with torch.device("meta"):
         model = spec.build()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     rules = family.weights(found.config, found.layout)
     state, absent = to_ours(rules, found.state, shapes, str(found.folder or found.where))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
-    return Built(model.eval(), Transforms(), absent, notes)
+    return Built(model.eval(), Transforms(audio=audio, classes=classes), absent, notes)
 
 
 def with_ids(spec: ModelSpec, path: str, ids: SpecialIds, where: str) -> ModelSpec:
@@ -106,6 +116,15 @@ def with_ids(spec: ModelSpec, path: str, ids: SpecialIds, where: str) -> ModelSp
     data = to_data(spec)
     plain.put(data, f"{path}.ids", to_data(ids))
     return parse(ModelSpec, data, where)
+
+
+def with_sounds(spec: ModelSpec, name: str, folder: Path | None) -> tuple[ModelSpec, AudioTransformSpec]:
+    """The spec whose encoder of sounds prepares them as the files beside the model say, and what goes before it."""
+    encoder = spec.encoders[name]
+    assert isinstance(encoder.tokenizer, SpectrogramSpec)
+    tokenizer, transform = folder_sounds(folder, encoder.tokenizer)
+    encoders = {**spec.encoders, name: dataclasses.replace(encoder, tokenizer=tokenizer)}
+    return dataclasses.replace(spec, encoders=encoders), transform
 
 
 def special_ids(found: Found, notes: list[str]) -> SpecialIds:

@@ -120,7 +120,7 @@ def turned_grid(ours: str, theirs: str, sizes: tuple[int, int], special: int) ->
     """
 
     def other(table: Tensor, grid: tuple[int, int]) -> Tensor:
-        places = table[special:].unflatten(0, grid).transpose(0, 1).flatten(0, 1)
+        places = table[special:].reshape(*grid, -1).transpose(0, 1).flatten(0, 1)
         return torch.cat((table[:special], places))
 
     return Rule(

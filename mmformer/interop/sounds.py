@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError, nearest
+from mmformer.interop.checkpoint import read_json, write_json
 from mmformer.tokenizers.kaldi import KaldiFilterbankSpec
 from mmformer.tokenizers.spectrogram import SpectrogramSpec
 from mmformer.tokenizers.whisper_mel import WhisperLogMelSpec, mel_filters
@@ -99,6 +101,45 @@ def write_sounds(tokenizer: SpectrogramSpec, transform: AudioTransformSpec, wher
         if own != its:
             raise InputError(f"{where}: {key} is {own!r}, but {name}, as near as it comes, would make it {its!r}.")
     return dict(sorted(config.items()))
+
+
+def folder_sounds(folder: Path | None, tokenizer: S) -> tuple[S, AudioTransformSpec]:
+    """What the files beside a model say of sounds; where they say nothing, the tokenizer as it is.
+
+    Raises:
+        InputError: a file that cannot be read, or what cannot be expressed.
+    """
+    file = _file(folder)
+    if file is not None:
+        return read_sounds(read_json(file), tokenizer, str(file))
+    extractor = next(each for each in _EXTRACTORS.values() if isinstance(tokenizer.spectrum, each.spectrum))
+    return tokenizer, extractor.read(extractor.write(tokenizer), "").transform
+
+
+def write_folder_sounds(folder: Path, tokenizer: SpectrogramSpec, transform: AudioTransformSpec, where: str) -> None:
+    """The feature extractor's config beside a model; one that is there and says the same stays as it is.
+
+    Raises:
+        InputError: there is no extractor that does this.
+    """
+    file = _file(folder)
+    if file is not None and folder_sounds(folder, tokenizer) == (tokenizer, transform):
+        return
+    config = write_sounds(tokenizer, transform, where)
+    if file is not None and file.name == "processor_config.json":
+        config = {**read_json(file), "feature_extractor": config}
+    write_json(file or folder / "preprocessor_config.json", config)
+
+
+def _file(folder: Path | None) -> Path | None:
+    """The file of a folder that describes a feature extractor."""
+    for name, key in (
+        ("processor_config.json", "feature_extractor"),
+        ("preprocessor_config.json", "feature_extractor_type"),
+    ):
+        if folder is not None and (folder / name).is_file() and key in read_json(folder / name):
+            return folder / name
+    return None
 
 
 def _named(config: Config, where: str) -> tuple[str, _Extractor]:
