@@ -17,8 +17,6 @@ Files = Mapping[str, bytes]
 Settings = Mapping[str, Any]
 """tokenizer_config.json."""
 
-_CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
-
 
 def byte_level(files: Files, settings: Settings) -> Tokenizer:
     """GPT-2's, of vocab.json and merges.txt; Whisper's and RoBERTa's too."""
@@ -60,10 +58,12 @@ def _clip(
     model = models.BPE(numbers, merges, end_of_word_suffix="</w>", fuse_unk=False, unk_token=unknown)
     tokenizer = Tokenizer(model)
     spelt = "|".join(token.replace("|", r"\|") for token in special)
-    words = Regex(rf"(?{'i' if ignore_case else ''}:{spelt}|{_CONTRACTIONS})|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+")
-    split = pre_tokenizers.Split(words, behavior="removed", invert=True)
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not ignore_case)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    # Case-insensitive classes of the reference's regex leave out a mark whose upper case is a letter: it is dropped.
+    flags, dropped = ("i", r"\x{345}") if ignore_case else ("", "")
+    words = rf"(?{flags}:{spelt}|'s|'t|'re|'ve|'m|'ll|'d)|\p{{L}}+|\p{{N}}|[^\s\p{{L}}\p{{N}}{dropped}]+"
+    split = pre_tokenizers.Split(Regex(words), behavior="removed", invert=True)
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not ignore_case)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

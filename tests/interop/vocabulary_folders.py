@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from vocabulary_texts import WRITTEN, captions
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [*captions()[:6000], *WRITTEN * 2]
 
