@@ -31,6 +31,7 @@ def open_folder(name: str) -> Found:
         raise InputError(f"{folder} has no config.json: it is no folder of a transformers model.")
     config = read_json(file)
     family = _family(config, file)
+    _require_agreed(config, family, file)
     layout = _layout(config, family, file)
     return Found(family, layout, config, read_weights(folder, WEIGHTS), folder, str(file))
 
@@ -39,6 +40,25 @@ def write_folder(folder: Path, family: Family, layout: str, config: Mapping[str,
     """What transformers' ``from_pretrained`` opens."""
     write_json(folder / "config.json", {"architectures": [layout], "model_type": family.name, **config})
     write_weights(state, folder / "model.safetensors")
+
+
+def _require_agreed(config: Mapping[str, Any], family: Family, file: Path) -> None:
+    """Refuse a config whose ``text_config_dict``, say, which older ones have too, says other than ``text_config``.
+
+    The former overrules the latter, with the class's defaults where it says nothing.
+    """
+    for key in [key for key in config if key.endswith("_config_dict") and config[key]]:
+        group = key.removesuffix("_dict")
+        defaults = {
+            name.rpartition(".")[2]: family.defaults[name] for name in family.defaults if name.startswith(f"{group}.")
+        }
+        said, whole = defaults | config[key], defaults | (config.get(group) or {})
+        for name, value in said.items():
+            if whole.get(name) != value:
+                raise InputError(
+                    f"{file} has {key}.{name} {value!r}, but {name} is {whole.get(name)!r} in {group}: make them "
+                    f"agree, or leave {key} out."
+                )
 
 
 def _family(config: Mapping[str, Any], file: Path) -> Family:
