@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
 from mmformer.errors import InputError, nearest
@@ -26,6 +26,22 @@ def matching(field: str, names: Collection[str], pattern: str, kind: str = "para
             f"{field}: no {kind} of the model has a name like '{pattern}'.{nearest(pattern, _choices(names))}{first}"
         )
     return found
+
+
+def whole_parts(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """Names, several that are all there is of a part as that part: ``stacks.text.*``.
+
+    Args:
+        others: names that are not meant.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        pieces = name.split(".")
+        starts = (".".join(pieces[:size]) + "." for size in range(2, len(pieces)))
+        whole = next((start for start in starts if not any(other.startswith(start) for other in others)), name)
+        alone = whole == name or sum(other.startswith(whole) for other in names) == 1
+        found[name if alone else f"{whole}*"] = None
+    return list(found)
 
 
 def _choices(names: Collection[str]) -> list[str]:

@@ -46,7 +46,7 @@ KNOWS: dict[str, set[str]] = {
     "bundle": FILES_TOO | {"models", "data", "tokenizers"},
     "interop": FILES_TOO | {"nn", "tokenizers", "models", "data", "bundle", "interop"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
-    "surgery": BASE | {"bundle", "data", "interop", "models", "nn", "tokenizers"},
+    "surgery": BASE | {"names", "bundle", "data", "interop", "models", "nn", "tokenizers"},
     "inference": BASE | {"bundle", "models", "reader"},
     "uses": BASE | {"models"},
     "writing": BASE | {"data", "generation", "inference", "reader", "uses"},

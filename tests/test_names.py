@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mmformer.errors import InputError
-from mmformer.names import matching
+from mmformer.names import matching, whole_parts
 
 NAMES = ("stacks.image.layers.0.mixer.qkv", "stacks.image.layers.0.mixer.out", "heads.Colour.projection")
 
@@ -27,3 +27,11 @@ def test_a_pattern_that_fits_nothing_is_told_with_what_there_is() -> None:
         matching("f", NAMES, "zzz", more="; all are in X")
     with pytest.raises(InputError, match=r"^f: no parameter of the model has a name like 'a'\.$"):
         matching("f", (), "a")
+
+
+def test_what_is_all_of_a_part_is_told_as_that_part() -> None:
+    own = ["stacks.text.a.weight", "stacks.text.b", "stacks.image.0.qkv.bias", "heads.kind.bias", "heads.scale"]
+    others = ["stacks.image.0.qkv.weight", "heads.other.bias"]
+    expected = ["stacks.text.*", "stacks.image.0.qkv.bias", "heads.kind.bias", "heads.scale"]
+    assert whole_parts(own, others) == expected
+    assert whole_parts([], others) == []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmformer.errors import InputError
 from mmformer.models.model import Model
+from mmformer.names import whole_parts
 
 
 class Remade(NamedTuple):
@@ -39,8 +40,8 @@ class Report:
         """For people to read: what was not copied one by one, whole parts together."""
         told = [f"copied   {len(self.copied)} parameters as they are"]
         told += [f"remade   {name}: {how}" for name, how in self.remade.items()]
-        told += [f"new      {name}" for name in _parts(self.new, [*self.copied, *self.remade])]
-        told += [f"dropped  {name}" for name in _parts(self.dropped, [*self.copied, *self.remade])]
+        told += [f"new      {name}" for name in whole_parts(self.new, [*self.copied, *self.remade])]
+        told += [f"dropped  {name}" for name in whole_parts(self.dropped, [*self.copied, *self.remade])]
         return told
 
 
@@ -67,14 +68,3 @@ def transplant(old: Model, new: Model, remade: Mapping[str, Remade]) -> Report:
             )
     report.dropped = [name for name in before if name not in after]
     return report
-
-
-def _parts(names: list[str], others: list[str]) -> list[str]:
-    """Names, those that are all of a part as that part: ``stacks.text.*``."""
-    found: dict[str, None] = {}
-    for name in names:
-        pieces = name.split(".")
-        starts = (".".join(pieces[:size]) + "." for size in range(2, len(pieces)))
-        whole = next((start for start in starts if not any(other.startswith(start) for other in others)), None)
-        found[name if whole is None else f"{whole}*"] = None
-    return list(found)

@@ -102,9 +102,10 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     trainer = _trainer(run, output, first_step, [*callbacks, checkpoint, stopping])
     if is_first():
         if not resume:
+            print("\n".join(task.loaded.report), end="\n" * bool(task.loaded.report))
             begin(output, overwrite)
         write_whole(output / "config.yaml", to_yaml(run))
-        table = parameter_table(task.built, run.optimizer.lr, settings, task.loaded, task.thaw.starts)
+        table = parameter_table(task.built, run.optimizer.lr, settings, task.loaded.names, task.thaw.starts)
         write_whole(output / "parameters.tsv", table)
     with warnings.catch_warnings():
         for message in _OWN_CHOICES:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from mmformer.bundle import check_state, read_spec, read_state
 from mmformer.errors import InputError
 from mmformer.models.model import Model, ModelSpec
-from mmformer.names import matching
+from mmformer.names import matching, whole_parts
 from mmformer.nn.position import Position
 from mmformer.spec import require
 from mmformer.tokenizers.text import TextTokensSpec
@@ -30,73 +31,97 @@ class InitialSpec:
             same, of the same shapes; the rest of the model is drawn, and the rest of the file left alone.
         resize: resize tables of positions that a bundle's model learned for other sizes (of pictures or rows), as ViT
             is tuned at a higher resolution (Dosovitskiy et al. 2020, §3.2). Otherwise they are refused.
+        partial: take of those names what file and model have both, of the same shapes and for the same words; the rest
+            is drawn, or left in the file. What became of each is printed in any case.
     """
 
     path: str
     parameters: tuple[str, ...] = ("*",)
     resize: bool = False
+    partial: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.parameters) >= 1, self, "parameters", "at least one pattern")
 
 
-def load_initial(model: Model, spec: InitialSpec) -> frozenset[str]:
-    """Give a model the weights to begin with; the names of what it was given.
+class Loaded(NamedTuple):
+    """What a model began with."""
+
+    names: frozenset[str]  # the parameters that were given weights
+    report: list[str]  # what became of all, for people to read
+
+
+def load_initial(model: Model, spec: InitialSpec) -> Loaded:
+    """Give a model the weights to begin with.
 
     Raises:
-        InputError: no such file, or one that cannot be read; a pattern that matches nothing of the model; or parameters
-            that the file lacks, or that the model lacks, or whose shapes differ; positions of other sizes, where they
-            are not to be resized; or a bundle's word embeddings for another vocabulary.
+        InputError: no such file, or one that cannot be read; a pattern that matches nothing of the model; or, unless a
+            part is enough, parameters that the file lacks, or that the model lacks, or whose shapes differ; positions
+            of other sizes, where they are not to be resized; or a bundle's word embeddings for another vocabulary.
     """
     path = Path(spec.path)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"initial.path: there is no file {file}: name a bundle, or a safetensors file.")
     own, state = model.state_dict(), read_state(file)
-    wanted = {
-        name: own[name]
-        for pattern in spec.parameters
-        for name in matching("initial.parameters", own, pattern, more=LISTED)
-    }
+    named = [matching("initial.parameters", own, pattern, more=LISTED) for pattern in spec.parameters]
+    wanted = {name: own[name] for names in named for name in names}
     found = {name: state[name] for name in state if any(fnmatchcase(name, pattern) for pattern in spec.parameters)}
     theirs = read_spec(path) if (path / "model.yaml").is_file() else None
-    if theirs is not None:
-        found |= _resized(path, theirs, model, found, spec.resize)
-    elif spec.resize:
+    tables = {} if theirs is None else _resized(theirs, model, found)
+    if theirs is None and spec.resize:
         raise InputError(
             f"initial.resize: {file} does not say for which sizes its positions were learned: name a bundle, or set it "
             f"to false."
         )
-    check_state(found, wanted, f"initial.path: {file}")
-    if theirs is not None:
-        _check_vocabularies(path, theirs, model.spec, found)
+    if spec.resize:
+        found |= tables
+    elif tables and not spec.partial:
+        key = next(iter(tables))
+        stack = key.split(".")[1]
+        assert theirs is not None, "whose tables they are"
+        raise InputError(
+            f"initial.path: {path} learned {key} as {theirs.stacks[stack].position}, but the model has "
+            f"{model.spec.stacks[stack].position}: set initial.resize to true, or give both the same sizes."
+        )
+    other_words = {} if theirs is None else _other_words(path, theirs, model.spec, found)
+    if spec.partial:
+        fits = {name for name in found if name in wanted and found[name].shape == wanted[name].shape}
+        unfit = other_words.keys() | (set() if spec.resize else tables.keys())
+        found = {name: value for name, value in found.items() if name in fits - unfit}
+        if not found:
+            raise InputError(f"initial.path: {file} has nothing that initial.parameters names in the model's shapes.")
+    else:
+        check_state(found, wanted, f"initial.path: {file}")
+        if other_words:
+            raise InputError(next(iter(other_words.values())))
     model.load_state_dict(found, strict=False)
-    return frozenset(found)
+    report = [f"initial: {len(found)} of the model's {len(own)} parameters begin as in {path}"]
+    both = [name for name in tables if name in found]
+    report += [f"  resized  {name}: {tuple(state[name].shape)} to {tuple(own[name].shape)}" for name in both]
+    report += [f"  drawn    {name}" for name in whole_parts([name for name in own if name not in found], found)]
+    report += [f"  not read {name}" for name in whole_parts([name for name in state if name not in found], found)]
+    return Loaded(frozenset(found), report)
 
 
-def _resized(
-    bundle: Path, theirs: ModelSpec, model: Model, taken: Mapping[str, Tensor], allowed: bool
-) -> dict[str, Tensor]:
+def _resized(theirs: ModelSpec, model: Model, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tables of positions among what is taken that were learned for other sizes, for the model's."""
     tables: dict[str, Tensor] = {}
     for name in model.spec.stacks.keys() & theirs.stacks.keys():
         key, position = f"stacks.{name}.position.weight", model.get_submodule(f"stacks.{name}.position")
-        if key not in taken or not isinstance(position, Position):
-            continue
-        table = position.resized(taken[key], theirs.stacks[name].position)
-        if table is None or torch.equal(table, taken[key]):
-            continue
-        if not allowed:
-            raise InputError(
-                f"initial.path: {bundle} learned {key} as {theirs.stacks[name].position}, but the model has "
-                f"{model.spec.stacks[name].position}: set initial.resize to true, or give both the same sizes."
-            )
-        tables[key] = table
+        if key in taken and isinstance(position, Position):
+            table = position.resized(taken[key], theirs.stacks[name].position)
+            if table is not None and not torch.equal(table, taken[key]):
+                tables[key] = table
     return tables
 
 
-def _check_vocabularies(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken: Collection[str]) -> None:
-    """Refuse rows that were learned for other pieces: there may be as many, and then the shapes do not tell."""
+def _other_words(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken: Collection[str]) -> dict[str, str]:
+    """What has rows that were learned for other pieces, and what to say of it.
+
+    There may be as many of them, and then the shapes do not tell.
+    """
+    found: dict[str, str] = {}
     for group in ("encoders", "decoders"):
         for name, part in getattr(ours, group).items():
             where = f"{group}.{name}.tokenizer"
@@ -105,7 +130,9 @@ def _check_vocabularies(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken:
             before = getattr(theirs, group)[name].tokenizer
             other, own = before.vocabulary, part.tokenizer.vocabulary
             if before.words().fingerprint != part.tokenizer.words().fingerprint:
-                raise InputError(
+                told = (
                     f"initial.path: {bundle} was trained with another vocabulary than {own}: set "
                     f"model.{where}.vocabulary to {other}, or leave {where}.weight out of initial.parameters."
                 )
+                found |= {f"{where}.weight": told, f"{group}.{name}.output.weight": told}
+    return found

@@ -31,7 +31,7 @@ from mmformer.parallel.sharding import is_sharded, shard, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
 from mmformer.training.freeze import Thaw, freeze
-from mmformer.training.initial import load_initial
+from mmformer.training.initial import Loaded, load_initial
 from mmformer.training.norms import ActivationNorms, gradient_norms
 from mmformer.training.optimizers.optimizer import AveragingOptimizer
 from mmformer.training.run import RunSpec
@@ -50,7 +50,7 @@ class TrainingTask(pl.LightningModule):
         self.average: WeightAverage | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.thaw: Thaw  # what does not train yet
-        self.loaded: frozenset[str] = frozenset()  # parameters that begin with weights from a file
+        self.loaded = Loaded(frozenset(), [])  # what begins with weights from a file
         self.latest: tuple[int, Tensor, Tensor]  # updates done, the last one's loss and gradient norm
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 

@@ -19,6 +19,8 @@ from mmformer.errors import InputError
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.bias import RelativeGridPositionSpec
 from mmformer.nn.position import LearnedPositionSpec
+from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.vocabulary import VocabularySpec
 from mmformer.training.fit import fit
 from mmformer.training.initial import InitialSpec, load_initial
 
@@ -45,7 +47,7 @@ def equal(built: Model, name: str, values: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("inside", ["", "model.safetensors"])
 def test_all_weights_are_those_of_a_bundle_or_a_file(inside: str, bundle: Path) -> None:
     built, first = model(), model().state_dict()
-    loaded = load_initial(built, InitialSpec(str(bundle / inside)))
+    loaded = load_initial(built, InitialSpec(str(bundle / inside))).names
     assert loaded == first.keys()
     assert all(equal(built, name, weights(bundle)) for name in loaded)
     assert not all(equal(built, name, first) for name in loaded)
@@ -54,7 +56,7 @@ def test_all_weights_are_those_of_a_bundle_or_a_file(inside: str, bundle: Path) 
 def test_patterns_choose_what_is_taken_and_the_rest_is_drawn(bundle: Path) -> None:
     """The classes differ: the head is not taken, and need not fit."""
     built, first = model(classes=3), model(classes=3).state_dict()
-    loaded = load_initial(built, InitialSpec(str(bundle), ("stacks.*", "encoders.image.*")))
+    loaded = load_initial(built, InitialSpec(str(bundle), ("stacks.*", "encoders.image.*"))).names
     assert loaded == {name for name in first if name.startswith(("stacks.", "encoders.image."))}
     for name in first:
         assert equal(built, name, weights(bundle) if name in loaded else first), name
@@ -134,7 +136,7 @@ def seeing(size: tuple[int, int], offsets: bool = False) -> Model:
 def test_positions_that_were_learned_at_another_size_are_resized(offsets: bool, tmp_path: Path) -> None:
     small, large = seeing((24, 32), offsets), seeing((48, 64), offsets)
     save_bundle(tmp_path / "small", small, TRANSFORMS, "# A tiny model\n")
-    loaded = load_initial(large, InitialSpec(str(tmp_path / "small"), resize=True))
+    loaded = load_initial(large, InitialSpec(str(tmp_path / "small"), resize=True)).names
     assert loaded == small.state_dict().keys()
     key, table = "stacks.image.position.weight", small.state_dict()["stacks.image.position.weight"]
     others = [name for name in loaded if name != key]
@@ -157,3 +159,44 @@ def test_positions_of_another_size_are_refused_where_nobody_asked(tmp_path: Path
         load_initial(seeing((48, 64)), InitialSpec(str(tmp_path / "small" / "model.safetensors"), resize=True))
     with pytest.raises(InputError, match=r"position\.weight: the model has \(49, 16\), the file \(13, 16\)"):
         load_initial(seeing((48, 64)), InitialSpec(str(tmp_path / "small" / "model.safetensors")))
+
+
+def test_a_part_is_taken_where_that_is_asked_and_all_is_told(bundle: Path) -> None:
+    """Of the same names and shapes; the rest is drawn, or not read."""
+    spec = tiny_model(classes=3, caption=True)
+    built, first = spec.build(), spec.build()
+    built.initialise(0), first.initialise(0)
+    loaded = load_initial(built, InitialSpec(str(bundle), partial=True))
+    drawn = {name for name in first.state_dict() if name.startswith(("heads.colour.", "stacks.caption.", "decoders."))}
+    assert loaded.names == first.state_dict().keys() - drawn
+    for name in first.state_dict():
+        assert equal(built, name, weights(bundle) if name in loaded.names else first.state_dict()), name
+    assert loaded.report == [
+        f"initial: {len(loaded.names)} of the model's {len(first.state_dict())} parameters begin as in {bundle}",
+        *("  drawn    stacks.caption.*", "  drawn    decoders.caption.tokenizer.weight", "  drawn    heads.colour.*"),
+        "  not read heads.colour.*",
+    ]
+    with pytest.raises(InputError, match=r"has nothing that initial\.parameters names in the model's shapes"):
+        load_initial(built, InitialSpec(str(bundle), ("heads.colour.*",), partial=True))
+
+
+@pytest.mark.parametrize("size", [(48, 64), (16, 48)])
+def test_a_part_leaves_positions_of_other_sizes_or_resizes_them(size: tuple[int, int], tmp_path: Path) -> None:
+    """Of the second size, there are as many."""
+    save_bundle(tmp_path / "small", seeing((24, 32)), TRANSFORMS, "# A tiny model\n")
+    key, large = "stacks.image.position.weight", seeing(size)
+    before = large.state_dict()[key].clone()
+    left = load_initial(large, InitialSpec(str(tmp_path / "small"), partial=True))
+    assert left.report[1:] == [f"  drawn    {key}", f"  not read {key}"]
+    assert torch.equal(large.state_dict()[key], before)
+    resized = load_initial(large, InitialSpec(str(tmp_path / "small"), partial=True, resize=True))
+    assert resized.report[1:] == [f"  resized  {key}: (13, 16) to {tuple(before.shape)}"]
+
+
+def test_a_part_leaves_the_rows_of_other_words(bundle: Path, tmp_path: Path) -> None:
+    VocabularySpec(size=300).train(["a red square", "a blue one"] * 9).save(tmp_path / "other.model")
+    spec = tiny_model(classes=len(COLOURS))
+    text = dataclasses.replace(spec.encoders["text"], tokenizer=TextTokensSpec(str(tmp_path / "other.model"), 16))
+    built = dataclasses.replace(spec, encoders={**spec.encoders, "text": text}).build()
+    loaded = load_initial(built, InitialSpec(str(bundle), partial=True))
+    assert loaded.report[1:] == [f"  {what} encoders.text.tokenizer.weight" for what in ("drawn   ", "not read")]
