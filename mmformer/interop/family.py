@@ -19,6 +19,7 @@ from mmformer.interop.fields import Field, complete, read_config, require_known,
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule
 from mmformer.models.model import ModelSpec
+from mmformer.tokenizers.cleaning import Cleaning
 
 Library = Literal["hf", "open_clip", "timm"]
 
@@ -75,7 +76,8 @@ class Family:
         rules: parameters, for a config that is complete.
         defaults: what the library means where a config says nothing, or null; callables get the config.
         ignored: patterns of keys that change nothing of what is computed.
-        text: the path of the TextTokensSpec whose vocabulary a folder's is.
+        text: the paths of the TextTokensSpecs whose vocabulary a folder's is.
+        clean: what the library does to a text before its vocabulary sees it (open_clip); None: nothing.
         picture: the path of the image tokenizer whose mean and std a folder's preprocessing has.
         sound: the path of the audio tokenizer that a folder's preprocessing describes.
         classes: the path of the head whose classes ``id2label`` names.
@@ -89,7 +91,8 @@ class Family:
     rules: Callable[[Data], Sequence[Rule]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    text: str | None = None
+    text: tuple[str, ...] = ()
+    clean: Cleaning | None = None
     picture: str | None = None
     sound: str | None = None
     classes: str | None = None
@@ -134,6 +137,10 @@ class Family:
         rules = self.rules(complete(config, self.defaults))
         return [replace(rule, theirs=tuple(name.replace("{base}", base) for name in rule.theirs)) for rule in rules]
 
+    def has(self, path: str, layout: str) -> bool:
+        """Whether what stands at a path of the template is there in a class, too."""
+        return not any(path == gone or path.startswith(f"{gone}.") for gone in self.layouts[layout].without)
+
     def _template(self) -> Data:
         file = f"configs/models/{self.template}"
         data: Data = to_data(parse(ModelSpec, read_yaml(resources.find(file)), file))
@@ -144,7 +151,8 @@ class Family:
         data: Data = to_data(spec)
         template = self._template()
         try:
-            for path in (*self.layouts[layout].without, *self._unsaid()):
+            unsaid = [path for path in self._unsaid() if self.has(path, layout)]
+            for path in (*self.layouts[layout].without, *unsaid):
                 plain.put(data, path, plain.get(template, path))
             for path in [path for each in self.fields for path in each.paths]:
                 plain.get(data, path)
@@ -155,7 +163,7 @@ class Family:
     def _unsaid(self) -> list[str]:
         """What other files than the config say: vocabularies, and how pictures and sounds are prepared."""
         text = ("vocabulary", "begin", "end", "prefix_space", "ids")
-        found = [f"{self.text}.{name}" for name in text] if self.text else []
+        found = [f"{path}.{name}" for path in self.text for name in text]
         found += [f"{self.picture}.{name}" for name in ("mean", "std") if self.picture]
         sound = ("rate", "window", "hop", "lowest", "highest", "mean", "std")
         return found + [f"{self.sound}.{name}" for name in sound if self.sound]

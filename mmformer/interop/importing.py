@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from mmformer.bundle import Transforms, save_bundle
-from mmformer.config import parse, to_data
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError, nearest
-from mmformer.interop import huggingface, plain
-from mmformer.interop.checkpoint import read_json
+from mmformer.interop import huggingface
+from mmformer.interop.beside import with_pictures, with_texts
 from mmformer.interop.family import class_names
 from mmformer.interop.origin import FOLDER, Origin, precisions
 from mmformer.interop.rules import to_ours
 from mmformer.interop.sounds import folder_sounds
 from mmformer.interop.source import Found
 from mmformer.models.model import Model, ModelSpec
-from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
 SOURCES: dict[str, Callable[[str], Found]] = {"hf": huggingface.open_folder}
@@ -50,16 +49,17 @@ def import_model(source: str, bundle: Path) -> Imported:
         InputError: an unknown kind of source, or what its family cannot express; it has both sides.
     """
     found = open_source(source)
-    family, built = found.family, build(found)
-    kept = _beside(found.folder)
-    origin = Origin(
-        family.library, family.name, found.layout, dict(found.config), built.absent, precisions(found.state)
-    )
-    kept[f"{FOLDER}/origin.json"] = origin.to_bytes()
+    family = found.family
     name = f"{family.library} {family.name} ({found.layout})"
-    parameters = sum(value.numel() for value in built.model.parameters())
-    card = f"# {family.name}\n\nImported from {name}: {parameters:,} parameters.\n"
-    save_bundle(bundle, built.model, built.transforms, card, kept)
+    with tempfile.TemporaryDirectory() as scratch:
+        built = build(found, Path(scratch))
+        origin = Origin(
+            family.library, family.name, found.layout, dict(found.config), built.absent, precisions(found.state)
+        )
+        kept = {**_beside(found.folder), f"{FOLDER}/origin.json": origin.to_bytes()}
+        parameters = sum(value.numel() for value in built.model.parameters())
+        card = f"# {family.name}\n\nImported from {name}: {parameters:,} parameters.\n"
+        save_bundle(bundle, built.model, built.transforms, card, kept)
     return Imported(built.model.spec, name, parameters, built.notes)
 
 
@@ -85,8 +85,11 @@ class Built(NamedTuple):
     notes: list[str]
 
 
-def build(found: Found) -> Built:
+def build(found: Found, scratch: Path) -> Built:
     """The model that was found.
+
+    Args:
+        scratch: an empty folder for what it reads besides, until it is in a bundle.
 
     Raises:
         InputError: its config or its weights do not fit its family.
@@ -94,9 +97,8 @@ def build(found: Found) -> Built:
     family = found.family
     notes: list[str] = []
     spec = family.spec(found.config, found.layout, found.where)
-    if family.text:
-        spec = with_ids(spec, family.text, special_ids(found, notes), found.where)
-        notes.append("no vocabulary was found: the bundle takes ids only")
+    spec = with_texts(spec, found, scratch, notes)
+    spec, image = with_pictures(spec, found, notes)
     audio, classes = None, {}
     if family.sound:
         spec, audio = with_sounds(spec, family.sound.split(".")[1], found.folder)
@@ -108,14 +110,7 @@ def build(found: Found) -> Built:
     rules = family.weights(found.config, found.layout)
     state, absent = to_ours(rules, found.state, shapes, str(found.folder or found.where))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
-    return Built(model.eval(), Transforms(audio=audio, classes=classes), absent, notes)
-
-
-def with_ids(spec: ModelSpec, path: str, ids: SpecialIds, where: str) -> ModelSpec:
-    """The spec with special ids in the tokenizer at a path."""
-    data = to_data(spec)
-    plain.put(data, f"{path}.ids", to_data(ids))
-    return parse(ModelSpec, data, where)
+    return Built(model.eval(), Transforms(image, audio, classes), absent, notes)
 
 
 def with_sounds(spec: ModelSpec, name: str, folder: Path | None) -> tuple[ModelSpec, AudioTransformSpec]:
@@ -125,33 +120,6 @@ def with_sounds(spec: ModelSpec, name: str, folder: Path | None) -> tuple[ModelS
     tokenizer, transform = folder_sounds(folder, encoder.tokenizer)
     encoders = {**spec.encoders, name: dataclasses.replace(encoder, tokenizer=tokenizer)}
     return dataclasses.replace(spec, encoders=encoders), transform
-
-
-def special_ids(found: Found, notes: list[str]) -> SpecialIds:
-    """The special ids that a config and a generation config say; those beyond the table are none, which is told."""
-    config: dict[str, Any] = dict(found.config)
-    file = found.folder / "generation_config.json" if found.folder else None
-    if file is not None and file.is_file():
-        config |= {key: value for key, value in read_json(file).items() if value is not None}
-    rows = plain.get(to_data(found.family.spec(found.config, found.layout, found.where)), f"{found.family.text}.rows")
-
-    def known(key: str) -> list[int]:
-        value = config.get(key)
-        listed = [] if value is None else value if isinstance(value, list) else [value]
-        outside = [index for index in listed if not 0 <= index < rows]
-        if outside:
-            notes.append(f"{key} {outside[0]} is beyond the table of {rows} rows: there is no such token")
-        return [index for index in listed if index not in outside]
-
-    def one(key: str) -> int | None:
-        return next(iter(known(key)), None)
-
-    return SpecialIds(
-        pad=one("pad_token_id"),
-        bos=one("bos_token_id"),
-        eos=tuple(dict.fromkeys(known("eos_token_id"))),
-        start=one("decoder_start_token_id"),
-    )
 
 
 def _beside(folder: Path | None) -> dict[str, bytes]:

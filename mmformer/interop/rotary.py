@@ -69,8 +69,8 @@ def _read(found: Mapping[str, Any]) -> dict[str, Any]:
         }
     if given:
         raise ValueError(f"a {kind} rotation without {', '.join(given)}")
-    arguments = {"axes": [0], "base": float(base), "fraction": float(fraction), "scaling": scaling}
-    return {"class_path": "RotaryPositionSpec", "init_args": arguments}
+    own = {"axes": [0], "base": float(base), "fraction": float(fraction), "scaling": scaling}
+    return {"class_path": "RotaryPositionSpec", "init_args": own}
 
 
 def _write(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from mmformer.errors import InputError, nearest_file
 from mmformer.interop import families
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
+from mmformer.interop.pictures import PictureReading
+from mmformer.interop.vocabularies import FoundVocabulary
 
 
 class Found(NamedTuple):
@@ -23,6 +25,8 @@ class Found(NamedTuple):
     state: State
     folder: Path | None  # with what goes with it: vocabularies, preprocessing
     where: str  # of the config, for messages
+    vocabulary: FoundVocabulary | None = None  # where no file beside it has one
+    pictures: PictureReading | None = None  # where the config itself says how they are prepared
 
 
 def families_of(library: Library) -> list[Family]:

@@ -59,5 +59,5 @@ FAMILY = Family(
         "add_cross_attention": False,
     },
     ignored=("n_ctx", "summary_*", "reorder_and_upcast_attn"),
-    text=f"{_TEXT}.tokenizer",
+    text=(f"{_TEXT}.tokenizer",),
 )

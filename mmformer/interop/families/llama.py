@@ -92,7 +92,7 @@ LLAMA = Family(
     rules=_dense,
     defaults={**_DEFAULTS, "attention_bias": False, "mlp_bias": False},
     ignored=(*rotary.OLD, "pretraining_tp"),  # a way to compute the same products
-    text=f"{_TEXT}.tokenizer",
+    text=(f"{_TEXT}.tokenizer",),
 )
 
 
@@ -140,5 +140,5 @@ MIXTRAL = Family(
         "output_router_logits": False,
     },
     ignored=rotary.OLD,
-    text=f"{_TEXT}.tokenizer",
+    text=(f"{_TEXT}.tokenizer",),
 )

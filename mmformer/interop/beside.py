@@ -1,0 +1,122 @@
+"""What lies beside a model's config and weights: its vocabulary, how it reads pictures, its special ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmformer.config import parse, to_data
+from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.errors import InputError
+from mmformer.interop import plain
+from mmformer.interop.checkpoint import read_json
+from mmformer.interop.pictures import PictureReading, folder_pictures
+from mmformer.interop.source import Found
+from mmformer.interop.vocabularies import FoundVocabulary, from_folder
+from mmformer.models.model import ModelSpec
+from mmformer.tokenizers.published import Side
+from mmformer.tokenizers.special import SpecialIds
+
+
+def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -> ModelSpec:
+    """The spec with the folder's vocabulary in its text tokenizers; where it has none, with the special ids alone.
+
+    Args:
+        scratch: a folder for the vocabularies' files, until they are in the bundle.
+        notes: what is to be told is added.
+
+    Raises:
+        InputError: the vocabulary cannot be read exactly, or has more pieces than the model's table has rows.
+    """
+    data = to_data(spec)
+    for path in [path for path in found.family.text if found.family.has(path, found.layout)]:
+        side: Side = "target" if path.startswith("decoders.") else "source"
+        vocabulary = None if found.folder is None else from_folder(found.folder, found.family.clean, side)
+        if vocabulary is None:
+            vocabulary = found.vocabulary
+        rows = plain.get(data, f"{path}.rows")
+        if vocabulary is None:
+            plain.put(data, f"{path}.ids", to_data(special_ids(found, rows, notes)))
+            continue
+        _require_rows(vocabulary, rows, found)
+        file = scratch / f"{side}.zip"
+        file.write_bytes(vocabulary.content)
+        decoder = path.startswith("decoders.")
+        said = {
+            "vocabulary": str(file),
+            "ids": to_data(vocabulary.ids),
+            "begin": vocabulary.begin and not decoder,
+            "end": vocabulary.end or decoder,  # a decoder puts its first id before a text itself, and learns to end it
+            "prefix_space": False,
+        }
+        for name, value in said.items():
+            plain.put(data, f"{path}.{name}", value)
+    if found.family.text and not list(scratch.iterdir()):
+        notes.append("no vocabulary was found: the bundle takes ids only")
+    return parse(ModelSpec, data, found.where)
+
+
+def with_pictures(spec: ModelSpec, found: Found, notes: list[str]) -> tuple[ModelSpec, ImageTransformSpec | None]:
+    """The spec whose encoder of pictures normalises them as the files beside the model say, and what goes before it."""
+    family = found.family
+    if family.picture is None or not family.has(family.picture, found.layout):
+        return spec, None
+    reading = found.pictures or (None if found.folder is None else folder_pictures(found.folder))
+    if reading is None:
+        notes.append("nothing says how pictures are prepared: the bundle takes normalised values only")
+        return spec, None
+    data = to_data(spec)
+    _require_size(reading, data, found)
+    for name, value in (("mean", reading.mean), ("std", reading.std)):
+        plain.put(data, f"{family.picture}.{name}", list(value))
+    return parse(ModelSpec, data, found.where), reading.transform
+
+
+def special_ids(found: Found, rows: int, notes: list[str]) -> SpecialIds:
+    """The special ids that a config and a generation config say; those beyond the table are none, which is told."""
+    config: dict[str, Any] = dict(found.config)
+    config |= {key: value for key, value in dict(config.get("text_config") or {}).items() if key.endswith("_token_id")}
+    file = found.folder / "generation_config.json" if found.folder else None
+    if file is not None and file.is_file():
+        config |= {key: value for key, value in read_json(file).items() if value is not None}
+
+    def known(key: str) -> list[int]:
+        value = config.get(key)
+        listed = [] if value is None else value if isinstance(value, list) else [value]
+        outside = [index for index in listed if not 0 <= index < rows]
+        if outside:
+            notes.append(f"{key} {outside[0]} is beyond the table of {rows} rows: there is no such token")
+        return [index for index in listed if index not in outside]
+
+    def one(key: str) -> int | None:
+        return next(iter(known(key)), None)
+
+    return SpecialIds(
+        pad=one("pad_token_id"),
+        bos=one("bos_token_id"),
+        eos=tuple(dict.fromkeys(known("eos_token_id"))),
+        start=one("decoder_start_token_id"),
+    )
+
+
+def _require_rows(vocabulary: FoundVocabulary, rows: int, found: Found) -> None:
+    if vocabulary.size > rows:
+        raise InputError(
+            f"{found.where} has a table of {rows} rows, but the vocabulary beside it has {vocabulary.size} pieces: "
+            f"they do not belong together."
+        )
+
+
+def _require_size(reading: PictureReading, data: Any, found: Found) -> None:
+    """Refuse a preparation for another size than the model has positions for, as far as a stack says it."""
+    tokenizer = plain.get(data, found.family.picture or "")["init_args"]
+    encoder = plain.get(data, ".".join((found.family.picture or "").split(".")[:2]))
+    position = plain.get(data, f"stacks.{encoder['stack']}.position")
+    if position["class_path"] != "LearnedPositionSpec" or position["init_args"]["axes"] != [1, 2]:
+        return
+    asked = tuple(side * tokenizer["patch"] for side in position["init_args"]["sizes"])
+    if reading.transform.size != asked:
+        raise InputError(
+            f"{found.where} is for pictures of {asked[0]}x{asked[1]}, but the files beside it make them "
+            f"{reading.transform.size[0]}x{reading.transform.size[1]}: they do not belong together."
+        )
