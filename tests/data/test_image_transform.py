@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_model, write_few
 
+from mmformer.bundle import Transforms
 from mmformer.config import parse, to_data
+from mmformer.data.dataset import SampleDataset
 from mmformer.data.decode import decode, decode_image
 from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.data.inputs import ImageInputSpec
+from mmformer.data.order import OrderSpec
 from mmformer.data.picture import read_picture
+from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
+from mmformer.reader import Reader
 from mmformer.tokenizers.image import ImagePatchesSpec
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (41, 60, 3), dtype=np.uint8)
@@ -102,6 +110,26 @@ def test_what_shows_through_a_picture() -> None:
             read_picture(picture, "a", transparency),  # type: ignore[arg-type]
         ):
             np.testing.assert_array_equal(decoded, np.asarray(expected))
+
+
+def test_samples_of_a_run_show_it_too(tmp_path: Path) -> None:
+    """The loader decodes by the transform's word for it, and so does the reader of what users hand in."""
+    pixels = np.concatenate([PICTURE[:16, :16], np.zeros((16, 16, 1), np.uint8)], axis=-1)  # nothing of it shows
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    shards = write_few(tmp_path / "shards", 1, png=[buffer.getvalue()])
+    found = {}
+    for transparency in ("white", "ignored"):
+        transform = ImageTransformSpec((16, 16), transparency=transparency)  # type: ignore[arg-type]
+        image = ImageInputSpec("png", transform)
+        data = DataSpec(str(shards), image=image, batch_size=1)
+        found[transparency] = SampleDataset(data, "train", OrderSpec(1, 1), 1, False)[0].image
+        reader = Reader(tiny_model(), Transforms(transform), 1)
+        [(_, batch)] = reader.batches({"image": [buffer.getvalue()]})
+        assert isinstance(batch.image, torch.Tensor)
+        np.testing.assert_array_equal(batch.image[0].permute(1, 2, 0).numpy(), found[transparency])
+    assert (found["white"] == 255).all()
+    np.testing.assert_array_equal(found["ignored"], PICTURE[:16, :16])
 
 
 @pytest.mark.parametrize(

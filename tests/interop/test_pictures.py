@@ -195,6 +195,20 @@ def test_what_transformers_writes_is_read(name: str, tmp_path: Path) -> None:
     assert picture_transform(flat, "a", kind) == defaults
 
 
+def test_a_processor_inside_another_is_what_transformers_opens(tmp_path: Path) -> None:
+    """As version 5 writes it, and preferred to the older file beside it."""
+    transformers = pytest.importorskip("transformers")
+    name, config = CONFIGS["clip_wide"]
+    whole = {"image_processor": {**config, "image_processor_type": name}, "processor_class": "CLIPProcessor"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(whole))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    reading, processor = folder_pictures(tmp_path), transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert reading is not None
+    assert reading.transform.size == (20, 31)
+    for picture in PICTURES[-3:]:
+        np.testing.assert_array_equal(ours(reading, picture), theirs(processor, picture))
+
+
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "default": {},
     "shortest": {"size": 32, "resize_mode": "shortest"},
