@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import sentencepiece
 from vocabulary_texts import WRITTEN, captions
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [*captions()[:6000], *WRITTEN * 2]
 
@@ -28,17 +29,23 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def byte_level(special: list[str], size: int = 900) -> Tokenizer:
+def byte_level(*special: str, size: int = 900) -> Tokenizer:
     """GPT-2's kind."""
+    return Tokenizer.from_str(_byte_level(special, size))
+
+
+@functools.cache
+def _byte_level(special: tuple[str, ...], size: int) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
+    made: str = tokenizer.to_str()
+    return made
 
 
 def lists(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -52,11 +59,11 @@ def lists(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def gpt2(folder: Path) -> Path:
-    return write(folder, config__json={"model_type": "gpt2", "n_positions": 64}, **lists(byte_level(["<|endoftext|>"])))
+    return write(folder, config__json={"model_type": "gpt2", "n_positions": 64}, **lists(byte_level("<|endoftext|>")))
 
 
 def roberta(folder: Path) -> Path:
-    made = lists(byte_level(["<s>", "<pad>", "</s>", "<unk>", "<mask>"]))
+    made = lists(byte_level("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
     special = {"mask_token": {"content": "<mask>", "lstrip": True, "normalized": False}}
     files = {"tokenizer_config__json": {"model_max_length": 62}, "special_tokens_map__json": special}
     return write(folder, config__json={"model_type": "roberta"}, **files, **made)
@@ -90,6 +97,7 @@ def bert(folder: Path, **settings: Any) -> Path:
     return write(folder, config__json={"model_type": "bert", "max_position_embeddings": 48}, **files)
 
 
+@functools.cache
 def sentence_piece(kind: str, size: int = 1200, **options: Any) -> bytes:
     made = io.BytesIO()
     lines = [line for text in CORPUS for line in text.replace("\0", " ").splitlines() if line.strip()]
@@ -113,12 +121,10 @@ def llama(folder: Path, **settings: Any) -> Path:
 
 def llama3(folder: Path) -> Path:
     """A tokenizer.json alone: a split of its own, tokens added behind, and bos before a text."""
-    tokenizer = byte_level([], 1000)
+    tokenizer = byte_level(size=1000)
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
     )
-    from tokenizers import Regex
-
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
@@ -150,7 +156,7 @@ def whisper(folder: Path) -> Path:
         "<|startofprev|>",
         "<|notimestamps|>",
     ]
-    made = lists(byte_level(["<|endoftext|>"]))
+    made = lists(byte_level("<|endoftext|>"))
     first = len(made["vocab__json"])
     stamps = [f"<|{number * 0.02:.2f}|>" for number in range(200)]
     decoder = {
