@@ -30,7 +30,7 @@ from mmformer.data.sound import AudioTransformSpec
 from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
 from mmformer.files import whole_folder
-from mmformer.models.head import ClassificationHeadSpec
+from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 
@@ -189,7 +189,7 @@ def _check_classes(transforms: Transforms, spec: ModelSpec, folder: Path) -> Non
     """Refuse names that are not as many as the classes of the head that they are for."""
     for name, names in transforms.classes.items():
         head = spec.heads.get(name)
-        number = head.classes if isinstance(head, ClassificationHeadSpec) else 0
+        number = head.classes if isinstance(head, ClassHeadSpec) else 0
         if len(names) != number:
             raise InputError(
                 f"{folder / 'transforms.yaml'}: classes.{name} has {len(names)} names, but model.yaml has "

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmformer.bundle import Transforms
 from mmformer.errors import InputError, nearest
-from mmformer.models.head import ClassificationHeadSpec, ContrastiveHead
+from mmformer.models.head import ClassHeadSpec, ContrastiveHead
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
 from mmformer.reader import Reader
@@ -99,7 +99,7 @@ class Inference:
         known = [
             name
             for name, spec in self.model.spec.heads.items()
-            if isinstance(spec, ClassificationHeadSpec)
+            if isinstance(spec, ClassHeadSpec)
             and self.model.spec.encoders[spec.encoder].tokenizer.modality == modality
             and name in self.transforms.classes
         ]

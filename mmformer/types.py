@@ -238,7 +238,7 @@ class Outputs(NamedTuple):
 
     embedding: dict[str, Tensor]  # encoder -> B E, not normalised
     tokens: dict[str, Tokens]  # encoder or decoder -> what left its stack
-    logits: dict[str, Tensor]  # head -> B classes
+    logits: dict[str, Tensor]  # head -> B classes; of a language head B L V
     scale: dict[str, Tensor]  # head -> (1,), the factor on cosine similarities (the inverse temperature)
     bias: dict[str, Tensor]  # head -> (1,), added to scaled similarities (the sigmoid loss's)
     losses: dict[str, LossTerm]  # decoder -> cross-entropy of what it was to write, over tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
+from mmformer.models.head import ClassHeadSpec, ContrastiveHeadSpec
 from mmformer.models.model import ModelSpec
 
 
@@ -20,7 +20,7 @@ def uses(spec: ModelSpec) -> list[str]:
     named = ContrastiveHeadSpec in kinds and any("text" in pair for pair in comparable)
     reads = [spec.modalities_of(decoder.reads) for decoder in spec.decoders.values()]
     can = {
-        "classify": named or ClassificationHeadSpec in kinds,
+        "classify": named or any(issubclass(kind, ClassHeadSpec) for kind in kinds),
         "caption": any(each & {"image", "audio"} for each in reads),
         "translate": {"text"} in reads,
         "transcribe": {"audio"} in reads,

@@ -22,7 +22,7 @@ from mmformer.data.inputs import ImageInputSpec
 from mmformer.data.sources import DataSpec, SourceSpec
 from mmformer.interop.family import Library
 from mmformer.interop.source import families_of
-from mmformer.models.head import ClassificationHeadSpec
+from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.objectives.classification import ClassificationSpec
@@ -64,7 +64,7 @@ def made_up(run: RunSpec, source: SourceSpec) -> Batch:
     for name, objective in run.objectives.items():
         if isinstance(objective, ClassificationSpec) and (objective.label or objective.head) in source.labels:
             head = run.model.heads[objective.head]
-            assert isinstance(head, ClassificationHeadSpec), name
+            assert isinstance(head, ClassHeadSpec), name
             labels[objective.label or objective.head] = torch.arange(NUMBER) % head.classes
     image, audio = None, None
     if source.image is not None:
@@ -133,6 +133,8 @@ def take_a_step(run: RunSpec) -> None:
 def test_every_part_is_in_some_file() -> None:
     used = {type(part).__name__ for path in RUNS for part in parts(read(path).model)}
     used |= {type(part).__name__ for path in STACKS for part in parts(read_stack(path))}
+    systems = (ROOT / "configs/models" / name for name in SYSTEMS)
+    used |= {type(part).__name__ for path in systems for part in parts(parse(ModelSpec, read_yaml(path), str(path)))}
     assert {entry.name for entry in catalogue()} - used == set()
 
 

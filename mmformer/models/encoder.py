@@ -18,6 +18,7 @@ from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.resampler import ResamplerSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require, require_probability, told
+from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import SPECIAL, Audio, Aux, Early, Patches, Text, Tokens
 
@@ -94,6 +95,16 @@ class EncoderSpec:
     def embedding_width(self, width: int) -> int:
         """The width of its embeddings over a stack of a width."""
         return self.embedding or self.pool.embedding_width(self.token_width(width))
+
+    @property
+    def special(self) -> int:
+        """How many of the tokens that it hands on, the first, are special."""
+        return 0 if self.resampler is not None else self.class_token + self.registers
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the others are those of a text, one for each id."""
+        return self.resampler is None and isinstance(self.tokenizer, TextTokensSpec)
 
     @property
     def places(self) -> tuple[int | None, ...]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.errors import InputError
-from mmformer.models.head import ClassificationHead, ClassificationHeadSpec, HeadOutput
+from mmformer.models.head import ClassificationHead, ClassificationHeadSpec, HeadOutput, Source
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.spec import require
+from mmformer.tokenizers.text import TextTokens
 from mmformer.types import Aux, Batch, Early, Outputs, Tokens
 
 Embed = Callable[[Tokens], Tensor]
@@ -44,11 +45,14 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
         ascending = bool(self.exits) and all(a < b for a, b in pairwise((-1, *self.exits)))
         require(ascending, self, "exits", "one layer or several, in ascending order, 0 the first")
         require(self.threshold is None or 0 < self.threshold <= 1, self, "threshold", "None, or above 0 and at most 1")
+        for field in ("token", "norm", "hidden"):
+            plain = getattr(self, field) is None
+            require(plain, self, field, "None: each exit is a linear map of what would be the embedding there")
 
-    def build(self, widths: Mapping[str, int]) -> EarlyExitHead:
-        return EarlyExitHead(self, widths[self.encoder])
+    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> EarlyExitHead:
+        return EarlyExitHead(self, sources[self.encoder].embedding)
 
-    def check(self, where: str, stack: StackSpec) -> None:
+    def check_stack(self, where: str, stack: StackSpec) -> None:
         """Refuse a stack that has no such layers, or whose layers cannot be run in spans.
 
         Raises:
@@ -69,7 +73,7 @@ class EarlyExitHead(ClassificationHead):
     def __init__(self, spec: EarlyExitHeadSpec, width: int) -> None:
         super().__init__(spec, width)
         self.layers, self.threshold = spec.exits, spec.threshold
-        self.exits = nn.ModuleList(nn.Linear(width, spec.classes) for _ in spec.exits)
+        self.exits = nn.ModuleList(nn.Linear(width, spec.classes, bias=spec.bias) for _ in spec.exits)
 
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
         made, early = super().forward(outputs, batch), outputs.early.get(self.encoder)

@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mmformer.nn.dropout import Dropout
+from mmformer.errors import InputError, nearest
+from mmformer.nn.norm import NormSpec
 from mmformer.spec import family, require, require_probability
+from mmformer.tokenizers.text import TextTokens
 from mmformer.types import Batch, Outputs
+
+
+class Source(NamedTuple):
+    """An encoder, as heads know it before there are weights."""
+
+    embedding: int  # the width of its embedding
+    tokens: int  # the width of the tokens that it hands on
+    special: int  # how many of those, the first, are special
+    text: bool  # whether the others are those of a text, one for each id
 
 
 @family
@@ -24,14 +36,34 @@ from mmformer.types import Batch, Outputs
 class HeadSpec(ABC):
     """A head over what the encoders made."""
 
+    writes: ClassVar[bool] = False
+    """Whether its logits are over a vocabulary, for each id of a text."""
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The encoders that it needs."""
         return ()
 
+    def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:  # noqa: B027
+        """Refuse what does not fit the model.
+
+        Args:
+            where: the key of the head.
+            sources: the model's encoders; those that it reads are among them.
+            before: the heads that the model names before this one.
+
+        Raises:
+            InputError: what there is, and what to change.
+        """
+
     @abstractmethod
-    def build(self, widths: Mapping[str, int]) -> Head:
-        """The module; ``widths`` has every encoder's embedding width."""
+    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> Head:
+        """The module.
+
+        Args:
+            sources: the model's encoders.
+            texts: of those that read texts, the tokens, whose table a head may share.
+        """
 
 
 class Head(nn.Module, ABC):
@@ -47,7 +79,7 @@ class Head(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class HeadOutput:
-    logits: Tensor | None = None  # B classes
+    logits: Tensor | None = None  # B classes; over a vocabulary B L V
     scale: Tensor | None = None  # (1,)
     bias: Tensor | None = None  # (1,)
     exits: Tensor | None = None  # B exits classes
@@ -79,7 +111,7 @@ class ContrastiveHeadSpec(HeadSpec):
         good = self.temperature >= self.lowest_temperature
         require(good, self, "temperature", f"at least lowest_temperature ({self.lowest_temperature})")
 
-    def build(self, widths: Mapping[str, int]) -> ContrastiveHead:
+    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> ContrastiveHead:
         return ContrastiveHead(self)
 
 
@@ -135,39 +167,133 @@ class _Bounded(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class ClassificationHeadSpec(HeadSpec):
-    """A linear map from one encoder's embedding to class logits.
+class ClassHeadSpec(HeadSpec):
+    """A head whose logits are over classes.
 
     Attributes:
-        encoder: whose embedding it reads.
+        encoder: what it classifies.
         classes: number of classes.
-        dropout: on the embedding.
     """
 
     encoder: str
     classes: int
-    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.classes >= 2, self, "classes", "at least 2")
-        require_probability(self, "dropout")
 
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.encoder,)
 
-    def build(self, widths: Mapping[str, int]) -> ClassificationHead:
-        return ClassificationHead(self, widths[self.encoder])
+
+@dataclass(frozen=True)
+class ClassificationHeadSpec(ClassHeadSpec):
+    """A linear map from one encoder's embedding to class logits, or from one of its special tokens.
+
+    What is before it, where it is asked for, comes in the order of the fields: a norm (AST, Gong et al. 2021, its
+    published code), hidden units (DistilBERT, Sanh et al. 2019, its published code), dropout.
+
+    Attributes:
+        token: which special token of what left the encoder's stack it reads: 0 is the class token, 1 the one after it
+            (DeiT's distillation token, Touvron et al. 2020, §4); None: the embedding.
+        norm: of what it reads; None: none.
+        hidden: units between two linear maps; None: there is one map.
+        activation: of the hidden units.
+        dropout: on what is mapped to logits.
+        bias: whether logits have one.
+    """
+
+    dropout: float = 0.0
+    token: int | None = None
+    norm: NormSpec | None = None
+    hidden: int | None = None
+    activation: Literal["relu", "gelu", "tanh"] = "relu"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_probability(self, "dropout")
+        require(self.token is None or self.token >= 0, self, "token", "None or at least 0")
+        require(self.hidden is None or self.hidden >= 1, self, "hidden", "None or at least 1")
+        require(self.activation in _ACTIVATIONS, self, "activation", f"one of {', '.join(map(repr, _ACTIVATIONS))}")
+        used = self.hidden is not None or self.activation == "relu"
+        require(used, self, "activation", "left alone where hidden is None")
+
+    def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
+        number = sources[self.encoder].special
+        if self.token is not None and self.token >= number:
+            raise InputError(
+                f"{where}.token is {self.token}, but model.encoders.{self.encoder} has {number} special tokens: set "
+                f"its class_token and registers, or leave token out."
+            )
+
+    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> ClassificationHead:
+        source = sources[self.encoder]
+        return ClassificationHead(self, source.embedding if self.token is None else source.tokens)
 
 
 class ClassificationHead(Head):
     def __init__(self, spec: ClassificationHeadSpec, width: int) -> None:
         super().__init__()
-        self.encoder = spec.encoder
-        self.dropout = Dropout(spec.dropout)
-        self.projection = nn.Linear(width, spec.classes)
+        self.encoder, self.token, self.activation = spec.encoder, spec.token, _ACTIVATIONS[spec.activation]
+        self.norm = nn.Identity() if spec.norm is None else spec.norm.build(width)
+        self.hidden = None if spec.hidden is None else nn.Linear(width, spec.hidden)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.projection = nn.Linear(spec.hidden or width, spec.classes, bias=spec.bias)
 
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
         if self.encoder not in outputs.embedding:
             return None
-        return HeadOutput(logits=self.projection(self.dropout(outputs.embedding[self.encoder])))
+        read = outputs.embedding[self.encoder]
+        if self.token is not None:
+            read = outputs.tokens[self.encoder].x[:, self.token]
+        x = self.norm(read)
+        if self.hidden is not None:
+            x = self.activation(self.hidden(x))
+        return HeadOutput(logits=self.projection(self.dropout(x)))
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
+
+
+@dataclass(frozen=True)
+class MeanLogitsHeadSpec(ClassHeadSpec):
+    """The mean of the logits of several heads over the same classes (DeiT, Touvron et al. 2020, §4, of its two).
+
+    Attributes:
+        heads: two or more, which the model names before this one.
+    """
+
+    heads: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.heads) >= 2, self, "heads", "two or more")
+
+    def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
+        classed = {name: head for name, head in before.items() if isinstance(head, ClassHeadSpec)}
+        for name in self.heads:
+            if name not in classed:
+                raise InputError(
+                    f"{where}.heads has '{name}', but the heads over classes that the model names before it are "
+                    f"{', '.join(classed) or 'none'}.{nearest(name, classed)}"
+                )
+            head = classed[name]
+            for field in ("encoder", "classes"):
+                theirs, ours = getattr(head, field), getattr(self, field)
+                if theirs != ours:
+                    raise InputError(f"{where}.{field} is {ours!r}, but that of its head '{name}' is {theirs!r}.")
+
+    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> MeanLogitsHead:
+        return MeanLogitsHead(self)
+
+
+class MeanLogitsHead(Head):
+    def __init__(self, spec: MeanLogitsHeadSpec) -> None:
+        super().__init__()
+        self.heads = spec.heads
+
+    def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
+        if self.heads[0] not in outputs.logits:  # all of them read one encoder
+            return None
+        return HeadOutput(logits=torch.stack([outputs.logits[name] for name in self.heads]).mean(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from torch import nn
@@ -13,7 +14,7 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec, exits_of
-from mmformer.models.head import Head, HeadSpec
+from mmformer.models.head import Head, HeadSpec, Source
 from mmformer.nn.ability import Ability
 from mmformer.nn.initialisation import own_stream
 from mmformer.nn.stack import Stack, StackSpec
@@ -54,12 +55,13 @@ class ModelSpec:
                 _require_known(f"model.decoders.{name}.reads", read, self.encoders, "encoders")
             self._require_readable(name, decoder)
             self._require_shareable(name, decoder)
-        for name, head in self.heads.items():
+        for number, (name, head) in enumerate(self.heads.items()):
             for encoder_name in head.reads:
                 _require_known(f"model.heads.{name}", encoder_name, self.encoders, "encoders")
+            head.check(f"model.heads.{name}", self.sources, dict(islice(self.heads.items(), number)))
             if isinstance(head, EarlyExitHeadSpec):
                 encoder = self.encoders[head.encoder]
-                head.check(f"model.heads.{name}", self.stacks[encoder.stack])
+                head.check_stack(f"model.heads.{name}", self.stacks[encoder.stack])
                 if encoder.resampler is not None:
                     raise InputError(
                         f"model.heads.{name} lets samples leave a stack early, before the resampler of "
@@ -160,6 +162,15 @@ class ModelSpec:
             name: encoder.embedding_width(self.stacks[encoder.stack].width) for name, encoder in self.encoders.items()
         }
 
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The encoders, as heads know them."""
+        tokens, embeddings = self.token_widths, self.embedding_widths
+        return {
+            name: Source(embeddings[name], tokens[name], encoder.special, encoder.reads_text)
+            for name, encoder in self.encoders.items()
+        }
+
     def modalities_of(self, encoders: Iterable[str]) -> set[str]:
         """What some encoders read."""
         return {self.encoders[name].tokenizer.modality for name in encoders}
@@ -187,7 +198,7 @@ class Model(nn.Module):
         self.stacks = _built("stacks", spec.stacks, lambda stack: stack.build())
         self.encoders = _built("encoders", spec.encoders, lambda encoder: encoder.build(widths[encoder.stack]))
         self.decoders = _built("decoders", spec.decoders, self._decoder)
-        self.heads = _built("heads", spec.heads, lambda head: head.build(spec.embedding_widths))
+        self.heads = _built("heads", spec.heads, lambda head: head.build(spec.sources, self._texts()))
 
     def forward(self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True) -> Outputs:
         """Encode a batch, and weigh what decoders would write.
@@ -235,6 +246,10 @@ class Model(nn.Module):
                 if value is not None:
                     getattr(outputs, kind)[name] = value
         return outputs
+
+    def _texts(self) -> dict[str, TextTokens]:
+        tokenizers = {name: encoder.tokenizer for name, encoder in self.encoders.items()}
+        return {name: tokens for name, tokens in tokenizers.items() if isinstance(tokens, TextTokens)}
 
     def _decoder(self, spec: DecoderSpec) -> Decoder:
         owner = None if spec.shares is None else self.encoders[spec.shares].tokenizer

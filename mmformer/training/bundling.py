@@ -11,7 +11,7 @@ from mmformer.config import to_yaml
 from mmformer.data.classes import read_classes
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
-from mmformer.models.head import ClassificationHeadSpec
+from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import Model
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.training.run import RunSpec
@@ -47,7 +47,7 @@ def class_names(run: RunSpec) -> dict[str, list[str]]:
         if isinstance(objective, ClassificationSpec):
             file = run.data.all_labels[objective.label or objective.head].classes
             names, head = read_classes(file), run.model.heads[objective.head]
-            assert isinstance(head, ClassificationHeadSpec), "the objective refuses others"
+            assert isinstance(head, ClassHeadSpec), "the objective refuses others"
             if len(names) != head.classes:
                 raise InputError(
                     f"model.heads.{objective.head} has {head.classes} classes, but {file} names {len(names)}: set its "

@@ -30,7 +30,9 @@ def spec(threshold: float | None = None, encoder: str = "image", **changes: Any)
     model = tiny_model()
     encoders = {encoder: dataclasses.replace(model.encoders[encoder], **changes)}
     stacks = {encoder: dataclasses.replace(model.stacks[encoder], depth=DEPTH)}
-    return ModelSpec(stacks, encoders, heads={"colour": EarlyExitHeadSpec(encoder, 5, 0.0, (0, 2), threshold)})
+    return ModelSpec(
+        stacks, encoders, heads={"colour": EarlyExitHeadSpec(encoder, 5, exits=(0, 2), threshold=threshold)}
+    )
 
 
 def built(made: ModelSpec) -> Model:

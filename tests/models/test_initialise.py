@@ -15,7 +15,8 @@ from torch import nn
 
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec
-from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
+from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec, MeanLogitsHeadSpec
+from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
@@ -106,7 +107,13 @@ PARTS: dict[type, list[Any]] = {
     ],
     NormSpec: [LayerNormSpec(), RMSNormSpec()],
     ResamplerSpec: [AttentionResamplerSpec(3, 8, class_query=True, attention=AttentionSpec(2), final_norm=True)],
-    HeadSpec: [ContrastiveHeadSpec(), ClassificationHeadSpec("e", 5), EarlyExitHeadSpec("e", 4, exits=(0,))],
+    HeadSpec: [
+        ContrastiveHeadSpec(),
+        ClassificationHeadSpec("e", 5),
+        EarlyExitHeadSpec("e", 4, exits=(0,)),
+        LanguageHeadSpec("e", tied=False),
+        MeanLogitsHeadSpec("e", 5, ("k", "k")),
+    ],
 }
 
 
@@ -135,6 +142,10 @@ def models() -> list[ModelSpec]:
         stack = StackSpec(16, 1 + index % 2, layer, position, input_norm=True)
         exiting = index % 2 and encoder.resampler is None
         heads = {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][2 if exiting else 1]}
+        if encoder.reads_text:
+            heads["w"] = PARTS[HeadSpec][3]
+        elif not exiting:
+            heads["m"] = PARTS[HeadSpec][4]
         made.append(ModelSpec({"s": stack}, {"e": encoder}, heads=heads))
     return made
 

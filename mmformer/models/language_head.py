@@ -1,0 +1,89 @@
+"""A head over a vocabulary: which piece each token of a text is, where some of them are hidden from the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmformer.errors import InputError
+from mmformer.models.head import Head, HeadOutput, HeadSpec, Source
+from mmformer.nn.norm import LayerNormSpec, NormSpec
+from mmformer.spec import require
+from mmformer.tokenizers.text import TextTokens
+from mmformer.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class LanguageHeadSpec(HeadSpec):
+    """Logits over the vocabulary for each token of a text encoder (BERT, Devlin et al. 2018, §3.1, its published code):
+    a linear map, an activation and a norm, then products with the encoder's token embeddings, and a bias.
+
+    Attributes:
+        encoder: the text encoder whose tokens it reads.
+        tied: the products are with that encoder's token embeddings; False: with a matrix of its own.
+        activation: after the linear map; ``gelu_tanh`` is the GELU by its approximation.
+        norm: after the activation.
+    """
+
+    writes: ClassVar[bool] = True
+
+    encoder: str
+    tied: bool = True
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    norm: NormSpec = field(default_factory=LayerNormSpec)
+
+    def __post_init__(self) -> None:
+        known = ("gelu", "gelu_tanh", "relu")
+        require(self.activation in known, self, "activation", f"one of {', '.join(map(repr, known))}")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.encoder,)
+
+    def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
+        if not sources[self.encoder].text:
+            raise InputError(
+                f"{where}.encoder is '{self.encoder}', whose tokens are not those of a text, one for each id: name a "
+                f"text encoder without a resampler."
+            )
+
+    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> LanguageHead:
+        return LanguageHead(self, sources[self.encoder], texts[self.encoder])
+
+
+class LanguageHead(Head):
+    undecayed = ("bias",)
+
+    def __init__(self, spec: LanguageHeadSpec, source: Source, owner: TextTokens) -> None:
+        super().__init__()
+        self.spec, self.special, self.size = spec, source.special, owner.size
+        self.dense = nn.Linear(source.tokens, source.tokens)
+        self.norm = spec.norm.build(source.tokens)
+        self.output = None if spec.tied else nn.Linear(source.tokens, len(owner.table), bias=False)
+        self.bias = nn.Parameter(torch.empty(owner.size))  # V
+        self._owner = (owner,)  # in a tuple: its table is registered there, and only there
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.bias)
+
+    def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
+        if self.spec.encoder not in outputs.tokens:
+            return None
+        return HeadOutput(logits=self.logits(outputs.tokens[self.spec.encoder].x[:, self.special :]))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """B L D -> B L V."""
+        x = self.norm(self._activate(self.dense(x)))
+        weight = self._owner[0].table if self.output is None else self.output.weight
+        return F.linear(x, weight[: self.size], self.bias)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        if self.spec.activation == "relu":
+            return F.relu(x)
+        return F.gelu(x, approximate="tanh" if self.spec.activation == "gelu_tanh" else "none")
