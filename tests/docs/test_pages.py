@@ -48,6 +48,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"a {size} {colour} square {place}" for size in ("large", "small") for colour in COLOURS for place in "abc"
     ]
     (folder / "texts" / "book.txt").write_text("\n".join(lines) + "\n")
+    (folder / "sentences.txt").write_text("\n".join(lines[:3]) + "\n")
+    (folder / "pairs.tsv").write_text("en\tde\n" + "".join(f"{line}\t{line[::-1]}\n" for line in lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["fit", "--config", str(QUICKSTART)]) == 0
