@@ -318,6 +318,27 @@ def test_what_cannot_be_expressed_is_refused(data: Mapping[str, Any], message: s
         picture_transform(data, "a")
 
 
+KEYS = {
+    "DeiTImageProcessor": "do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize "
+    "image_mean image_std do_pad do_convert_rgb default_to_square data_format",
+    "open_clip": "size mode mean std interpolation resize_mode fill_color",
+    "timm": "input_size crop_pct crop_mode interpolation mean std",
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in KEYS.items() for key in keys.split()])
+def test_values_of_another_kind_are_refused_or_read(kind: str, key: str) -> None:
+    """Never anything but an answer or an error that has the key."""
+    refused = 0
+    for value in ("a", [], {}, {"a": 1}, [1, "a", None], -1, 0, 2.5, True, [[1]]):
+        try:
+            picture_transform({key: value}, "a", kind)
+        except InputError as error:
+            refused += 1
+            assert f"has {key} {value!r}" in str(error)
+    assert refused >= 5
+
+
 @pytest.mark.parametrize(
     ("kind", "transform", "message"),
     [

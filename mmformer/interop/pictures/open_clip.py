@@ -37,7 +37,7 @@ def read(data: Mapping[str, Any], where: str) -> PictureReading:
     size, mode = (sides[0], sides[1]), said["resize_mode"]
     kernels = ("bicubic", "bilinear", "random")
     expressible(said["interpolation"] in kernels, said, "interpolation", f"one of {', '.join(kernels)}", where)
-    expressible(mode in _FITS, said, "resize_mode", f"one of {', '.join(_FITS)}", where)
+    expressible(mode in list(_FITS), said, "resize_mode", f"one of {', '.join(_FITS)}", where)
     grey = said["fill_color"]
     expressible(whole(grey, 0) and grey <= 255, said, "fill_color", "from 0 to 255", where)
     # What it does, whatever it says: random is for training, and a shorter side is bicubic where sides differ.

@@ -42,7 +42,7 @@ def read(data: Mapping[str, Any], where: str) -> PictureReading:
     expressible(right, said, "input_size", "of (3, height, width)", where)
     kernels = get_args(Interpolation)
     expressible(said["interpolation"] in kernels, said, "interpolation", f"one of {', '.join(kernels)}", where)
-    expressible(mode in _FITS, said, "crop_mode", f"one of {', '.join(_FITS)}", where)
+    expressible(mode in list(_FITS), said, "crop_mode", f"one of {', '.join(_FITS)}", where)
     expressible(isinstance(share, int | float) and 0 < share <= 1, said, "crop_pct", "above 0 and up to 1", where)
     mean, std = colour(said, "mean", where), colour(said, "std", where)
     size = (sides[1], sides[2])

@@ -74,10 +74,14 @@ def read(data: Mapping[str, Any], where: str, kind: str | None = None) -> Pictur
     said = {**_ALL, **PROCESSORS[processor], **known(data, keys, _IGNORED, where)}
     for key in ("do_resize", "do_rescale"):
         expressible(said[key] is True, said, key, "true", where)
-    expressible(math.isclose(said["rescale_factor"], 1 / 255, rel_tol=1e-6), said, "rescale_factor", "1/255", where)
+    for key in ("do_center_crop", "do_normalize", "do_pad", "do_convert_rgb", "default_to_square"):
+        expressible(isinstance(said[key], bool), said, key, "true or false", where)
+    factor = said["rescale_factor"]
+    usual = isinstance(factor, int | float) and math.isclose(factor, 1 / 255, rel_tol=1e-6)
+    expressible(usual, said, "rescale_factor", "1/255", where)
     expressible(said["data_format"] == "channels_first", said, "data_format", "'channels_first'", where)
     kernels = ", ".join(f"{number} ({kernel})" for number, kernel in _KERNELS.items())
-    expressible(said["resample"] in _KERNELS, said, "resample", kernels, where)
+    expressible(said["resample"] in list(_KERNELS), said, "resample", kernels, where)
     pads = processor == "LlavaImageProcessor"
     expressible(pads or said["do_pad"] is False, said, "do_pad", "false, but for LlavaImageProcessor", where)
     mean, std = colour(said, "image_mean", where), colour(said, "image_std", where)
