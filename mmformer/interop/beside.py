@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmformer.interop.checkpoint import read_json
 from mmformer.interop.pictures import PictureReading, folder_pictures
 from mmformer.interop.source import Found
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder
+from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import ModelSpec
 from mmformer.tokenizers.published import Side
 from mmformer.tokenizers.special import SpecialIds
@@ -42,9 +44,10 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
         file = scratch / f"{side}.zip"
         file.write_bytes(vocabulary.content)
         decoder = path.startswith("decoders.")
+        ids = _prompted(vocabulary, spec.decoders[path.split(".")[1]]) if decoder else vocabulary.ids
         said = {
             "vocabulary": str(file),
-            "ids": to_data(vocabulary.ids),
+            "ids": to_data(ids),
             "begin": vocabulary.begin and not decoder,
             "end": vocabulary.end or decoder,  # a decoder puts its first id before a text itself, and learns to end it
             "prefix_space": False,
@@ -96,7 +99,15 @@ def special_ids(found: Found, rows: int, notes: list[str]) -> SpecialIds:
         bos=one("bos_token_id"),
         eos=tuple(dict.fromkeys(known("eos_token_id"))),
         start=one("decoder_start_token_id"),
+        unwritten=tuple(dict.fromkeys(known("suppress_tokens"))),
     )
+
+
+def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:
+    """A decoder's special ids: one that reads something begins with its start, whatever stands before texts elsewhere."""
+    ids, before = vocabulary.ids, vocabulary.before
+    begins = not decoder.reads or before[:1] == (ids.first,)
+    return dataclasses.replace(ids, prompt=before) if begins and before != (ids.first,) else ids
 
 
 def _require_rows(vocabulary: FoundVocabulary, rows: int, found: Found) -> None:

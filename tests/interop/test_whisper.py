@@ -1,0 +1,154 @@
+"""Whisper: the way in, the numbers of transformers' own, the way out, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import Case, check_gradients, check_round_trip, close, imported, saved
+from torch import Tensor
+
+from mmformer.errors import InputError
+from mmformer.generation.beam import BeamSpec
+from mmformer.generation.decoding import Decoding
+from mmformer.generation.sampling import GreedySpec
+from mmformer.interop.importing import import_model
+from mmformer.models.logits import text_logits, text_of
+from mmformer.models.model import Model
+from mmformer.types import Audio, Batch
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SIZES = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 40,
+    "vocab_size": 99,
+    "num_mel_bins": 20,
+    "max_source_positions": 50,
+    "max_target_positions": 24,
+}
+ENDS = {
+    "pad_token_id": 98,
+    "bos_token_id": 98,
+    "eos_token_id": 98,
+    "decoder_start_token_id": 97,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+}
+IDS = torch.randint(0, 97, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+def sounds() -> Audio:
+    """Shorter than the second that is read, as long, longer; past their ends there is something that is not heard."""
+    samples = 0.1 * torch.randn(3, 18_000, generator=torch.Generator().manual_seed(1))
+    return Audio(samples, torch.tensor([5000, 16_000, 18_000]), 16_000)
+
+
+def features(folder: Path) -> Tensor:
+    audio = sounds()
+    heard = [row[:length].numpy() for row, length in zip(audio.samples, audio.lengths.tolist(), strict=True)]
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    found: Tensor = extractor(heard, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    return found
+
+
+def logits(model: Model) -> Tensor:
+    return text_logits(model, None, text_of(IDS), None, {"audio": sounds()})
+
+
+def made(kind: str, folder: Path, **change: Any) -> Case:
+    transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=1).save_pretrained(folder)
+    return saved(getattr(transformers, kind)(transformers.WhisperConfig(**SIZES, **{**ENDS, **change})), folder)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return made("WhisperForConditionalGeneration", tmp_path_factory.mktemp("whisper"))
+
+
+def test_logits(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle").model
+    with torch.no_grad():
+        theirs = case.reference(input_features=features(case.folder), decoder_input_ids=IDS).logits
+        close(logits(model), theirs, measured="logits")
+
+
+def test_what_the_stem_and_the_encoder_make(tmp_path: Path) -> None:
+    case = made("WhisperModel", tmp_path / "in", activation_function="relu")
+    model = imported(case, tmp_path / "bundle").model
+    tokenizer: Any = model.encoders["sound"].tokenizer
+    with torch.no_grad():
+        encoder = case.reference.encoder
+        heard = features(case.folder)
+        stem = torch.nn.functional.gelu(encoder.conv2(torch.nn.functional.gelu(encoder.conv1(heard)))).mT
+        close(tokenizer(sounds()).x, stem)
+        ours = model(Batch((), {}, audio=sounds()), decode=False).tokens["sound"].x
+        close(ours, encoder(heard).last_hidden_state)
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.WhisperModel.from_pretrained)
+
+
+def test_gradients(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle").model.train()
+    theirs = case.reference.train()(input_features=features(case.folder), decoder_input_ids=IDS).logits
+    check_gradients(logits(model), model, theirs, case)
+    case.reference.eval()
+
+
+def test_the_way_out(case: Case, tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle")
+    load = transformers.WhisperForConditionalGeneration.from_pretrained
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
+
+
+def test_an_untied_output_goes_both_ways(tmp_path: Path) -> None:
+    case = made("WhisperForConditionalGeneration", tmp_path / "in", tie_word_embeddings=False)
+    model = imported(case, tmp_path / "bundle").model
+    with torch.no_grad():
+        theirs = case.reference(input_features=features(case.folder), decoder_input_ids=IDS).logits
+        close(logits(model), theirs, measured="logits")
+    load = transformers.WhisperForConditionalGeneration.from_pretrained
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"), [(GreedySpec(max_length=12), {}), (BeamSpec(beams=3, max_length=12), {"num_beams": 3})]
+)
+def test_writing(case: Case, tmp_path: Path, spec: GreedySpec | BeamSpec, options: dict[str, Any]) -> None:
+    model = imported(case, tmp_path / "bundle").model
+    begun = torch.tensor([[97, 5, 6], [97, 5, 8], [97, 7, 6]])  # as the start, a language and a task
+    with torch.no_grad():
+        written = case.reference.generate(
+            features(case.folder), decoder_input_ids=begun, max_new_tokens=12, do_sample=False, **options
+        )
+        memory = model(Batch((), {}, audio=sounds()), decode=False).tokens
+    ours = spec.write(Decoding(model, "text", memory, rows=3), text_of(begun))
+    theirs = [row[: row.index(98)] if 98 in row else row for row in written.tolist()]  # it leaves out the prompt
+    assert [found.ids for found in ours] == theirs
+    assert len(set(map(tuple, theirs))) > 1, "they hear different things"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scale_embedding": True}, "has scale_embedding True, but .* is False"),
+        ({"encoder_layerdrop": 0.1}, "has encoder_layerdrop 0.1, but .* is 0.0"),
+        ({"max_source_positions": 60}, r"makes spectrograms of 100 frames, but the model reads 120"),
+        ({"num_mel_bins": 30}, r"makes spectrograms of 20 bands, but the model reads 30"),
+        ({"encoder_layers": 3}, "missing: model.encoder.layers.2"),
+    ],
+)
+def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
+    config = json.loads((case.folder / "config.json").read_text())
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((case.folder / name).read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
