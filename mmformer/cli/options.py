@@ -220,6 +220,24 @@ def _read(hint: Any, path: Path, inside: tuple[Path, ...] = ()) -> Any:
     return data
 
 
+def _first(hint: type, path: Any, folder: Path, key: str, inside: tuple[Path, ...]) -> Any:
+    """What a file or, of a model, a bundle says, for the rest to be said over it."""
+    if not isinstance(path, str):
+        raise InputError(f"{key} must be the path of a file or of a bundle, but is {path!r:.80}.")
+    if not (Path(path) / "model.yaml").is_file():
+        try:
+            return _read(hint, folder / path, inside)
+        except InputError as error:
+            raise InputError(f"{key}: {error}") from error
+    from mmformer.bundle import read_spec
+    from mmformer.config import to_data
+
+    spec = read_spec(Path(path))
+    if not isinstance(spec, hint):
+        raise InputError(f"{key}: {path} is the bundle of a model, which is not what stands here.")
+    return to_data(spec)
+
+
 def _nearest_file(path: Path) -> str:
     """The file that may have been meant, beside it or of those that mmformer brings, whatever its folder is."""
     brought = [file.relative_to(resources.FOLDER) for file in resources.FOLDER.glob("configs/*/*.yaml")]
@@ -244,6 +262,10 @@ def _with_files(hint: Any, value: Any, folder: Path, key: str, where: str = "", 
         return [_with_files(inner[0], item, folder, join(key, n), where, inside) for n, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
+    if "from" in value and isinstance(hint, type) and not is_family(hint):
+        rest = _with_files(hint, {n: item for n, item in value.items() if n != "from"}, folder, key, where, inside)
+        check_layout(hint, rest, where, key)
+        return _merge(hint, _first(hint, value["from"], folder, f"{at(where)}{join(key, 'from')}", inside), rest)
     if get_origin(hint) is dict:
         hints = dict.fromkeys(value, get_args(hint)[1])
     elif not isinstance(hint, type):
