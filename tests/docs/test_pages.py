@@ -49,7 +49,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "texts" / "book.txt").write_text("\n".join(lines) + "\n")
     (folder / "sentences.txt").write_text("\n".join(lines[:3]) + "\n")
-    (folder / "pairs.tsv").write_text("en\tde\n" + "".join(f"{line}\t{line[::-1]}\n" for line in lines))
+    pairs = [f"{line} and {colour}" for line in lines for colour in ("black", "blue", "green", "red")]
+    (folder / "pairs.tsv").write_text("en\tde\n" + "".join(f"{pair}\t{pair[::-1]}\n" for pair in pairs))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["fit", "--config", str(QUICKSTART)]) == 0
