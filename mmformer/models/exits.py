@@ -45,12 +45,12 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
         ascending = bool(self.exits) and all(a < b for a, b in pairwise((-1, *self.exits)))
         require(ascending, self, "exits", "one layer or several, in ascending order, 0 the first")
         require(self.threshold is None or 0 < self.threshold <= 1, self, "threshold", "None, or above 0 and at most 1")
-        for field in ("token", "norm", "hidden"):
+        for field in ("pool", "norm", "hidden"):
             plain = getattr(self, field) is None
             require(plain, self, field, "None: each exit is a linear map of what would be the embedding there")
 
     def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> EarlyExitHead:
-        return EarlyExitHead(self, sources[self.encoder].embedding)
+        return EarlyExitHead(self, sources[self.encoder])
 
     def check_stack(self, where: str, stack: StackSpec) -> None:
         """Refuse a stack that has no such layers, or whose layers cannot be run in spans.
@@ -70,10 +70,10 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
 class EarlyExitHead(ClassificationHead):
     """Attributes: threshold: see the spec."""
 
-    def __init__(self, spec: EarlyExitHeadSpec, width: int) -> None:
-        super().__init__(spec, width)
+    def __init__(self, spec: EarlyExitHeadSpec, source: Source) -> None:
+        super().__init__(spec, source)
         self.layers, self.threshold = spec.exits, spec.threshold
-        self.exits = nn.ModuleList(nn.Linear(width, spec.classes, bias=spec.bias) for _ in spec.exits)
+        self.exits = nn.ModuleList(nn.Linear(source.embedding, spec.classes, bias=spec.bias) for _ in spec.exits)
 
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
         made, early = super().forward(outputs, batch), outputs.early.get(self.encoder)

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError, nearest
 from mmformer.nn.norm import NormSpec
-from mmformer.spec import family, require, require_probability
+from mmformer.nn.pool import PoolSpec
+from mmformer.spec import family, require, require_probability, told
 from mmformer.tokenizers.text import TextTokens
 from mmformer.types import Batch, Outputs
 
@@ -188,14 +189,14 @@ class ClassHeadSpec(HeadSpec):
 
 @dataclass(frozen=True)
 class ClassificationHeadSpec(ClassHeadSpec):
-    """A linear map from one encoder's embedding to class logits, or from one of its special tokens.
+    """A linear map from one encoder's embedding to class logits, or from a pool of its own.
 
     What is before it, where it is asked for, comes in the order of the fields: a norm (AST, Gong et al. 2021, its
     published code), hidden units (DistilBERT, Sanh et al. 2019, its published code), dropout.
 
     Attributes:
-        token: which special token of what left the encoder's stack it reads: 0 is the class token, 1 the one after it
-            (DeiT's distillation token, Touvron et al. 2020, §4); None: the embedding.
+        pool: what it reads of the tokens that the encoder hands on (the one after the class token is DeiT's, for
+            distillation, Touvron et al. 2020, §4); None: it reads the embedding.
         norm: of what it reads; None: none.
         hidden: units between two linear maps; None: there is one map.
         activation: of the hidden units.
@@ -204,7 +205,7 @@ class ClassificationHeadSpec(ClassHeadSpec):
     """
 
     dropout: float = 0.0
-    token: int | None = None
+    pool: PoolSpec | None = None
     norm: NormSpec | None = None
     hidden: int | None = None
     activation: Literal["relu", "gelu", "tanh"] = "relu"
@@ -213,7 +214,6 @@ class ClassificationHeadSpec(ClassHeadSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_probability(self, "dropout")
-        require(self.token is None or self.token >= 0, self, "token", "None or at least 0")
         require(self.hidden is None or self.hidden >= 1, self, "hidden", "None or at least 1")
         require(self.activation in _ACTIVATIONS, self, "activation", f"one of {', '.join(map(repr, _ACTIVATIONS))}")
         used = self.hidden is not None or self.activation == "relu"
@@ -221,21 +221,22 @@ class ClassificationHeadSpec(ClassHeadSpec):
 
     def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
         number = sources[self.encoder].special
-        if self.token is not None and self.token >= number:
+        if self.pool is not None and self.pool.special > number:
             raise InputError(
-                f"{where}.token is {self.token}, but model.encoders.{self.encoder} has {number} special tokens: set "
-                f"its class_token and registers, or leave token out."
+                f"{where}.pool is {told(self.pool)}, which reads {self.pool.special} special tokens, but "
+                f"model.encoders.{self.encoder} has {number}: set its class_token and registers, or leave pool out."
             )
 
     def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> ClassificationHead:
-        source = sources[self.encoder]
-        return ClassificationHead(self, source.embedding if self.token is None else source.tokens)
+        return ClassificationHead(self, sources[self.encoder])
 
 
 class ClassificationHead(Head):
-    def __init__(self, spec: ClassificationHeadSpec, width: int) -> None:
+    def __init__(self, spec: ClassificationHeadSpec, source: Source) -> None:
         super().__init__()
-        self.encoder, self.token, self.activation = spec.encoder, spec.token, _ACTIVATIONS[spec.activation]
+        self.encoder, self.activation = spec.encoder, _ACTIVATIONS[spec.activation]
+        self.pool = None if spec.pool is None else spec.pool.build(source.tokens)
+        width = source.embedding if spec.pool is None else spec.pool.embedding_width(source.tokens)
         self.norm = nn.Identity() if spec.norm is None else spec.norm.build(width)
         self.hidden = None if spec.hidden is None else nn.Linear(width, spec.hidden)
         self.dropout = nn.Dropout(spec.dropout)
@@ -244,10 +245,8 @@ class ClassificationHead(Head):
     def forward(self, outputs: Outputs, batch: Batch) -> HeadOutput | None:
         if self.encoder not in outputs.embedding:
             return None
-        read = outputs.embedding[self.encoder]
-        if self.token is not None:
-            read = outputs.tokens[self.encoder].x[:, self.token]
-        x = self.norm(read)
+        x = outputs.embedding[self.encoder] if self.pool is None else self.pool(outputs.tokens[self.encoder])
+        x = self.norm(x)
         if self.hidden is not None:
             x = self.activation(self.hidden(x))
         return HeadOutput(logits=self.projection(self.dropout(x)))

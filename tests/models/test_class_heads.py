@@ -22,6 +22,7 @@ from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
+from mmformer.nn.pool import ClassTokenPoolSpec, JoinedPoolSpec, MeanPoolSpec
 from mmformer.nn.resampler import AttentionResamplerSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.tokenizers.text import TextTokensSpec
@@ -29,6 +30,7 @@ from mmformer.types import Outputs
 
 TEXTS = ["red", "a small blue square", "green on the left"]
 TINY = tiny_model()
+OWN, TAUGHT = ClassTokenPoolSpec(), ClassTokenPoolSpec(index=1)
 
 
 def spec(**heads: HeadSpec) -> ModelSpec:
@@ -61,13 +63,15 @@ def normed(module: nn.Module, x: Tensor, eps: float) -> Tensor:
     return x * state["norm.weight"] + state["norm.bias"]
 
 
-@pytest.mark.parametrize("token", [None, 0, 1, 2])
-def test_a_classifier_reads_the_embedding_or_a_special_token(token: int | None) -> None:
-    model = build(spec(k=ClassificationHeadSpec("image", 5, token=token)))
+def test_a_classifier_reads_the_embedding_or_pools_for_itself() -> None:
+    """The class token, DeiT's distillation token, what DINOv2's classifier reads."""
+    pools = {"own": OWN, "taught": TAUGHT, "both": JoinedPoolSpec((OWN, MeanPoolSpec())), "embedding": None}
+    model = build(spec(**{name: ClassificationHeadSpec("image", 5, pool=pool) for name, pool in pools.items()}))
     outputs = model(tiny_batch(TEXTS))
-    read = outputs.embedding["image"] if token is None else outputs.tokens["image"].x[:, token]
-    assert read.shape == (3, 12 if token is None else 16)
-    assert_close(outputs.logits["k"], linear(model.heads["k"], "projection", read))
+    x = outputs.tokens["image"].x  # with three special tokens
+    reads = {"own": x[:, 0], "taught": x[:, 1], "both": torch.cat((x[:, 0], x[:, 3:].mean(1)), dim=1)}
+    for name, read in (*reads.items(), ("embedding", outputs.embedding["image"])):
+        assert_close(outputs.logits[name], linear(model.heads[name], "projection", read))
 
 
 ACTIVATIONS: dict[str, Any] = {
@@ -109,7 +113,7 @@ def test_every_field_of_a_classifier_changes_it() -> None:
     changes: list[dict[str, Any]] = [
         {"encoder": "text"},
         {"classes": 4},
-        {"token": 0},
+        {"pool": ClassTokenPoolSpec()},
         {"norm": RMSNormSpec()},
         {"hidden": 8},
         {"activation": "tanh"},
@@ -127,7 +131,10 @@ def test_every_field_of_a_classifier_changes_it() -> None:
 
 
 def test_a_mean_of_heads_is_deits() -> None:
-    both = {"own": ClassificationHeadSpec("image", 5, token=0), "taught": ClassificationHeadSpec("image", 5, token=1)}
+    both = {
+        "own": ClassificationHeadSpec("image", 5, pool=OWN),
+        "taught": ClassificationHeadSpec("image", 5, pool=TAUGHT),
+    }
     model = build(spec(**both, mean=MeanLogitsHeadSpec("image", 5, ("own", "taught"))))
     logits = model(tiny_batch(TEXTS)).logits
     assert_close(logits["mean"], (logits["own"] + logits["taught"]) / 2)
@@ -194,9 +201,8 @@ def test_the_other_encoder_alone_has_no_language() -> None:
 
 # ------------------------------------------------------------------------------------------------- refusals
 
-OWN = ClassificationHeadSpec("image", 5)
+PLAIN = ClassificationHeadSpec("image", 5)
 WRONG: list[tuple[Any, str]] = [
-    (lambda: ClassificationHeadSpec("image", 5, token=-1), "ClassificationHeadSpec.token must be None or at least 0"),
     (lambda: ClassificationHeadSpec("image", 5, hidden=0), "ClassificationHeadSpec.hidden must be None or at least 1"),
     (
         lambda: ClassificationHeadSpec("image", 5, hidden=4, activation="silu"),  # type: ignore[arg-type]
@@ -207,28 +213,28 @@ WRONG: list[tuple[Any, str]] = [
         "ClassificationHeadSpec.activation must be left alone where hidden is None",
     ),
     (
-        lambda: spec(k=ClassificationHeadSpec("image", 5, token=3)),
-        "model.heads.k.token is 3, but model.encoders.image has 3 special tokens: set its class_token and registers",
+        lambda: spec(k=ClassificationHeadSpec("image", 5, pool=ClassTokenPoolSpec(3))),
+        "model.heads.k.pool is ClassTokenPoolSpec(index=3), which reads 4 special tokens, but model.encoders.image has",
     ),
     (
-        lambda: EarlyExitHeadSpec("image", 5, token=0, exits=(0,)),
-        "EarlyExitHeadSpec.token must be None: each exit is a linear map",
+        lambda: EarlyExitHeadSpec("image", 5, pool=OWN, exits=(0,)),
+        "EarlyExitHeadSpec.pool must be None: each exit is a linear map",
     ),
     (lambda: MeanLogitsHeadSpec("image", 5, ("k",)), "MeanLogitsHeadSpec.heads must be two or more, but is ('k',)."),
     (
-        lambda: spec(k=OWN, m=MeanLogitsHeadSpec("image", 5, ("k", "kk"))),
+        lambda: spec(k=PLAIN, m=MeanLogitsHeadSpec("image", 5, ("k", "kk"))),
         "model.heads.m.heads has 'kk', but the heads over classes that the model names before it are k.",
     ),
     (
-        lambda: spec(m=MeanLogitsHeadSpec("image", 5, ("k", "k")), k=OWN),
+        lambda: spec(m=MeanLogitsHeadSpec("image", 5, ("k", "k")), k=PLAIN),
         "model.heads.m.heads has 'k', but the heads over classes that the model names before it are none.",
     ),
     (
-        lambda: spec(k=OWN, m=MeanLogitsHeadSpec("image", 6, ("k", "k"))),
+        lambda: spec(k=PLAIN, m=MeanLogitsHeadSpec("image", 6, ("k", "k"))),
         "model.heads.m.classes is 6, but that of its head 'k' is 5.",
     ),
     (
-        lambda: spec(k=OWN, m=MeanLogitsHeadSpec("text", 5, ("k", "k"))),
+        lambda: spec(k=PLAIN, m=MeanLogitsHeadSpec("text", 5, ("k", "k"))),
         "model.heads.m.encoder is 'text', but that of its head 'k' is 'image'.",
     ),
     (
