@@ -34,11 +34,12 @@ def write_texts(
     tokenizer = decoding.decoder.spec.tokenizer
     vocabulary = tokenizer.encoder().vocabulary
     spaced = [prompt and " " + prompt for prompt in prompts] if tokenizer.prefix_space else list(prompts)
-    begun = vocabulary.encode_many(spaced)
-    lengths = torch.tensor([1 + len(ids) for ids in begun])
-    ids = torch.full((len(begun), int(lengths.max())), vocabulary.ids.pad or 0, dtype=torch.int64)  # B L
-    for row, given in zip(ids, begun, strict=True):
-        row[: 1 + len(given)] = torch.tensor([decoding.decoder.tokenizer.start, *given])
+    begun, special = vocabulary.encode_many(spaced), vocabulary.ids
+    rows = [[*special.before(given), *given] for given in begun]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), special.pad or 0, dtype=torch.int64)  # B L
+    for row, whole in zip(ids, rows, strict=True):
+        row[: len(whole)] = torch.tensor(whole)
     written = spec.write(decoding, Text(ids, lengths).to(decoding.device), numbers)
     texts = [vocabulary.decode([*given, *text.ids]) for given, text in zip(begun, written, strict=True)]
     return [text.removeprefix(" ") for text in texts] if tokenizer.prefix_space else texts

@@ -100,11 +100,12 @@ def special_ids(found: Found, rows: int, notes: list[str]) -> SpecialIds:
         eos=tuple(dict.fromkeys(known("eos_token_id"))),
         start=one("decoder_start_token_id"),
         unwritten=tuple(dict.fromkeys(known("suppress_tokens"))),
+        unwritten_first=tuple(dict.fromkeys(known("begin_suppress_tokens"))),
     )
 
 
 def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:
-    """A decoder's special ids: one that reads something begins with its start, whatever stands before texts elsewhere."""
+    """A decoder's special ids: one that reads something begins with its start, whatever its library puts first."""
     ids, before = vocabulary.ids, vocabulary.before
     begins = not decoder.reads or before[:1] == (ids.first,)
     return dataclasses.replace(ids, prompt=before) if begins and before != (ids.first,) else ids

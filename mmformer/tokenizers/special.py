@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmformer.spec import require
@@ -19,6 +20,9 @@ class SpecialIds:
         mask: what stands for a hidden token.
         start: what a decoder begins with: T5's pad; None: bos.
         unwritten: what a decoder never writes: Marian's pad.
+        unwritten_first: what it does not begin with, after its prompt: for Whisper a blank, and the end.
+        prompt: what stands before what a decoder goes on from: nothing for GPT-2, language and task for Whisper. None:
+            ``start``, which an empty text begins with in any case.
     """
 
     pad: int | None = None
@@ -27,21 +31,30 @@ class SpecialIds:
     mask: int | None = None
     start: int | None = None
     unwritten: tuple[int, ...] = ()
+    unwritten_first: tuple[int, ...] = ()
+    prompt: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("pad", "bos", "mask", "start"):
             number = getattr(self, name)
             require(number is None or number >= 0, self, name, "None or an id, which is at least 0")
-        for name in ("eos", "unwritten"):
+        for name in ("eos", "unwritten", "unwritten_first"):
             numbers = getattr(self, name)
             good = all(number >= 0 for number in numbers) and len(set(numbers)) == len(numbers)
             require(good, self, name, "ids, each once and at least 0")
+        require(all(number >= 0 for number in self.prompt or ()), self, "prompt", "None or ids, at least 0")
 
     @property
     def all(self) -> tuple[int, ...]:
         """Every id that is named."""
         one = (self.pad, self.bos, self.mask, self.start)
-        return (*(index for index in one if index is not None), *self.eos, *self.unwritten)
+        several = (*self.eos, *self.unwritten, *self.unwritten_first, *(self.prompt or ()))
+        return (*(index for index in one if index is not None), *several)
+
+    def before(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """What a decoder puts before a prompt's own ids."""
+        begin = () if self.first is None else (self.first,)
+        return begin if self.prompt is None or not (self.prompt or prompt) else self.prompt
 
     @property
     def first(self) -> int | None:

@@ -10,9 +10,12 @@ import torch
 from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
 
 from mmformer.errors import InputError
+from mmformer.generation.sampling import GreedySpec
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 
+tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers", reason="the reference")
 
 SIZES = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 99, "n_positions": 20}
@@ -65,6 +68,27 @@ def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
 
 def test_writing(case: Case, tmp_path: Path) -> None:
     check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4], eos=98)
+
+
+@pytest.mark.parametrize("prompt", ["a dog", "two men in \n\n hats", "Ünïcode 🦊"])
+def test_a_folder_with_its_vocabulary(tmp_path: Path, prompt: str) -> None:
+    """Text in, text out, as transformers' pipeline has it; and every file of the folder comes back."""
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        ["a dog and two men in hats", "some cats on a mat"], vocab_size=300, special_tokens=["<|endoftext|>"]
+    )
+    (tmp_path / "in").mkdir()
+    bpe.save_model(str(tmp_path / "in"))
+    config = transformers.GPT2Config(**SIZES | {"vocab_size": 300, "n_positions": 64}, bos_token_id=0, eos_token_id=0)
+    case = saved(transformers.GPT2LMHeadModel(config), tmp_path / "in")
+    model = imported(case, tmp_path / "bundle")
+    reader = transformers.AutoTokenizer.from_pretrained(case.folder)
+    ids = reader([prompt], return_tensors="pt")
+    written = case.reference.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=0)[0]
+    assert model.generate(prompt, spec=GreedySpec(max_length=12)) == reader.decode(written, skip_special_tokens=True)
+    export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    first, second = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("in", "out"))
+    assert first == second
 
 
 @pytest.mark.parametrize(
