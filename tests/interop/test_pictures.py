@@ -209,6 +209,18 @@ def test_a_processor_inside_another_is_what_transformers_opens(tmp_path: Path) -
         np.testing.assert_array_equal(ours(reading, picture), theirs(processor, picture))
 
 
+@pytest.mark.parametrize("model", ["vit", "clip", "dinov2", "deit", "siglip", "blip", "llava", "vit_mae"])
+def test_a_processor_without_a_name_is_that_of_its_model(model: str, tmp_path: Path) -> None:
+    """As older files are: ``{"size": 224, …}``, beside the model's config."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "image_std": HALF}))
+    reading, processor = folder_pictures(tmp_path), transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    assert reading is not None
+    np.testing.assert_array_equal(ours(reading, PICTURES[5]), theirs(processor, PICTURES[5]))
+    assert (reading.mean, reading.std) == (tuple(processor.image_mean), HALF)
+
+
 OPEN_CLIP: dict[str, dict[str, Any]] = {
     "default": {},
     "shortest": {"size": 32, "resize_mode": "shortest"},

@@ -68,12 +68,11 @@ def picture_config(kind: str, reading: PictureReading) -> dict[str, Any]:
     return data
 
 
-def folder_pictures(folder: Path, kind: str | None = None) -> PictureReading | None:
+def folder_pictures(folder: Path) -> PictureReading | None:
     """What the files beside a model say of pictures; None: nothing.
 
     Args:
         folder: of a model of transformers, open_clip or timm.
-        kind: the transformers class, where its file does not name it.
 
     Raises:
         InputError: a file that cannot be read, or what cannot be expressed.
@@ -84,9 +83,10 @@ def folder_pictures(folder: Path, kind: str | None = None) -> PictureReading | N
         "open_clip_config.json": "preprocess_cfg",
         "config.json": "pretrained_cfg",
     }
-    for name, part in parts.items():
-        file = folder / name
-        data = read_json(file) if file.is_file() else {}
-        if data and (part is None or part in data):
-            return picture_transform(data, str(file), kind)
+    found = {name: read_json(folder / name) for name in parts if (folder / name).is_file()}
+    kind = transformers.OF_MODELS.get(str(found.get("config.json", {}).get("model_type")))
+    for name, data in found.items():
+        part = parts[name]
+        if part is None or part in data:
+            return picture_transform(data, str(folder / name), kind)
     return None

@@ -37,6 +37,17 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
 }
 """What each class means where its config says nothing, beyond what all of them mean."""
 
+OF_MODELS: Mapping[str, str] = {
+    **dict.fromkeys(("vit", "vit_mae", "vit_msn", "swin"), "ViTImageProcessor"),
+    **dict.fromkeys(("bit", "dinov2", "dinov2_with_registers"), "BitImageProcessor"),
+    **dict.fromkeys(("blip", "blip-2"), "BlipImageProcessor"),
+    "clip": "CLIPImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "llava": "LlavaImageProcessor",
+    "siglip": "SiglipImageProcessor",
+}
+"""The class of each model's processor, by the ``model_type`` of its config, where the processor's does not name it."""
+
 _ALL: Mapping[str, Any] = {
     "do_resize": True,
     "resample": 3,
