@@ -16,7 +16,7 @@ from mmformer.interop.source import Found
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import ModelSpec
-from mmformer.tokenizers.published import Side
+from mmformer.tokenizers.archive import Side
 from mmformer.tokenizers.special import SpecialIds
 
 

@@ -106,6 +106,24 @@ def unigram(files: Files, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
+def big_bird(files: Files, settings: Settings) -> Tokenizer:
+    """BigBird's, of spiece.model."""
+    proto = _proto(files, "spiece.model")
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    unknown = text_of(settings.get("unk_token")) or "<unk>"
+    number = pieces.index((unknown, 0.0)) if (unknown, 0.0) in pieces else 100
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=number, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Strip(left=False, right=False), normalizers.Replace(Regex(r" {2,}"), "▁")]
+    )
+    scheme = "always" if settings.get("add_prefix_space", True) else "never"
+    spaces: dict[str, Any] = {"replacement": "▁", "prepend_scheme": scheme, "split": True}
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**spaces)
+    tokenizer.decoder = decoders.Metaspace(**spaces)
+    tokenizer.add_tokens(_controls(proto))
+    return tokenizer
+
+
 def byte_fallback(files: Files, settings: Settings) -> Tokenizer:
     """Llama's, of tokenizer.model: merges are those of its pieces that are two others, the lowest number first."""
     proto = _proto(files, "tokenizer.model")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmformer.errors import InputError
 from mmformer.interop import pipelines
 from mmformer.interop.pipelines import Files, Settings, added_token, text_of
+from mmformer.interop.tokenizer_classes import CLASSES, NAMED, SAID, SIGLIP, T5, TokenizerClass, kind_of
+from mmformer.tokenizers.archive import Options, Side, pack, unpack
 from mmformer.tokenizers.cleaning import Cleaning
-from mmformer.tokenizers.published import Options, Side, from_content, pack, published_files
+from mmformer.tokenizers.marian import processor_of
+from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.special import SpecialIds
 from tokenizers import Tokenizer
 
@@ -39,43 +42,6 @@ class FoundVocabulary(NamedTuple):
     context_length: int | None  # as many tokens as its model reads; None: the folder does not say
 
 
-class _Class(NamedTuple):
-    """A tokenizer class of transformers: what it does with lists of pieces, and its special tokens by default."""
-
-    build: Callable[[Files, Settings], Tokenizer] | None = None  # None: it has no lists that are read here
-    special: Mapping[str, str] = {}
-    before: tuple[str, ...] = ()  # what it puts before a text, whatever tokenizer.json says
-    after: tuple[str, ...] = ()
-    word_end: str | None = None
-
-
-_END = "<|endoftext|>"
-_ENDS = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
-_CLIP = {**_ENDS, "bos_token": "<|startoftext|>", "pad_token": _END}
-_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-_T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-_ROBERTA = {**_LLAMA, "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>", "mask_token": "<mask>"}
-_BERT = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
-_SAID = ("<|startoftranscript|>", "<|notimestamps|>")
-_CLASSES: Mapping[str, _Class] = {
-    "GPT2": _Class(pipelines.byte_level, _ENDS),
-    "Whisper": _Class(pipelines.byte_level, _ENDS, _SAID, ("eos_token",)),
-    "Roberta": _Class(pipelines.byte_level, _ROBERTA, ("cls_token",), ("sep_token",)),
-    "CLIP": _Class(pipelines.clip, _CLIP, ("bos_token",), ("eos_token",), "</w>"),
-    "Bert": _Class(pipelines.word_piece, _BERT, ("cls_token",), ("sep_token",)),
-    "T5": _Class(pipelines.unigram, _T5, (), ("eos_token",)),
-    "Llama": _Class(pipelines.byte_fallback, _LLAMA),
-}
-_SAME = {"DistilBert": "Bert", "Longformer": "Roberta"}
-_OF_MODELS = {
-    **{"gpt2": "GPT2", "whisper": "Whisper", "roberta": "Roberta", "longformer": "Roberta", "clip": "CLIP"},
-    **{"bert": "Bert", "distilbert": "Bert", "blip": "Bert", "t5": "T5", "mt5": "T5", "switch_transformers": "T5"},
-    **{"llama": "Llama", "mixtral": "Llama", "marian": "Marian", "clip_text_model": "CLIP"},
-}
-_PLAIN = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-
-
 def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "source") -> FoundVocabulary | None:
     """The vocabulary of a folder of transformers; None: it has none.
 
@@ -95,10 +61,12 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
         return None
     config, settings = _json(folder, "config.json"), _json(folder, "tokenizer_config.json")
     generation = config | {name: v for name, v in _json(folder, "generation_config.json").items() if v is not None}
-    kind = _kind(config, settings)
+    kind = kind_of(config, settings)
     if "source.spm" in files:
         return _marian(files, settings, config, generation, side, clean)
-    known = _CLASSES.get(kind, _Class())
+    if kind == "Siglip":
+        return _siglip(files, settings, config, generation)
+    known = CLASSES.get(kind, TokenizerClass())
     if "tokenizer.json" in files:
         tokenizer = _from_json(files["tokenizer.json"], folder)
     elif known.build is not None:
@@ -106,7 +74,7 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
     else:
         raise InputError(
             f"{folder} has {', '.join(name for name in LISTS if name in files)}, but no tokenizer.json, and of lists "
-            f"alone mmformer reads those of {', '.join(_CLASSES)}, not {kind or 'one that is not named'}. Have "
+            f"alone mmformer reads those of {', '.join(CLASSES)}, not {kind or 'one that is not named'}. Have "
             f"transformers write a tokenizer.json: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     names = _special_names(folder, settings, known.special)
@@ -146,7 +114,7 @@ def from_open_clip(merges: bytes, clean: Cleaning = "lower", context_length: int
 
 def write_folder(vocabulary: bytes, folder: Path) -> list[str]:
     """Write the files that a vocabulary came in, byte for byte, into a folder; their names."""
-    files = published_files(vocabulary)
+    files = unpack(vocabulary).published
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return list(files)
@@ -157,15 +125,6 @@ def _found(
 ) -> FoundVocabulary:
     size = len(from_content(content, ids))
     return FoundVocabulary(content, size, ids, len(before) == 1, len(after) == 1, before, after, context)
-
-
-def _kind(config: Mapping[str, Any], settings: Settings) -> str:
-    """The tokenizer class, without the word Tokenizer."""
-    named = settings.get("tokenizer_class") or config.get("tokenizer_class")
-    if not isinstance(named, str):
-        return _OF_MODELS.get(str(config.get("model_type")), "")
-    kind = "" if named in _PLAIN else named.removesuffix("Fast").removesuffix("Tokenizer")
-    return _SAME.get(kind, kind)
 
 
 def _from_json(content: bytes, folder: Path) -> Tokenizer:
@@ -180,10 +139,10 @@ def _from_json(content: bytes, folder: Path) -> Tokenizer:
 
 def _special_names(folder: Path, settings: Settings, defaults: Mapping[str, str]) -> dict[str, Any]:
     """bos_token and the like, as the folder says them or else its class."""
-    said = {name: settings[name] for name in _NAMED if name in settings}
+    said = {name: settings[name] for name in NAMED if name in settings}
     if "added_tokens_decoder" not in settings:
-        said |= {name: token for name, token in _json(folder, "special_tokens_map.json").items() if name in _NAMED}
-    names = {name: said.get(name, defaults.get(name)) for name in _NAMED}
+        said |= {name: token for name, token in _json(folder, "special_tokens_map.json").items() if name in NAMED}
+    names = {name: said.get(name, defaults.get(name)) for name in NAMED}
     return {name: token for name, token in names.items() if text_of(token) is not None}
 
 
@@ -213,14 +172,14 @@ def _add(tokenizer: Tokenizer, folder: Path, settings: Settings, names: Mapping[
 
 
 def _around(
-    tokenizer: Tokenizer, known: _Class, settings: Settings, names: Mapping[str, Any], folder: Path
+    tokenizer: Tokenizer, known: TokenizerClass, settings: Settings, names: Mapping[str, Any], folder: Path
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the folder's class puts before and after a text: its own where it has some, or what tokenizer.json says.
 
     Raises:
         InputError: it is more than a TextTokensSpec can say.
     """
-    told = known.before == _SAID and tokenizer.post_processor is not None  # Whisper's languages and tasks
+    told = known.before == SAID and tokenizer.post_processor is not None  # Whisper's languages and tasks
     if known.after and not told:
         before, after = ([text_of(names.get(name, name)) for name in part] for part in (known.before, known.after))
     elif tokenizer.post_processor is not None:
@@ -235,7 +194,7 @@ def _around(
     numbers = tokenizer.get_vocab(with_added_tokens=True)
     if any(token not in numbers for token in (*before, *after)):
         raise InputError(f"{folder}: {(*before, *after)} stand around a text, but its vocabulary has not all of them.")
-    if len(after) > 1 or (len(before) > 1 and before[0] != _SAID[0]):
+    if len(after) > 1 or (len(before) > 1 and before[0] != SAID[0]):
         raise InputError(f"{folder}: {(*before, *after)} stand around a text, but mmformer puts one on each side.")
     return tuple(numbers[token] for token in before if token), tuple(numbers[token] for token in after if token)
 
@@ -254,15 +213,19 @@ def _ids(
     first = before[0] if len(before) == 1 else named("bos_token", "cls_token")
     last = after[0] if after else named("eos_token", "sep_token")
     ends = () if last is None else (last,)
-    return _with_generation(SpecialIds(named("pad_token"), first, ends, named("mask_token")), generation)
+    return _with_generation(
+        SpecialIds(named("pad_token"), first, ends, named("mask_token")), generation, tokenizer.get_vocab_size()
+    )
 
 
-def _with_generation(ids: SpecialIds, generation: Mapping[str, Any]) -> SpecialIds:
-    """With what config.json and generation_config.json say besides."""
+def _with_generation(ids: SpecialIds, generation: Mapping[str, Any], size: int) -> SpecialIds:
+    """With what config.json and generation_config.json say besides; ids beyond the table are no tokens."""
+    rows = max(size, int(generation.get("vocab_size") or 0))
 
     def said(name: str) -> list[int]:
         value = generation.get(name)
-        return list(value) if isinstance(value, list) else [] if value is None else [value]
+        listed = list(value) if isinstance(value, list) else [] if value is None else [value]
+        return list(dict.fromkeys(index for index in listed if 0 <= index < rows))
 
     banned = [words[0] for words in generation.get("bad_words_ids") or () if len(words) == 1]
     return SpecialIds(
@@ -272,6 +235,7 @@ def _with_generation(ids: SpecialIds, generation: Mapping[str, Any]) -> SpecialI
         mask=ids.mask,
         start=next(iter(said("decoder_start_token_id")), None),
         unwritten=tuple(dict.fromkeys([*banned, *said("suppress_tokens")])),
+        unwritten_first=tuple(said("begin_suppress_tokens")),
     )
 
 
@@ -293,7 +257,7 @@ def _marian(
         raise InputError(
             f"tokenizer_config.json has sp_model_kwargs {settings['sp_model_kwargs']}, but they must be none."
         )
-    names = {name: settings.get(name, default) for name, default in _T5.items()}
+    names = {name: settings.get(name, default) for name, default in T5.items()}
     more = [*settings.get("added_tokens_decoder", {}).values(), *(settings.get("extra_special_tokens") or ())]
     tokens = [names["unk_token"], names["eos_token"], names["pad_token"], *more]
     stripped = [text_of(t) for t in tokens if isinstance(t, Mapping) and (t.get("lstrip") or t.get("rstrip"))]
@@ -302,12 +266,28 @@ def _marian(
             f"tokenizer_config.json has {stripped[0]} take the spaces beside it, which mmformer does not do."
         )
     special = tuple(dict.fromkeys(filter(None, map(text_of, tokens))))
-    content = pack(Options(clean, marian=side, special=special), files)
+    content = pack(Options(clean, cutter=side, special=special), files)
     numbers = json.loads(files["vocab.json"])
     eos, pad = (numbers[text_of(names[name])] for name in ("eos_token", "pad_token"))
     made = SpecialIds(pad=pad, eos=(eos,))
-    ids = _with_generation(made, generation)
+    ids = _with_generation(made, generation, len(numbers))
     return _found(content, ids, (), (eos,), _context(settings, config))
+
+
+def _siglip(
+    files: Files, settings: Settings, config: Mapping[str, Any], generation: Mapping[str, Any]
+) -> FoundVocabulary:
+    """transformers reads spiece.model, whatever tokenizer.json says."""
+    expected = {"do_lower_case": True, "sp_model_kwargs": {}, "legacy": True}
+    other = {name: settings[name] for name, usual in expected.items() if settings.get(name, usual) != usual}
+    if other:
+        raise InputError(f"tokenizer_config.json has {other}, but SigLIP's are {expected}.")
+    special = tuple(dict.fromkeys(text_of(settings.get(name)) or token for name, token in SIGLIP.items()))
+    content = pack(Options(cutter="siglip", special=special), files)
+    processor = processor_of(files, "spiece.model", "the folder's vocabulary")
+    ends = processor.PieceToId(text_of(settings.get("eos_token")) or SIGLIP["eos_token"])
+    ids = _with_generation(SpecialIds(pad=ends, eos=(ends,)), generation, len(processor))
+    return _found(content, ids, (), (ends,), _context(settings, config) or 64)
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

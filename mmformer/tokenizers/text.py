@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from mmformer.errors import CutWarning, InputError
 from mmformer.spec import require
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary, NoVocabulary
-from mmformer.tokenizers.published import is_published, load_published
+from mmformer.tokenizers.opening import open_vocabulary
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.tokenizer import TokenizerSpec
-from mmformer.tokenizers.vocabulary import Vocabulary
 from mmformer.types import AXES, Text, Tokens
 
 
@@ -40,6 +39,8 @@ class TextTokensSpec(TokenizerSpec):
         types: rows of a second table, which is added by the ``types`` of a text (the segments of BERT, Devlin et al.
             2018, §3.2); 0: there is none.
         scale: factor on the rows of ids (√D in Vaswani et al. 2017, §3.4), not on those of types.
+        padded: every text is padded to the context length, and the padding is read as if it were text (SigLIP, Zhai et
+            al. 2023, in its published code).
     """
 
     cost: ClassVar[str] = "L·D"
@@ -57,6 +58,7 @@ class TextTokensSpec(TokenizerSpec):
     ids: SpecialIds | None = None
     types: int = 0
     scale: float = 1.0
+    padded: bool = False
 
     def __post_init__(self) -> None:
         least = 1 + self.begin + self.end
@@ -108,12 +110,7 @@ def _words(file: str | None, rows: int | None, ids: SpecialIds | None) -> AnyVoc
     if file is None:
         assert rows is not None, "the spec requires it"
         return NoVocabulary(rows, ids or SpecialIds())
-    if is_published(file):
-        return load_published(file, ids or SpecialIds())
-    own = Vocabulary.load(file)
-    if ids is not None and ids != own.ids:
-        raise InputError(f"TextTokensSpec.ids is {ids}, but {file} says its own: {own.ids}. Set ids to null.")
-    return own
+    return open_vocabulary(file, ids)
 
 
 class TextEncoder:
@@ -144,6 +141,8 @@ class TextEncoder:
         rows = [row or [nothing] for row in rows]
         lengths = [len(row) for row in rows]
         length = min(-(-max(lengths, default=1) // 8) * 8, self.spec.context_length)
+        if self.spec.padded:
+            length, lengths = self.spec.context_length, [self.spec.context_length] * len(rows)
         ids = torch.full((len(rows), length), special.pad or 0, dtype=torch.int64)  # B L
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = torch.tensor(row)

@@ -17,7 +17,8 @@ from vocabulary_texts import WRITTEN, texts
 from mmformer.errors import InputError
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder, from_open_clip, write_folder
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary
-from mmformer.tokenizers.published import from_content, published_files
+from mmformer.tokenizers.archive import unpack
+from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
 
@@ -314,7 +315,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, pairs: Callable[[str], Pai
             TextTokensSpec(str(path)).encoder()
     with pytest.raises(InputError, match=r"gone.zip cannot be read: No such file"):
         TextTokensSpec(str(tmp_path / "gone.zip")).encoder()
-    assert "merges.txt" in published_files(content)
+    assert "merges.txt" in unpack(content).published
 
 
 def test_texts_that_need_mending_need_the_library_that_mends(monkeypatch: pytest.MonkeyPatch) -> None:

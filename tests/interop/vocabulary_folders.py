@@ -112,6 +112,19 @@ def t5(folder: Path) -> Path:
     return write(folder, config__json={"model_type": "t5", "decoder_start_token_id": 0}, spiece__model=model)
 
 
+def siglip(folder: Path) -> Path:
+    options = {"character_coverage": 0.98, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    settings = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64}
+    model = sentence_piece("unigram", 2600, **options)
+    return write(folder, config__json={"model_type": "siglip"}, tokenizer_config__json=settings, spiece__model=model)
+
+
+def big_bird(folder: Path) -> Path:
+    options = {"character_coverage": 0.98, "pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3}
+    model = sentence_piece("bpe", 2500, control_symbols="[CLS],[SEP],[MASK]", **options)
+    return write(folder, config__json={"model_type": "big_bird"}, spiece__model=model)
+
+
 def llama(folder: Path, **settings: Any) -> Path:
     options = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     model = sentence_piece("bpe", 2600, character_coverage=0.98, split_digits=True, **options)
@@ -217,4 +230,7 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "whisper": whisper,
     "whisper saved": saved(whisper),
     "marian": marian,
+    "siglip": siglip,
+    "big bird": big_bird,
+    "big bird saved": saved(big_bird),
 }
