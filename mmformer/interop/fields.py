@@ -79,6 +79,8 @@ ACTIVATIONS: Mapping[str, Named] = {
     "gelu_pytorch_tanh": Named("GELUFeedForwardSpec", {"approximate": "tanh"}),
     "quick_gelu": Named("GELUFeedForwardSpec", {"approximate": "sigmoid"}),
     "relu": Named("ReLUFeedForwardSpec", {"squared": False}),
+    "silu": Named("SiLUFeedForwardSpec"),
+    "swish": Named("SiLUFeedForwardSpec"),
 }
 """A plain feed-forward's, by the names that transformers has for them; of two that are alike, the first is written."""
 

@@ -180,6 +180,16 @@ class ReLUFeedForwardSpec(DenseFeedForwardSpec):
 
 
 @dataclass(frozen=True)
+class SiLUFeedForwardSpec(DenseFeedForwardSpec):
+    """Two projections with a SiLU, x σ(x), between them: what Marian's translators call swish."""
+
+    source: ClassVar[str] = "Ramachandran et al. 2017, §3; Elfwing et al. 2017, §2"
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+
+@dataclass(frozen=True)
 class SwiGLUFeedForwardSpec(DenseFeedForwardSpec):
     """A SiLU-gated projection. The default ratio, 8/3, has the parameters of a GELU feed-forward of ratio 4."""
 

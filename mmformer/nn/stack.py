@@ -44,6 +44,7 @@ class StackSpec:
         pattern: layers that follow one another in place of ``layer``, from the first again until there are ``depth``: a
             hybrid's ``[mamba, mamba, attention]``, say. Where some have a cross mixer, the others pass memory by.
         input_dropout: on what enters the first layer, positions added and normalised.
+        output_dropout: on what leaves the last layer, normalised (T5).
         sharing: apply fewer layers than ``depth`` says, some of them several times; None: each layer has weights of its
             own.
         halting: let each token go through as many layers as it needs; None: all go through all.
@@ -67,6 +68,7 @@ class StackSpec:
     halting: HaltingSpec | None = None
     initialisation: InitialisationSpec | None = None
     reversible: bool = False
+    output_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.width >= 1, self, "width", "at least 1")
@@ -78,6 +80,7 @@ class StackSpec:
         require(self.depth > 1 or not self.drop_path, self, "drop_path", "0 where there is one layer, the first")
         require(not self.pattern or self.layer == LayerSpec(), self, "layer", "left out where there is a pattern")
         require_probability(self, "input_dropout")
+        require_probability(self, "output_dropout")
         fewer = self.sharing is None or self.sharing.distinct < self.depth
         require(fewer, self, "sharing", f"of fewer distinct layers than depth, {self.depth}")
         limit = "depth" if self.sharing is None else "sharing.distinct"
@@ -183,6 +186,7 @@ class Stack(nn.Module):
         self.input_norm = norm.build(spec.width) if spec.input_norm else nn.Identity()
         self.input_dropout = Dropout(spec.input_dropout)
         self.norm = norm.build(spec.width) if spec.final_norm else nn.Identity()
+        self.output_dropout = Dropout(spec.output_dropout)
         self.may_stop = True  # in evaluation, where nothing is left to do; processes that share layers may not
         for calls in self.drawn().values():
             for call in calls:
@@ -256,7 +260,7 @@ class Stack(nn.Module):
         if span.start == 0:
             x = self.input_dropout(self.input_norm(self.position.embed(x, tokens.pos)))
         ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates)
-        x = self.norm(ran.x) if span.stop == self.spec.depth else ran.x
+        x = self.output_dropout(self.norm(ran.x)) if span.stop == self.spec.depth else ran.x
         after = None if state is None else StackState(ran.states, pos, valid, segment, prefix)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
         return StackOutput(Tokens(x, tokens.pos, tokens.valid, tokens.segment), after, ran.aux, ran.intermediates)

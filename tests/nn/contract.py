@@ -28,6 +28,7 @@ from mmformer.nn.feedforward import (
     GELUFeedForwardSpec,
     GLUFeedForwardSpec,
     ReLUFeedForwardSpec,
+    SiLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
 from mmformer.nn.initialisation import (
@@ -151,6 +152,7 @@ FEEDFORWARDS: dict[str, FeedForwardSpec | None] = {
     "gelu": GELUFeedForwardSpec(ratio=2.0),
     "quick_gelu": GELUFeedForwardSpec(ratio=1.0, approximate="sigmoid", bias=False),
     "relu_squared": ReLUFeedForwardSpec(ratio=1.0, squared=True),
+    "silu": SiLUFeedForwardSpec(ratio=1.0),
     "swiglu": SwiGLUFeedForwardSpec(ratio=1.5),
     "geglu": GLUFeedForwardSpec(ratio=1.0, bias=True),
     "experts": MixtureOfExpertsSpec(4, GELUFeedForwardSpec(ratio=0.5), TokenChoiceSpec(top=2)),

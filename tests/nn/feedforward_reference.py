@@ -18,6 +18,7 @@ from mmformer.nn.feedforward import (
     GELUFeedForwardSpec,
     GLUFeedForwardSpec,
     ReLUFeedForwardSpec,
+    SiLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
 from mmformer.nn.moe import MixtureOfExpertsSpec
@@ -48,7 +49,7 @@ def activation_of(spec: DenseFeedForwardSpec) -> str:
             return {"none": "gelu", "tanh": "gelu_tanh", "sigmoid": "quick_gelu"}[spec.approximate]
         case ReLUFeedForwardSpec():
             return "relu_squared" if spec.squared else "relu"
-        case SwiGLUFeedForwardSpec():
+        case SwiGLUFeedForwardSpec() | SiLUFeedForwardSpec():
             return "silu"
         case GLUFeedForwardSpec():
             return spec.gate
@@ -113,6 +114,7 @@ def mixture(spec: MixtureOfExpertsSpec, module: nn.Module, x: Array, valid: Arra
 FEEDFORWARDS: dict[type[FeedForwardSpec], object] = {
     GELUFeedForwardSpec: dense,
     ReLUFeedForwardSpec: dense,
+    SiLUFeedForwardSpec: dense,
     SwiGLUFeedForwardSpec: dense,
     GLUFeedForwardSpec: dense,
     MixtureOfExpertsSpec: mixture,

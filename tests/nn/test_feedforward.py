@@ -14,6 +14,7 @@ from mmformer.nn.feedforward import (
     GELUFeedForwardSpec,
     GLUFeedForwardSpec,
     ReLUFeedForwardSpec,
+    SiLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
 
@@ -23,6 +24,7 @@ SPECS: dict[str, DenseFeedForwardSpec] = {
     "quick_gelu": GELUFeedForwardSpec(approximate="sigmoid"),
     "relu": ReLUFeedForwardSpec(),
     "relu_squared": ReLUFeedForwardSpec(squared=True),
+    "silu": SiLUFeedForwardSpec(),
     "swiglu": SwiGLUFeedForwardSpec(bias=True),
     "geglu": GLUFeedForwardSpec(bias=True),
     "geglu_tanh": GLUFeedForwardSpec(gate="gelu_tanh"),

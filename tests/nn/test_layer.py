@@ -69,6 +69,19 @@ def test_a_branch_scale_is_a_gain_that_is_not_learned(placement: str) -> None:
     assert_close(inputs(scaled), inputs(gained), rtol=1e-12, atol=1e-12)
 
 
+def test_output_dropout_is_on_what_leaves_the_last_layer() -> None:
+    """After the norm, in training alone, and not on hidden states that are asked for."""
+    stack = StackSpec(32, 2, LAYER, output_dropout=0.4).build().double()
+    tokens = make_inputs(CASE).tokens
+    tokens = tokens._replace(x=tokens.x.repeat(20, 1, 1), pos=tokens.pos.repeat(20, 1, 1), valid=None)
+    torch.manual_seed(0)
+    dropped, whole = stack.train()(tokens, intermediates=[1]), stack.eval()(tokens).tokens.x
+    assert_close(stack.norm(dropped.intermediates[1]), whole)
+    gone = dropped.tokens.x == 0
+    assert float(gone.double().mean()) == pytest.approx(0.4, abs=0.02)
+    assert_close(dropped.tokens.x[~gone], whole[~gone] / 0.6)
+
+
 def test_input_dropout_is_on_what_enters_the_first_layer() -> None:
     """After the norm, in training alone: features are dropped by themselves, and the others are larger."""
     entering: list[torch.Tensor] = []

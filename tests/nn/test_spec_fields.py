@@ -28,6 +28,7 @@ from mmformer.nn.feedforward import (
     GELUFeedForwardSpec,
     GLUFeedForwardSpec,
     ReLUFeedForwardSpec,
+    SiLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
 from mmformer.nn.halting import HaltingSpec
@@ -196,6 +197,7 @@ FIELDS: dict[type, dict[str, Change]] = {
     },
     GELUFeedForwardSpec: {**FEEDFORWARD, "approximate": Change("tanh", OUTPUT)},
     ReLUFeedForwardSpec: {**FEEDFORWARD, "squared": Change(True, OUTPUT)},
+    SiLUFeedForwardSpec: FEEDFORWARD,
     SwiGLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS)},
     GLUFeedForwardSpec: {**FEEDFORWARD, "bias": Change(True, PARAMETERS), "gate": Change("relu", OUTPUT)},
     MixtureOfExpertsSpec: {
@@ -278,6 +280,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "final_norm": Change(False, PARAMETERS, {"width": 64, "depth": 1}),
         "drop_path": Change(0.5, TRAINING, {"width": 64, "depth": 2}),
         "input_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1}),
+        "output_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1}),
         "sharing": Change(SharingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
         "reversible": Change(True, OUTPUT, {"width": 64, "depth": 2}),
         "halting": Change(HaltingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
