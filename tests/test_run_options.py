@@ -11,6 +11,7 @@ import torch
 import yaml
 from tiny import ROOT, VOCABULARY, tiny_run, write_shards
 
+from mmformer.bundle import Transforms, save_bundle
 from mmformer.cli.main import main
 from mmformer.config import parse, read_yaml, to_data, to_yaml
 from mmformer.models.model import ModelSpec
@@ -250,6 +251,11 @@ def test_every_run_parses_builds_and_takes_a_step(
         evaluation=dataclasses.replace(run.evaluation, every_steps=None),
         checkpoint=dataclasses.replace(run.checkpoint, best=None),
     )
+    if run.initial is not None:  # what it begins with is another run's
+        base = run.model.build()
+        base.initialise(1)
+        save_bundle(tmp_path / "base", base, Transforms(), "# Stands in for a trained model\n")
+        tiny = dataclasses.replace(tiny, initial=dataclasses.replace(run.initial, path=str(tmp_path / "base")))
     fit(tiny, tmp_path / "run")
     assert (tmp_path / "run" / "bundle" / "model.safetensors").is_file()
 
