@@ -122,6 +122,8 @@ def log_probabilities(
     eos[list(ends)] = True
     if written < spec.min_length:
         allowed = allowed.masked_fill(eos, float("-inf"))
+    if allowed is free:
+        return free
     # Where nothing is left to write, the text ends.
     stuck = allowed.isneginf().all(1, keepdim=True)
     return torch.where(stuck & eos, free, allowed)
