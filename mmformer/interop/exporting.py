@@ -9,7 +9,7 @@ from typing import Any
 from mmformer.bundle import load_bundle
 from mmformer.errors import InputError, nearest
 from mmformer.files import whole_folder
-from mmformer.interop import huggingface
+from mmformer.interop import huggingface, open_clip
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
@@ -22,7 +22,7 @@ from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
 Writer = Callable[[Path, Family, str, Mapping[str, Any], State], None]
 
-TARGETS: dict[Library, Writer] = {"hf": huggingface.write_folder}
+TARGETS: dict[Library, Writer] = {"hf": huggingface.write_folder, "open_clip": open_clip.write_folder}
 """The libraries that models go out to, and what writes a folder for each."""
 
 
@@ -39,7 +39,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
     model, transforms = load_bundle(bundle)
     origin = read_origin(bundle)
     family, layout, config = _expressed(model, library, origin, str(bundle))
-    if names := transforms.classes.get((family.classes or "").rpartition(".")[2]):
+    known = [transforms.classes.get(path.rpartition(".")[2]) for path in family.classes]
+    if names := next(filter(None, known), None):
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
     same = origin is not None and (origin.library, origin.family, origin.layout) == (library, family.name, layout)
@@ -85,6 +86,13 @@ def _expressed(model: Model, library: Library, origin: Origin | None, where: str
     refusals: list[str] = []
     for family, layout in known:
         try:
+            came = origin is not None and (origin.library, origin.family, origin.layout) == (
+                library,
+                family.name,
+                layout,
+            )
+            if origin is not None and came and family.says(origin.config, model.spec, layout, where):
+                return family, layout, complete(origin.config, family.defaults)
             return family, layout, family.config(model.spec, layout, where)
         except InputError as error:
             refusals.append(str(error))

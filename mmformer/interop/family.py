@@ -57,10 +57,14 @@ class Layout:
     Attributes:
         prefix: what names of the trunk begin with; rules have it as ``{base}``.
         without: dotted paths of the template that this class has not: ``heads.language``, say.
+        words: what other words in braces stand for in the names of rules.
+        mark: what a name begins with that only weights of this layout have, where a class was kept in several.
     """
 
     prefix: str = ""
     without: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Family:
         library: whose.
         name: the family's, as its library calls it (``model_type`` of transformers).
         template: the file under configs/models/.
-        layouts: by the name of the class (``architectures`` of transformers); the first is what goes out by default.
+        layouts: by the name of the class (``architectures`` of transformers), and what stands after a space where it
+            has several; the first is what goes out by default.
         fields: config ↔ spec.
         rules: parameters, for a config that is complete.
         defaults: what the library means where a config says nothing, or null; callables get the config.
@@ -80,7 +85,7 @@ class Family:
         clean: what the library does to a text before its vocabulary sees it (open_clip); None: nothing.
         picture: the path of the image tokenizer whose mean and std a folder's preprocessing has.
         sound: the path of the audio tokenizer that a folder's preprocessing describes.
-        classes: the path of the head whose classes ``id2label`` names.
+        classes: the paths of the heads whose classes ``id2label`` names.
     """
 
     library: Library
@@ -95,7 +100,7 @@ class Family:
     clean: Cleaning | None = None
     picture: str | None = None
     sound: str | None = None
-    classes: str | None = None
+    classes: tuple[str, ...] = ()
 
     def spec(self, config: Mapping[str, Any], layout: str, where: str) -> ModelSpec:
         """What a config says.
@@ -110,8 +115,8 @@ class Family:
         require_known(config, known, (*common, *inner, *self.ignored), where)
         whole = complete(config, self.defaults)
         data = read_config(whole, self._template(), self.fields, where)
-        if self.classes:
-            plain.put(data, f"{self.classes}.classes", len(class_names(config)))
+        for path in self.classes:
+            plain.put(data, f"{path}.classes", len(class_names(config)))
         for path in self.layouts[layout].without:
             plain.drop(data, path)
         return parse(ModelSpec, data, where)
@@ -124,18 +129,28 @@ class Family:
         """
         found = self._settled(spec, layout, where)
         config = write_config(found, self.fields, f"A config of {self.name}")
-        if self.classes and self.classes not in self.layouts[layout].without:
-            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.get(found, f"{self.classes}.classes"))}
+        for path in [path for path in self.classes if self.has(path, layout)]:
+            config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.get(found, f"{path}.classes"))}
         back = self._settled(self.spec(config, layout, where), layout, where)
         if back != found:
             raise InputError(f"{where} is no {self.name} ({layout}): {_difference(found, back)}.")
         return config
 
+    def says(self, config: Mapping[str, Any], spec: ModelSpec, layout: str, where: str) -> bool:
+        """Whether a config says what a spec is; several may, in other words."""
+        said = self._settled(self.spec(config, layout, where), layout, where)
+        return said == self._settled(spec, layout, where)
+
     def weights(self, config: Mapping[str, Any], layout: str) -> list[Rule]:
         """The rules for a config and a class."""
-        base = self.layouts[layout].prefix
-        rules = self.rules(complete(config, self.defaults))
-        return [replace(rule, theirs=tuple(name.replace("{base}", base) for name in rule.theirs)) for rule in rules]
+        found, rules = self.layouts[layout], self.rules(complete(config, self.defaults))
+
+        def named(theirs: str) -> str:
+            for word, meant in {"base": found.prefix, **found.words}.items():
+                theirs = theirs.replace(f"{{{word}}}", meant)
+            return theirs
+
+        return [replace(rule, theirs=tuple(named(name) for name in rule.theirs)) for rule in rules]
 
     def has(self, path: str, layout: str) -> bool:
         """Whether what stands at a path of the template is there in a class, too."""

@@ -13,7 +13,7 @@ import torch
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError, nearest
-from mmformer.interop import huggingface
+from mmformer.interop import huggingface, open_clip
 from mmformer.interop.beside import with_pictures, with_texts
 from mmformer.interop.family import class_names
 from mmformer.interop.origin import FOLDER, Origin, precisions
@@ -23,7 +23,7 @@ from mmformer.interop.source import Found
 from mmformer.models.model import Model, ModelSpec
 from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
-SOURCES: dict[str, Callable[[str], Found]] = {"hf": huggingface.open_folder}
+SOURCES: dict[str, Callable[[str], Found]] = {"hf": huggingface.open_folder, "open_clip": open_clip.open_model}
 """What stands before the colon of a source, and what opens what stands after it."""
 
 BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.gz")
@@ -69,6 +69,8 @@ def open_source(source: str) -> Found:
     Raises:
         InputError: an unknown kind of source.
     """
+    if Path(source).is_file():
+        return open_clip.open_file(Path(source))
     kind, colon, name = source.partition(":")
     if not colon or kind not in SOURCES:
         known = ", ".join(f"{known}:NAME" for known in SOURCES)
@@ -99,11 +101,11 @@ def build(found: Found, scratch: Path) -> Built:
     spec = family.spec(found.config, found.layout, found.where)
     spec = with_texts(spec, found, scratch, notes)
     spec, image = with_pictures(spec, found, notes)
-    audio, classes = None, {}
+    audio = None
     if family.sound:
         spec, audio = with_sounds(spec, family.sound.split(".")[1], found.folder)
-    if family.classes and family.classes.split(".")[1] in spec.heads:
-        classes[family.classes.split(".")[1]] = class_names(found.config)
+    heads = [path.split(".")[1] for path in family.classes if family.has(path, found.layout)]
+    classes = {head: class_names(found.config) for head in heads}
     with torch.device("meta"):
         model = spec.build()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

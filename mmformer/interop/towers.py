@@ -13,8 +13,13 @@ from mmformer.interop.rules import same as named
 
 def picture_fields(at: str) -> tuple[Field, ...]:
     """What a vision config says; ``at`` stands before its keys."""
+    return (*_fields("stacks.image", at), fixed(f"{at}num_channels", 3), grid_field(at))
+
+
+def grid_field(at: str) -> Field:
+    """How a config says how many patches there are."""
     keys, paths = (f"{at}image_size", f"{at}patch_size"), ("encoders.image.tokenizer.patch", f"{_POSITION}.sizes")
-    return (*_fields("stacks.image", at), fixed(f"{at}num_channels", 3), Field(keys, paths, _read_grid, _write_grid))
+    return Field(keys, paths, _read_grid, _write_grid)
 
 
 def text_fields(at: str) -> tuple[Field, ...]:

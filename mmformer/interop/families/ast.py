@@ -81,5 +81,5 @@ FAMILY = Family(
     rules=_rules,
     defaults={"qkv_bias": True},
     sound=_TOKENIZER,
-    classes="heads.classes",
+    classes=("heads.classes",),
 )

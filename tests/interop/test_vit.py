@@ -1,0 +1,111 @@
+"""ViT and DeiT: the way in, the numbers of transformers' own, the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import Case, check_gradients, check_round_trip, close, imported, saved
+from torch import Tensor
+
+from mmformer.errors import InputError
+from mmformer.interop.importing import import_model
+from mmformer.models.model import Model
+from mmformer.types import Batch, Outputs
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SIZES = {
+    **{"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40},
+    **{"image_size": 24, "patch_size": 8, "num_labels": 5},
+}
+MEAN, STD = [0.48, 0.46, 0.4], [0.27, 0.26, 0.28]
+PICTURES = torch.randint(0, 256, (3, 3, 24, 24), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+
+
+def normalised() -> Tensor:
+    """As a processor makes them."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return (PICTURES / 255 - mean) / std
+
+
+def outputs(model: Model) -> Outputs:
+    found: Outputs = model(Batch((), {}, image=PICTURES))
+    return found
+
+
+def made(kind: str, folder: Path, **change: Any) -> Case:
+    family = kind.partition("For")[0].removesuffix("Model")
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **change})
+    how = {"size": {"height": 24, "width": 24}, "image_mean": MEAN, "image_std": STD}
+    transformers.ViTImageProcessor(**how).save_pretrained(folder)
+    return saved(getattr(transformers, kind)(config), folder)
+
+
+CLASSIFIERS = ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTForImageClassification"]
+
+
+@pytest.fixture(scope="module", params=CLASSIFIERS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return made(request.param, tmp_path_factory.mktemp("vit"), layer_norm_eps=1e-3)
+
+
+def classes_of(made: Outputs) -> Tensor:
+    """Those of the only head, or of the mean of two."""
+    return made.logits.get("classes", made.logits.get("own"))
+
+
+def test_classes(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        ours, theirs = outputs(model.model), case.reference(normalised())
+    close(classes_of(ours), theirs.logits, measured="logits")
+    if "taught" in ours.logits:
+        close(ours.logits["own"], theirs.cls_logits, measured="logits")
+        close(ours.logits["taught"], theirs.distillation_logits, measured="logits")
+        assert set(model.transforms.classes) == {"classes", "own", "taught"}
+
+
+def test_gradients(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle").model.train()
+    check_gradients(classes_of(outputs(model)), model, case.reference.train()(normalised()).logits, case)
+    case.reference.eval()
+
+
+def test_the_way_out(case: Case, tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", type(case.reference).from_pretrained)
+
+
+@pytest.mark.parametrize("kind", ["ViTModel", "DeiTModel"])
+def test_tokens_and_the_pooler(kind: str, tmp_path: Path) -> None:
+    case = made(kind, tmp_path / "in", hidden_act="gelu_pytorch_tanh", patch_size=4)
+    model = imported(case, tmp_path / "bundle").model
+    with torch.no_grad():
+        ours, theirs = outputs(model), case.reference(normalised())
+    close(ours.tokens["image"].x, theirs.last_hidden_state, measured="tokens")
+    close(ours.embedding["image"], theirs.pooler_output, measured="embeddings")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", type(case.reference).from_pretrained)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"qkv_bias": False}, "qkv_bias False, but .* is True"),
+        ({"num_channels": 1}, "num_channels 1, but .* is 3"),
+        ({"image_size": [24, 32]}, r"image_size \[24, 32\] and .* is squares"),
+        ({"pooler_output_size": 8}, "pooler_output_size 8, but .* a pooler_output_size that is hidden_size"),
+        ({"image_size": 32}, "is for pictures of 32x32, but the files beside it make them 24x24"),
+        ({"hidden_act": "mish"}, "hidden_act 'mish', but .* one of 'gelu'"),
+    ],
+)
+def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
+    for file in case.folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((case.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
