@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmformer.errors import InputError
+from mmformer.interop.fields import Field
 from mmformer.interop.rules import Rule, Shape
 
 HIGHEST = math.log(100)
@@ -31,3 +34,25 @@ def log_scale(theirs: str, shape: Shape = (), bounded: bool = True) -> Rule:
         return [found[0].reshape(shapes[0])]
 
     return Rule(("heads.contrastive.log_scale",), (theirs,), to_ours, lambda made: [made[0].reshape(shape)])
+
+
+def temperature(key: str) -> Field:
+    """Where training begins; ``key`` is the logarithm of its inverse."""
+    where = ("heads.contrastive.temperature",)
+    return Field((key,), where, lambda scale: [round(math.exp(-scale), 6)], lambda found: [-math.log(found)])
+
+
+def _read_bias(bias: float | None) -> Sequence[Any]:
+    return [bias, 0.01 if bias is None else None]
+
+
+def _write_bias(bias: float | None, lowest: float | None) -> Sequence[Any]:
+    if lowest != _read_bias(bias)[1]:
+        raise ValueError("no bias with a lowest_temperature of 0.01 (CLIP), or a bias without one (SigLIP)")
+    return [bias]
+
+
+BOUND = Field(
+    ("init_logit_bias",), ("heads.contrastive.bias", "heads.contrastive.lowest_temperature"), _read_bias, _write_bias
+)
+"""What a sigmoid's scores are shifted by at first, in open_clip's words; its training bounds CLIP's scale alone."""

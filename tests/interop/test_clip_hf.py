@@ -169,7 +169,7 @@ def test_what_older_weights_and_configs_have_beside(case: Case, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("part", "change", "told"),
     [
-        ("text_config", {"hidden_act": "silu"}, "text_config.hidden_act 'silu', but .* one of 'gelu'"),
+        ("text_config", {"hidden_act": "tanh"}, "text_config.hidden_act 'tanh', but .* one of 'gelu'"),
         ("vision_config", {"num_channels": 1}, "vision_config.num_channels 1, but .* is 3"),
         ("vision_config", {"image_size": 30}, "image_size 30 and .*patch_size 8, but .* a multiple of patch_size"),
         ("vision_config", {"use_rope": True}, "vision_config.use_rope True, which mmformer does not know"),

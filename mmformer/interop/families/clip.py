@@ -7,7 +7,7 @@ from mmformer.interop.fields import same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, counted, viewed
 from mmformer.interop.rules import same as named
-from mmformer.interop.temperature import log_scale
+from mmformer.interop.temperature import log_scale, temperature
 from mmformer.interop.towers import layer_rules, patches, picture_fields, places, text_fields, under
 
 _SHARED = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0, "num_hidden_layers": 12}
@@ -19,6 +19,7 @@ _TEXT = _SHARED | {
     **{"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8},
     **{"vocab_size": 49408, "max_position_embeddings": 77, "projection_dim": 512},
 }
+_JOINT = {"projection_dim": 512, "logit_scale_init_value": 2.6592}
 _EVERYWHERE = (
     *("dropout", "tie_word_embeddings", "is_decoder", "is_encoder_decoder", "tie_encoder_decoder"),
     *("add_cross_attention", "cross_attention_hidden_size"),
@@ -27,7 +28,7 @@ _IGNORED = tuple(f"{at}{key}" for key in _EVERYWHERE for at in ("", "text_config
 """What transformers 4 wrote into every config, and no tower reads."""
 
 
-def _picture_rules(config: Data) -> list[Rule]:
+def picture_rules(config: Data) -> list[Rule]:
     embeddings, width = "vision_model.embeddings", config["hidden_size"]
     return [
         viewed("encoders.image.special", f"{embeddings}.class_embedding", (width,)),
@@ -54,7 +55,7 @@ def _text_rules(config: Data) -> list[Rule]:
 
 
 def _rules(config: Data) -> list[Rule]:
-    towers = [*_picture_rules(config["vision_config"]), *_text_rules(config["text_config"])]
+    towers = [*picture_rules(config["vision_config"]), *_text_rules(config["text_config"])]
     return [*towers, log_scale("logit_scale")]
 
 
@@ -67,11 +68,12 @@ CLIP = Family(
         *picture_fields("vision_config."),
         *text_fields("text_config."),
         same("projection_dim", "encoders.image.embedding", "encoders.text.embedding"),
+        temperature("logit_scale_init_value"),
     ),
     rules=_rules,
-    defaults={**under("vision_config", _PICTURE), **under("text_config", _TEXT), "projection_dim": 512},
-    ignored=(*_IGNORED, "*_config.projection_dim", "logit_scale_init_value", "*_config_dict"),
-    text="encoders.text.tokenizer",
+    defaults={**under("vision_config", _PICTURE), **under("text_config", _TEXT), **_JOINT},
+    ignored=(*_IGNORED, "*_config.projection_dim", "*_config_dict"),
+    text=("encoders.text.tokenizer",),
     picture="encoders.image.tokenizer",
 )
 
@@ -81,7 +83,7 @@ PICTURES = Family(
     template="clip.yaml",
     layouts={"CLIPVisionModelWithProjection": Layout(without=("stacks.text", "encoders.text", "heads"))},
     fields=(*picture_fields(""), same("projection_dim", "encoders.image.embedding")),
-    rules=_picture_rules,
+    rules=picture_rules,
     defaults=_PICTURE,
     ignored=_IGNORED,
     picture="encoders.image.tokenizer",
@@ -96,5 +98,5 @@ TEXTS = Family(
     rules=_text_rules,
     defaults=_TEXT,
     ignored=_IGNORED,
-    text="encoders.text.tokenizer",
+    text=("encoders.text.tokenizer",),
 )

@@ -1,0 +1,213 @@
+"""Towers of pictures and texts as open_clip names them: what its families share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmformer.interop.fields import Field, fixed, same
+from mmformer.interop.plain import Data, Named
+from mmformer.interop.rules import Rule, transposed
+from mmformer.interop.rules import same as named
+
+_ALWAYS = {"mlp_ratio": 4.0, "layers": 12, "ls_init_value": None, "norm_kwargs": None, "act_kwargs": None}
+_CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+PICTURE_DEFAULTS: Mapping[str, Any] = {
+    **{**_ALWAYS, **dict.fromkeys(_CUSTOM, False)},
+    **{"width": 768, "head_width": 64, "image_size": 224, "patch_size": 16, "patch_dropout": 0.0},
+    **{"no_ln_pre": False, "final_ln_after_pool": False, "pool_type": "tok", "pos_embed_type": "learnable"},
+    **{"attentional_pool": False, "timm_model_name": None},
+}
+TEXT_DEFAULTS: Mapping[str, Any] = {
+    **{**_ALWAYS, **dict.fromkeys(_CUSTOM, False)},
+    **{"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408, "no_causal_mask": False},
+    **{"pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "embed_cls": False, "hf_model_name": None},
+}
+IGNORED = (
+    *("custom_text", "vision_cfg.output_tokens", "vision_cfg.block_type", "vision_cfg.attn_pooler_*"),
+    *("text_cfg.output_tokens", "text_cfg.block_type", "text_cfg.pad_id", "text_cfg.eos_id"),
+    *("text_cfg.hf_tokenizer_name", "text_cfg.tokenizer_*", "text_cfg.hf_*", "text_cfg.final_ln_after_pool"),
+)
+"""What says how weights are named, what is returned, or what others than the towers read."""
+
+
+def tower_fields(stack: str, at: str) -> tuple[Field, ...]:
+    """What both kinds of towers say of their layers."""
+    hidden = (f"{stack}.width", f"{stack}.layer.feedforward.hidden_width")
+    return (
+        Field(
+            (f"{at}.width", f"{at}.mlp_ratio"), hidden, lambda width, ratio: [width, int(width * ratio)], _write_ratio
+        ),
+        Field((f"{at}.layers",), (f"{stack}.depth",), _read_depth, lambda depth: [depth]),
+        same(f"{at}.ls_init_value", f"{stack}.layer.layer_scale"),
+        *(fixed(f"{at}.{key}", False) for key in _CUSTOM),
+    )
+
+
+def activations(*towers: tuple[str, str]) -> Field:
+    """QuickGELU for all towers, or what each says of its GELU.
+
+    Args:
+        towers: the part of the config, and the stack.
+    """
+
+    def read(quick: bool, *options: Mapping[str, Any] | None) -> Sequence[Any]:
+        allowed: tuple[Any, ...] = ({},) if quick else ({}, {"approximate": "none"}, {"approximate": "tanh"})
+        if any((each or {}) not in allowed for each in options):
+            raise ValueError("a GELU, whole or with its tanh, or QuickGELU for all")
+        kinds = ["sigmoid" if quick else (each or {}).get("approximate", "none") for each in options]
+        return [Named("GELUFeedForwardSpec", {"approximate": kind}) for kind in kinds]
+
+    def write(*found: Data) -> Sequence[Any]:
+        kinds = [
+            each["init_args"].get("approximate") if each["class_path"] == "GELUFeedForwardSpec" else None
+            for each in found
+        ]
+        if None in kinds or len({kind == "sigmoid" for kind in kinds}) > 1:
+            raise ValueError("GELUs, and QuickGELU in all towers or in none")
+        options = [{"approximate": "tanh"} if kind == "tanh" else None for kind in kinds]
+        return [kinds[0] == "sigmoid", *options]
+
+    keys = tuple(f"{part}.act_kwargs" for part, _ in towers)
+    return Field(("quick_gelu", *keys), tuple(f"{stack}.layer.feedforward" for _, stack in towers), read, write)
+
+
+def picture_fields() -> tuple[Field, ...]:
+    """What a vision transformer of open_clip's own says."""
+    at, stack, encoder = "vision_cfg", "stacks.image", "encoders.image"
+    end = (f"{encoder}.pool", f"{stack}.final_norm", f"{encoder}.norm", f"{stack}.layer.norm.eps")
+    cut = (f"{encoder}.tokenizer.patch", f"{stack}.position.sizes")
+    return (
+        *tower_fields(stack, at),
+        Field(
+            (f"{at}.width", f"{at}.head_width"),
+            (f"{stack}.width", f"{stack}.layer.mixer.heads"),
+            lambda width, head: [width, width // head],
+            lambda width, heads: [width, width // heads],
+        ),
+        Field((f"{at}.image_size", f"{at}.patch_size"), cut, _read_grid, _write_grid),
+        Field((f"{at}.no_ln_pre",), (f"{stack}.input_norm",), lambda none: [not none], lambda has: [not has]),
+        Field(
+            tuple(f"{at}.{key}" for key in ("pool_type", "final_ln_after_pool", "norm_kwargs")),
+            end,
+            _read_end,
+            _write_end,
+        ),
+        same(f"{at}.patch_dropout", f"{encoder}.patch_dropout"),
+        fixed(f"{at}.pos_embed_type", "learnable"),
+        fixed(f"{at}.timm_model_name", None),
+    )
+
+
+def text_fields() -> tuple[Field, ...]:
+    """What a text transformer of open_clip's own says."""
+    at, stack, encoder = "text_cfg", "stacks.text", "encoders.text"
+    read = (f"{encoder}.causal", f"{encoder}.tokenizer.padded")
+    return (
+        *tower_fields(stack, at),
+        same(f"{at}.heads", f"{stack}.layer.mixer.heads"),
+        same(f"{at}.context_length", f"{encoder}.tokenizer.context_length", f"{stack}.position.sizes.0"),
+        same(f"{at}.vocab_size", f"{encoder}.tokenizer.rows"),
+        Field(
+            (f"{at}.norm_kwargs",), (f"{stack}.layer.norm.eps",), lambda kept: [_eps(kept)], lambda eps: [{"eps": eps}]
+        ),
+        Field((f"{at}.no_causal_mask", f"{at}.pool_type"), read, _read_reading, _write_reading),
+        same(f"{at}.proj_bias", f"{encoder}.projection.bias"),
+        fixed(f"{at}.proj_type", "linear"),
+        fixed(f"{at}.hf_model_name", None),
+    )
+
+
+def layer_rules(stack: str, theirs: str) -> list[Rule]:
+    """A stack's layers; ``theirs`` is what their names begin with."""
+    layer, theirs = f"{stack}.layers.{{i}}", f"{theirs}.resblocks.{{i}}"
+    return [
+        named(f"{layer}.mixer_residual.norm.{{p}}", f"{theirs}.ln_1.{{p}}"),
+        named(f"{layer}.mixer.qkv.{{p}}", f"{theirs}.attn.in_proj_{{p}}"),
+        named(f"{layer}.mixer.out.{{p}}", f"{theirs}.attn.out_proj.{{p}}"),
+        named(f"{layer}.mixer_residual.gain", f"{theirs}.ls_1.gamma"),
+        named(f"{layer}.feedforward_residual.norm.{{p}}", f"{theirs}.ln_2.{{p}}"),
+        named(f"{layer}.feedforward.up.{{p}}", f"{theirs}.mlp.c_fc.{{p}}"),
+        named(f"{layer}.feedforward.down.{{p}}", f"{theirs}.mlp.c_proj.{{p}}"),
+        named(f"{layer}.feedforward_residual.gain", f"{theirs}.ls_2.gamma"),
+    ]
+
+
+def text_rules(config: Data) -> list[Rule]:
+    """A text transformer of open_clip's own; ``{base}`` is what its names begin with."""
+    projection = (
+        named("encoders.text.projection.{p}", "{base}text_projection.{p}")
+        if config["text_cfg"]["proj_bias"]
+        else transposed("encoders.text.projection.weight", "{base}text_projection")
+    )
+    return [
+        named("encoders.text.tokenizer.weight", "{base}token_embedding.weight"),
+        named("stacks.text.position.weight", "{base}positional_embedding"),
+        *layer_rules("stacks.text", "{base}transformer"),
+        named("stacks.text.norm.{p}", "{base}ln_final.{p}"),
+        projection,
+    ]
+
+
+def _write_ratio(width: int, hidden: int | None) -> Sequence[Any]:
+    if hidden is None:
+        raise ValueError("given as a number: hidden_width")
+    ratio = hidden / width
+    return [width, ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)]
+
+
+def _read_depth(layers: Any) -> Sequence[Any]:
+    if not isinstance(layers, int):
+        raise ValueError("one number: of a vision transformer, and no ResNet")
+    return [layers]
+
+
+def _read_grid(size: Any, patch: Any) -> Sequence[Any]:
+    sides = [size] * 2 if isinstance(size, int) else size
+    if not isinstance(patch, int) or len(sides) != 2 or any(side % patch for side in sides):
+        raise ValueError("an image_size that is a multiple of patch_size, one number")
+    return [patch, [side // patch for side in sides]]
+
+
+def _write_grid(patch: int, sizes: list[int]) -> Sequence[Any]:
+    sides = [size * patch for size in sizes]
+    return [sides[0] if sides[0] == sides[1] else sides, patch]
+
+
+def _eps(kept: Mapping[str, Any] | None) -> float:
+    if not set(kept or {}) <= {"eps"}:
+        raise ValueError("of eps alone")
+    return float((kept or {}).get("eps", 1e-5))
+
+
+_POOLS = {"tok": Named("ClassTokenPoolSpec", {"index": 0, "number": 1}), "avg": Named("MeanPoolSpec")}
+
+
+def _read_end(pool: str, after: bool, kept: Mapping[str, Any] | None) -> Sequence[Any]:
+    if pool not in _POOLS:
+        raise ValueError(f"one of {', '.join(_POOLS)}")
+    eps = _eps(kept)
+    return [_POOLS[pool], not after, Named("LayerNormSpec", {"eps": eps, "bias": True}) if after else None, eps]
+
+
+def _write_end(pool: Data, before: bool, norm: Data | None, eps: float) -> Sequence[Any]:
+    kinds = [kind for kind, known in _POOLS.items() if known.describes(pool)]
+    alike = norm is None or norm["init_args"].get("eps") == eps
+    if not kinds or before == (norm is not None) or not alike:
+        raise ValueError("the class token or the mean, with one norm before it or after it that is as the layers' are")
+    return [kinds[0], not before, {"eps": eps}]
+
+
+def _read_reading(everywhere: bool, pool: str) -> Sequence[Any]:
+    if pool == "last":
+        return [not everywhere, True]  # whatever stands there: padding, mostly
+    if pool not in ("argmax", "eos") or everywhere:
+        raise ValueError("'last', or 'argmax' or 'eos' with a causal mask, for padding is read otherwise")
+    return [True, False]
+
+
+def _write_reading(causal: bool, padded: bool) -> Sequence[Any]:
+    if not causal and not padded:
+        raise ValueError("causal, or over padding too")
+    return [not causal, "last" if padded else "argmax"]
