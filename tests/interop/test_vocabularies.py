@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import sentencepiece
 import torch
 from vocabulary_folders import FOLDERS, bert, byte_level, lists, marian, write
 from vocabulary_texts import WRITTEN, texts
@@ -327,3 +328,34 @@ def test_texts_that_need_mending_need_the_library_that_mends(monkeypatch: pytest
     with pytest.raises(InputError, match="mends texts beyond ASCII with ftfy, as open_clip does; it is not installed"):
         ours.encode_many(["a “curly” one"])
     assert ours.decode(curly) == 'a " curly " one'
+
+
+def test_an_older_tokenizer_json_is_taken_as_it_is(pairs: Callable[[str], Pair], tmp_path: Path) -> None:
+    """Llama 2's, as transformers 4 wrote it: as SentencePiece cuts, where transformers 5 loses a space at the start."""
+    newer = pairs("llama")
+    data = json.loads(unpack(newer.found.content).vocabulary or b"")
+    space = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    data |= {"pre_tokenizer": None, "normalizer": {"type": "Sequence", "normalizers": space}}
+    settings = (newer.folder / "tokenizer_config.json").read_text(encoding="utf-8")
+    found = from_folder(write(tmp_path, tokenizer__json=data, tokenizer_config__json=settings))
+    assert found is not None
+    ours, processor = from_content(found.content, found.ids), sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto((newer.folder / "tokenizer.model").read_bytes())
+    for text in texts(FEW):
+        if not any(token in text for token in ("<s>", "</s>", "<unk>")):  # special tokens, which its file finds
+            assert ours.encode_many([text])[0] == processor.EncodeAsIds(text), repr(text)
+    assert ours.encode_many([" a"]) != newer.ours.encode_many([" a"])
+
+
+def test_whispers_language_and_task_stand_before_a_text(tmp_path: Path) -> None:
+    """Of a tokenizer.json that says them, all; of lists alone, the two that the class puts."""
+    transformers = pytest.importorskip("transformers", reason="its tokenizers are what this is compared with")
+    folder = FOLDERS["whisper"](tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.set_prefix_tokens(task="transcribe", predict_timestamps=True)
+    theirs.save_pretrained(folder)
+    found = from_folder(folder)
+    assert found is not None
+    assert theirs.convert_ids_to_tokens(found.before) == ["<|startoftranscript|>", "<|transcribe|>"]
+    ids = from_content(found.content, found.ids).encode_many(["a text"])[0]
+    assert [*found.before, *ids, *found.after] == theirs("a text")["input_ids"]
