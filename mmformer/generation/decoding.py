@@ -62,7 +62,9 @@ class Decoding:
         decoded = self.decoder(prompt, self.memory, self.stack, state=self.stack.empty_state())
         last = (prompt.lengths - 1)[:, None, None].expand(-1, 1, decoded.x.shape[2])
         assert decoded.state is not None
-        return self._logits(decoded.x.gather(1, last)), Progress(decoded.state, prompt.lengths)
+        logits = self._logits(decoded.x.gather(1, last))
+        logits[:, list(self.decoder.tokenizer.special.unwritten_first)] = float("-inf")
+        return logits, Progress(decoded.state, prompt.lengths)
 
     def step(self, ids: Tensor, progress: Progress) -> tuple[Tensor, Progress]:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""

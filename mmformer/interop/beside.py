@@ -126,7 +126,7 @@ def _require_size(reading: PictureReading, data: Any, found: Found) -> None:
     position = plain.get(data, f"stacks.{encoder['stack']}.position")
     if position["class_path"] != "LearnedPositionSpec" or position["init_args"]["axes"] != [1, 2]:
         return
-    asked = tuple(side * tokenizer["patch"] for side in position["init_args"]["sizes"])
+    asked = tuple(side * tokenizer["patch"] + tokenizer["remainder"] for side in position["init_args"]["sizes"])
     if reading.transform.size != asked:
         raise InputError(
             f"{found.where} is for pictures of {asked[0]}x{asked[1]}, but the files beside it make them "

@@ -118,21 +118,41 @@ def test_an_untied_output_goes_both_ways(tmp_path: Path) -> None:
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
 
 
+BEGUN = torch.tensor([[97, 5, 6], [97, 5, 8], [97, 7, 6]])
+"""As the start, a language and a task."""
+
+
+def written(case: Case, **options: Any) -> list[list[int]]:
+    """What transformers writes, without the prompt and what follows the end."""
+    heard = features(case.folder)
+    rows = case.reference.generate(heard, decoder_input_ids=BEGUN, max_new_tokens=12, do_sample=False, **options)
+    return [row[: row.index(98)] if 98 in row else row for row in rows.tolist()]
+
+
+def found(model: Model, spec: GreedySpec | BeamSpec) -> list[list[int]]:
+    with torch.no_grad():
+        memory = model(Batch((), {}, audio=sounds()), decode=False).tokens
+    return [each.ids for each in spec.write(Decoding(model, "text", memory, rows=3), text_of(BEGUN))]
+
+
 @pytest.mark.parametrize(
     ("spec", "options"), [(GreedySpec(max_length=12), {}), (BeamSpec(beams=3, max_length=12), {"num_beams": 3})]
 )
 def test_writing(case: Case, tmp_path: Path, spec: GreedySpec | BeamSpec, options: dict[str, Any]) -> None:
     model = imported(case, tmp_path / "bundle").model
-    begun = torch.tensor([[97, 5, 6], [97, 5, 8], [97, 7, 6]])  # as the start, a language and a task
-    with torch.no_grad():
-        written = case.reference.generate(
-            features(case.folder), decoder_input_ids=begun, max_new_tokens=12, do_sample=False, **options
-        )
-        memory = model(Batch((), {}, audio=sounds()), decode=False).tokens
-    ours = spec.write(Decoding(model, "text", memory, rows=3), text_of(begun))
-    theirs = [row[: row.index(98)] if 98 in row else row for row in written.tolist()]  # it leaves out the prompt
-    assert [found.ids for found in ours] == theirs
+    theirs = written(case, **options)
+    assert found(model, spec) == theirs
     assert len(set(map(tuple, theirs))) > 1, "they hear different things"
+
+
+def test_what_is_never_written_or_not_first(case: Case, tmp_path: Path) -> None:
+    free = written(case)
+    banned = {"suppress_tokens": [free[0][1]], "begin_suppress_tokens": [98, *{row[0] for row in free}]}
+    other = made("WhisperForConditionalGeneration", tmp_path / "in", **banned)
+    model = imported(other, tmp_path / "bundle").model
+    theirs = written(other)
+    assert found(model, GreedySpec(max_length=12)) == theirs
+    assert theirs != free
 
 
 @pytest.mark.parametrize(
