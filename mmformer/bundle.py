@@ -2,7 +2,7 @@
 
 model.yaml          the model's spec, with the format's version, and the hashes of the files beside it that it names
 model.safetensors   its parameters, float32, by name
-NAME.model          each vocabulary that it reads or writes text with, once: by the name of the first part that uses it
+NAME.model, .zip    each vocabulary that it reads or writes text with, once: by the name of the first part that uses it
 transforms.yaml     what makes pictures and sounds into what it reads, and the names of the classes its heads tell apart
 README.md           a model card: what it was trained on, how, and how well it does
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import unicodedata
@@ -12,16 +13,21 @@ from typing import Any, NamedTuple
 import pytest
 import sentencepiece
 import torch
+from tiny import tiny_model
 from vocabulary_folders import FOLDERS, bert, byte_level, lists, marian, write
 from vocabulary_texts import WRITTEN, texts
 
+import mmformer
+from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder, from_open_clip, write_folder
+from mmformer.models.model import ModelSpec
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary
 from mmformer.tokenizers.archive import unpack
 from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.types import Batch, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")  # its Marian does not use it
 
@@ -359,3 +365,40 @@ def test_whispers_language_and_task_stand_before_a_text(tmp_path: Path) -> None:
     assert theirs.convert_ids_to_tokens(found.before) == ["<|startoftranscript|>", "<|transcribe|>"]
     ids = from_content(found.content, found.ids).encode_many(["a text"])[0]
     assert [*found.before, *ids, *found.after] == theirs("a text")["input_ids"]
+
+
+def text_model(tokenizer: TextTokensSpec) -> ModelSpec:
+    spec = tiny_model()
+    encoder = dataclasses.replace(spec.encoders["text"], tokenizer=tokenizer)
+    return dataclasses.replace(spec, stacks={"text": spec.stacks["text"]}, encoders={"text": encoder}, heads={})
+
+
+def test_a_bundle_carries_a_vocabulary_and_the_files_that_it_came_in(
+    pairs: Callable[[str], Pair], tmp_path: Path
+) -> None:
+    found = pairs("bert").found
+    spec = text_model(spec_of(found, tmp_path, rows=3000, types=2))
+    model = spec.build().eval()
+    model.initialise(0)
+    save_bundle(tmp_path / "bundle", model, Transforms(), "")
+    back, _ = load_bundle(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "text.zip").read_bytes() == found.content
+    ours, theirs = spec.text_encoders()["text"], back.spec.text_encoders()["text"]
+    text = ours.encode(WRITTEN)
+    assert torch.equal(theirs.encode(WRITTEN).ids, text.ids)
+    batch = Batch((), {}, text=text)
+    assert torch.allclose(back(batch).embedding["text"], model(batch).embedding["text"], atol=1e-6)
+    (tmp_path / "bundle" / "text.zip").write_bytes(pairs("bert cased").found.content)
+    with pytest.raises(InputError, match="this is another vocabulary than the one that the model was trained with"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_a_bundle_without_a_vocabulary_takes_ids(tmp_path: Path) -> None:
+    model = text_model(TextTokensSpec(None, 16, rows=50)).build().eval()
+    model.initialise(0)
+    save_bundle(tmp_path / "bundle", model, Transforms(), "")
+    back, _ = load_bundle(tmp_path / "bundle")
+    batch = Batch((), {}, text=Text(torch.tensor([[7, 49]]), torch.tensor([2])))
+    assert torch.allclose(back(batch).embedding["text"], model(batch).embedding["text"], atol=1e-6)
+    with pytest.raises(InputError, match="The model takes ids only, not texts"):
+        mmformer.load(tmp_path / "bundle").embed(text="a text")
