@@ -10,6 +10,7 @@ from mmformer.interop.fields import Field, fixed, same
 from mmformer.interop.plain import Data, Named
 from mmformer.interop.rules import Rule, transposed
 from mmformer.interop.rules import same as named
+from mmformer.interop.towers import read_grid, write_grid
 
 _ALWAYS = {"mlp_ratio": 4.0, "layers": 12, "ls_init_value": None, "norm_kwargs": None, "act_kwargs": None}
 _CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
@@ -77,7 +78,7 @@ def picture_fields() -> tuple[Field, ...]:
     """What a vision transformer of open_clip's own says."""
     at, stack, encoder = "vision_cfg", "stacks.image", "encoders.image"
     end = (f"{encoder}.pool", f"{stack}.final_norm", f"{encoder}.norm", f"{stack}.layer.norm.eps")
-    cut = (f"{encoder}.tokenizer.patch", f"{stack}.position.sizes")
+    cut = (f"{encoder}.tokenizer.patch", f"{stack}.position.sizes", f"{encoder}.tokenizer.remainder")
     return (
         *tower_fields(stack, at),
         Field(
@@ -86,7 +87,7 @@ def picture_fields() -> tuple[Field, ...]:
             lambda width, head: [width, width // head],
             lambda width, heads: [width, width // heads],
         ),
-        Field((f"{at}.image_size", f"{at}.patch_size"), cut, _read_grid, _write_grid),
+        Field((f"{at}.image_size", f"{at}.patch_size"), cut, read_grid, write_grid),
         Field((f"{at}.no_ln_pre",), (f"{stack}.input_norm",), lambda none: [not none], lambda has: [not has]),
         Field(
             tuple(f"{at}.{key}" for key in ("pool_type", "final_ln_after_pool", "norm_kwargs")),
@@ -161,18 +162,6 @@ def _read_depth(layers: Any) -> Sequence[Any]:
     if not isinstance(layers, int):
         raise ValueError("one number: of a vision transformer, and no ResNet")
     return [layers]
-
-
-def _read_grid(size: Any, patch: Any) -> Sequence[Any]:
-    sides = [size] * 2 if isinstance(size, int) else size
-    if not isinstance(patch, int) or len(sides) != 2 or any(side % patch for side in sides):
-        raise ValueError("an image_size that is a multiple of patch_size, one number")
-    return [patch, [side // patch for side in sides]]
-
-
-def _write_grid(patch: int, sizes: list[int]) -> Sequence[Any]:
-    sides = [size * patch for size in sizes]
-    return [sides[0] if sides[0] == sides[1] else sides, patch]
 
 
 def _eps(kept: Mapping[str, Any] | None) -> float:

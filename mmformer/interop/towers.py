@@ -11,15 +11,21 @@ from mmformer.interop.rules import Rule, joined, viewed
 from mmformer.interop.rules import same as named
 
 
-def picture_fields(at: str) -> tuple[Field, ...]:
-    """What a vision config says; ``at`` stands before its keys."""
-    return (*_fields("stacks.image", at), fixed(f"{at}num_channels", 3), grid_field(at))
+def picture_fields(at: str, pool: str | None = None) -> tuple[Field, ...]:
+    """What a vision config says.
+
+    Args:
+        at: what stands before its keys.
+        pool: the path of an attention pool that is as the layers are.
+    """
+    return (*_fields("stacks.image", at, pool), fixed(f"{at}num_channels", 3), grid_field(at))
 
 
 def grid_field(at: str) -> Field:
     """How a config says how many patches there are."""
-    keys, paths = (f"{at}image_size", f"{at}patch_size"), ("encoders.image.tokenizer.patch", f"{_POSITION}.sizes")
-    return Field(keys, paths, _read_grid, _write_grid)
+    tokenizer = "encoders.image.tokenizer"
+    paths = (f"{tokenizer}.patch", "stacks.image.position.sizes", f"{tokenizer}.remainder")
+    return Field((f"{at}image_size", f"{at}patch_size"), paths, _read_square, _write_square)
 
 
 def text_fields(at: str) -> tuple[Field, ...]:
@@ -55,31 +61,45 @@ def under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{group}.{key}": value for key, value in values.items()}
 
 
-_POSITION = "stacks.image.position"
+def read_grid(size: Any, patch: Any) -> Sequence[Any]:
+    """A picture's size, and that of a patch -> the patch, the grid, the pixels that remain."""
+    sides = [size] * 2 if isinstance(size, int) else size
+    whole = isinstance(patch, int) and isinstance(sides, list) and len(sides) == 2
+    if not whole or sides[0] % patch != sides[1] % patch or min(sides) < patch:
+        raise ValueError("a patch_size that is one number, and an image_size in which it leaves the same of both sides")
+    return [patch, [side // patch for side in sides], sides[0] % patch]
 
 
-def _fields(stack: str, at: str) -> tuple[Field, ...]:
+def write_grid(patch: int, sizes: Sequence[int], remainder: int) -> Sequence[Any]:
+    """The same backwards."""
+    sides = [size * patch + remainder for size in sizes]
+    return [sides[0] if sides[0] == sides[1] else sides, patch]
+
+
+def _read_square(size: Any, patch: Any) -> Sequence[Any]:
+    if not isinstance(size, int):
+        raise ValueError("an image_size that is one number")
+    return read_grid(size, patch)
+
+
+def _write_square(patch: int, sizes: Sequence[int], remainder: int) -> Sequence[Any]:
+    if sizes[0] != sizes[1]:
+        raise ValueError("as many rows of patches as columns")
+    return write_grid(patch, sizes, remainder)
+
+
+def _fields(stack: str, at: str, pool: str | None = None) -> tuple[Field, ...]:
+    own, kinds = f"{stack}.layer", f"{stack}.layer.feedforward"
+    again = (lambda path: [f"{pool}.{path}"]) if pool else (lambda path: [])
     return (
         same(f"{at}hidden_size", f"{stack}.width"),
         same(f"{at}num_hidden_layers", f"{stack}.depth"),
-        same(f"{at}num_attention_heads", f"{stack}.layer.mixer.heads"),
-        same(f"{at}intermediate_size", f"{stack}.layer.feedforward.hidden_width"),
-        choice(f"{at}hidden_act", ACTIVATIONS, f"{stack}.layer.feedforward"),
-        same(f"{at}layer_norm_eps", f"{stack}.layer.norm.eps"),
-        same(f"{at}attention_dropout", f"{stack}.layer.mixer.dropout"),
+        same(f"{at}num_attention_heads", f"{own}.mixer.heads", *again("attention.heads")),
+        same(f"{at}intermediate_size", f"{kinds}.hidden_width", *again("feedforward.hidden_width")),
+        choice(f"{at}hidden_act", ACTIVATIONS, kinds, *again("feedforward")),
+        same(f"{at}layer_norm_eps", f"{own}.norm.eps", *again("norm.eps")),
+        same(f"{at}attention_dropout", f"{own}.mixer.dropout"),
     )
-
-
-def _read_grid(size: Any, patch: Any) -> Sequence[Any]:
-    if not isinstance(size, int) or not isinstance(patch, int) or size % patch:
-        raise ValueError("squares: an image_size that is a multiple of patch_size")
-    return [patch, [size // patch] * 2]
-
-
-def _write_grid(patch: int, sizes: list[int]) -> Sequence[Any]:
-    if sizes[0] != sizes[1]:
-        raise ValueError("as many rows of patches as columns")
-    return [patch * sizes[0], patch]
 
 
 def places(config: Data) -> int:

@@ -94,6 +94,8 @@ class ImagePatchesSpec(ImageTokenizerSpec):
     Attributes:
         patch: side of a patch in pixels.
         bias: whether the projection has one (CLIP's has none).
+        remainder: pixels that pictures have past their last whole patch, below and to the right, and that are not read:
+            6 where SigLIP reads 384 in patches of 14.
     """
 
     cost: ClassVar[str] = "L·patch²·D"
@@ -101,10 +103,12 @@ class ImagePatchesSpec(ImageTokenizerSpec):
 
     patch: int = 16
     bias: bool = True
+    remainder: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.patch >= 1, self, "patch", "at least 1 pixel")
+        require(0 <= self.remainder < self.patch, self, "remainder", f"0 to {self.patch - 1}, less than a patch")
 
     @property
     def stride(self) -> int:
@@ -128,12 +132,25 @@ class ImagePatches(ImageTokenizer):
         """
         if isinstance(image, Patches):
             return self._native(image)
-        x = self.normalise(image)
+        x = self.normalise(self._whole(image))
         batch, _, height, width = x.shape
         rows, columns = height // self.patch, width // self.patch
         x = x.view(batch, 3, rows, self.patch, columns, self.patch)
         x = x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)  # B L (3 patch patch)
         return grid_tokens(self.projection(x), rows, columns)
+
+    def _whole(self, image: Tensor) -> Tensor:
+        """Pictures without what remains past their last whole patch."""
+        remainder = self.spec.remainder
+        if not remainder or image.ndim != 4:
+            return image
+        height, width = image.shape[2:]
+        if height % self.patch != remainder or width % self.patch != remainder:
+            raise InputError(
+                f"ImagePatchesSpec.remainder is {remainder}, the pixels past the last patch of {self.patch}x{self.patch}, "
+                f"but the pictures handed in are of {height}x{width}: resize them, or set remainder."
+            )
+        return image[:, :, : height - remainder, : width - remainder]
 
     def _native(self, image: Patches) -> Tokens:
         if image.pixels.shape[2:] != (3, self.patch, self.patch) or image.pixels.dtype != torch.uint8:

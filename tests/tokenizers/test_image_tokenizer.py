@@ -82,6 +82,15 @@ def test_the_projection_is_the_usual_convolution() -> None:
     assert torch.allclose(module(image).x, convolved.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
 
 
+def test_what_remains_past_the_last_patch_is_not_read() -> None:
+    spec, image = ImagePatchesSpec(MEAN, STD, patch=4, remainder=3), pictures(2, 11, 15)
+    found, whole = build(spec)(image), build(dataclasses.replace(spec, remainder=0))(image[:, :, :8, :12])
+    assert torch.equal(found.x, whole.x) and torch.equal(found.pos, whole.pos)
+    assert found.x.shape[1] == 6
+    with pytest.raises(InputError, match=r"remainder is 3, .* past the last patch of 4x4, but .* are of 12x15"):
+        build(spec)(pictures(1, 12, 15))
+
+
 def convolved(x: Tensor, kernel: Tensor, bias: Tensor, stride: int) -> Tensor:
     """3x3 with a border of zeros, place by place."""
     padded = F.pad(x, (1, 1, 1, 1))
@@ -187,6 +196,10 @@ def test_every_field_changes_the_tokens(spec: ImageTokenizerSpec, change: dict[s
     ("make", "message"),
     [
         (lambda: ImagePatchesSpec(patch=0), "ImagePatchesSpec.patch must be at least 1 pixel, but is 0."),
+        (
+            lambda: ImagePatchesSpec(patch=4, remainder=4),
+            "ImagePatchesSpec.remainder must be 0 to 3, less than a patch",
+        ),
         (lambda: ImagePatchesSpec(std=(0.0, 1.0, 1.0)), "ImagePatchesSpec.std must be positive on each channel"),
         (lambda: ConvolutionalStemSpec(channels=(3, 0)), "ConvolutionalStemSpec.channels must be at least 1 each"),
         (

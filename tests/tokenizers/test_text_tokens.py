@@ -13,6 +13,7 @@ from tiny import VOCABULARY, tiny_batch, tiny_model
 
 from mmformer.config import parse, to_data
 from mmformer.errors import InputError
+from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.pool import (
     AttentionPoolSpec,
@@ -77,6 +78,16 @@ def test_the_first_word_is_as_elsewhere_unless_it_is_not_wanted() -> None:
     assert encode("red").ids[0, 0] == encode("a red").ids[0, 1]
     assert encode("red", prefix_space=False).ids[0].tolist()[:-7] == WORDS.encode("red")[:1]
     assert encode("red", prefix_space=False).ids[0, 0] != encode("red").ids[0, 0]
+
+
+def test_padding_that_is_read_is_part_of_every_text() -> None:
+    text, short = encode("red", LONG, padded=True), encode("red")
+    number = int(short.lengths[0])
+    assert text.ids.shape == (2, 20) and text.lengths.tolist() == [20, 20] and bool(text.real.all())
+    assert torch.equal(text.ids[0, :number], short.ids[0, :number])
+    assert set(text.ids[0, number:].tolist()) == {WORDS.ids.pad or 0}
+    with pytest.raises(InputError, match="DecoderSpec.tokenizer must be one that is not padded"):
+        DecoderSpec(TextTokensSpec("x", padded=True), "text")
 
 
 def test_an_empty_text_is_one_end() -> None:
