@@ -132,7 +132,7 @@ class TextEncoder:
         """What ``encode`` makes of some texts, and how many of them were longer than the context and were cut."""
         special = self.vocabulary.ids
         before = [special.bos] if self.spec.begin and special.bos is not None else []
-        after = [special.eos[0]] if self.spec.end else []
+        after = [*special.eos[:1]] if self.spec.end else []
         spaced = [text and " " + text for text in texts] if self.spec.prefix_space else list(texts)
         nothing = special.eos[0] if special.eos else special.pad or 0
         room = self.spec.context_length - len(before) - len(after)
