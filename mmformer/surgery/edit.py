@@ -171,6 +171,6 @@ def _with_frames(encoders: Mapping[str, EncoderSpec], seconds: float) -> dict[st
     for name, encoder in encoders.items():
         tokenizer = encoder.tokenizer
         if isinstance(tokenizer, SpectrogramSpec) and tokenizer.frames is not None:
-            frames = round(seconds * tokenizer.rate / tokenizer.hop)
+            frames = tokenizer.frames_of(seconds)
             changed[name] = dataclasses.replace(encoder, tokenizer=dataclasses.replace(tokenizer, frames=frames))
     return changed

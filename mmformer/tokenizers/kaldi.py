@@ -39,6 +39,9 @@ class KaldiFilterbankSpec(SpectrumSpec):
     def check(self, numbers: SpectrogramSpec) -> None:
         require(numbers.bands >= 4, numbers, "bands", "at least 4 with KaldiFilterbankSpec")
 
+    def count(self, samples: Tensor, numbers: SpectrogramSpec) -> Tensor:
+        return torch.clamp(samples - numbers.window, min=0) // numbers.hop + 1
+
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
         length = 1 << (numbers.window - 1).bit_length()
 
@@ -54,5 +57,4 @@ class KaldiFilterbankSpec(SpectrumSpec):
             power = power @ F.pad(filters, (0, 1)).T  # N bands
             return power.clamp(min=_FLOOR).log()
 
-        frames = torch.clamp(lengths - numbers.window, min=0) // numbers.hop + 1  # B
-        return frame_by_frame(log_mel, samples, lengths, frames, numbers, self.past)
+        return frame_by_frame(log_mel, samples, lengths, numbers)

@@ -37,6 +37,9 @@ class LogMelSpec(SpectrumSpec):
         mels = (low + (high - low) * place / (numbers.bands + 1) for place in range(numbers.bands + 2))
         require_full_bands([700 * (10 ** (mel / 2595) - 1) for mel in mels], numbers)
 
+    def count(self, samples: Tensor, numbers: SpectrogramSpec) -> Tensor:
+        return -(-torch.clamp(samples - numbers.window, min=0) // numbers.hop) + 1
+
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
         def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
             # Made on each pass: a buffer would be lost when a model is built on the meta device.
@@ -45,8 +48,7 @@ class LogMelSpec(SpectrumSpec):
             filters = self._filters(numbers, cut.device).repeat_interleave(2, dim=0)  # real and imaginary parts add up
             return (spectrum @ filters).clamp(min=_FLOOR).log()
 
-        frames = -(-torch.clamp(lengths - numbers.window, min=0) // numbers.hop) + 1  # B
-        return frame_by_frame(log_mel, samples, lengths, frames, numbers, self.past)
+        return frame_by_frame(log_mel, samples, lengths, numbers)
 
     def _filters(self, numbers: SpectrogramSpec, device: torch.device) -> Tensor:  # bins bands, on the HTK scale
         with torch.device(device):

@@ -74,6 +74,10 @@ class SpectrogramSpec(TokenizerSpec, ABC):
         """What the spectrogram has past a sound's end, normalised."""
         return float((torch.tensor(self.spectrum.past) - self.mean) / self.std)
 
+    def frames_of(self, seconds: float) -> int:
+        """How many frames a sound of so many seconds has, where that is not fixed."""
+        return int(self.spectrum.count(torch.tensor(int(seconds * self.rate)), self))
+
     def spectrogram(self, audio: Audio) -> tuple[Tensor, Tensor]:
         """The normalised spectrogram.
 

@@ -39,6 +39,10 @@ class SpectrumSpec(Catalogued, ABC):
         """
 
     @abstractmethod
+    def count(self, samples: Tensor, numbers: SpectrogramSpec) -> Tensor:
+        """How many frames sounds of so many samples have, where that is not fixed: both int64."""
+
+    @abstractmethod
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
         """Logarithms of energies, not normalised.
 
@@ -52,23 +56,17 @@ class SpectrumSpec(Catalogued, ABC):
 
 
 def frame_by_frame(
-    log_mel: Callable[[Tensor], Tensor],
-    samples: Tensor,
-    lengths: Tensor,
-    frames: Tensor,
-    numbers: SpectrogramSpec,
-    past: float,
+    log_mel: Callable[[Tensor], Tensor], samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec
 ) -> tuple[Tensor, Tensor]:
     """What is made of each frame by itself: of those that hold sound alone, for padding would cost as much.
 
     Args:
-        log_mel: N window -> N bands; it may write into what it is handed.
-        frames: B, how many each sound has; one more than begin with a whole window has zeros past the sound's end.
-        past: of the frames past a sound's last.
+        log_mel: N window -> N bands; it may write into what it is handed. Past a sound's end there are zeros.
 
     Returns:
         B T bands, and each sound's frames, no more than ``numbers.frames``.
     """
+    frames = numbers.spectrum.count(lengths, numbers)  # B
     if numbers.frames is not None:
         frames = frames.clamp(max=numbers.frames)
     count = int(frames.max())
@@ -82,7 +80,7 @@ def frame_by_frame(
     beyond = torch.arange(numbers.window, device=samples.device) >= left[last, None]
     cut[last] = cut[last].masked_fill(beyond, 0.0)
     made = log_mel(cut)
-    values = made.new_full((len(samples), numbers.frames or count, numbers.bands), past)
+    values = made.new_full((len(samples), numbers.frames or count, numbers.bands), numbers.spectrum.past)
     values[:, :count][there] = made
     return values, frames
 

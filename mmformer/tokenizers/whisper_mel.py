@@ -45,6 +45,9 @@ class WhisperLogMelSpec(SpectrumSpec):
         require(mirrored, numbers, "frames", f"over more than half a window ({numbers.window // 2} samples)")
         require_full_bands(_edges(numbers), numbers)
 
+    def count(self, samples: Tensor, numbers: SpectrogramSpec) -> Tensor:
+        return samples // numbers.hop
+
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
         assert numbers.frames is not None, "checked"
         whole = numbers.frames * numbers.hop

@@ -158,8 +158,8 @@ def test_longer_sounds_resize_positions_over_time() -> None:
 
 
 def test_spectra_of_a_fixed_number_of_frames_have_more_of_them() -> None:
-    transforms = Transforms(audio=AudioTransformSpec(8000, seconds=0.512))
-    edited = edit(hearing(8, dataclasses.replace(SOUND, frames=32)), transforms, EditSpec(audio_seconds=1.024))
+    transforms = Transforms(audio=AudioTransformSpec(8000, seconds=0.528))
+    edited = edit(hearing(8, dataclasses.replace(SOUND, frames=32)), transforms, EditSpec(audio_seconds=1.04))
     tokenizer = edited.model.spec.encoders["sound"].tokenizer
     assert isinstance(tokenizer, SpectrogramPatchesSpec)
     assert tokenizer.frames == 64

@@ -116,6 +116,16 @@ def test_a_sound_is_the_same_alone_and_in_any_batch(spec: SpectrogramSpec) -> No
     assert torch.equal(noisy, together), "what stands past the end is not heard"
 
 
+@pytest.mark.parametrize("spec", [PLAIN, KALDI, WHISPER], ids=["log-mel", "kaldi", "whisper"])
+def test_frames_of_so_many_seconds_are_those_of_a_sound(spec: SpectrogramSpec) -> None:
+    assert (
+        spec.frames_of(0.5)
+        == {"LogMelSpec": 49, "KaldiFilterbankSpec": 48, "WhisperLogMelSpec": 50}[type(spec.spectrum).__name__]
+    )
+    if spec.frames is None:
+        assert spec.spectrogram(sounds())[1].tolist() == [spec.frames_of(n / RATE) for n in LENGTHS.tolist()]
+
+
 @pytest.mark.parametrize("spec", [PLAIN, KALDI], ids=["log-mel", "kaldi"])
 def test_a_fixed_number_of_frames_cuts_and_fills(spec: SpectrogramSpec) -> None:
     free, own = spec.spectrogram(sounds())
