@@ -16,6 +16,7 @@ from mmformer.evaluation.classification import AccuracySpec
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.evaluation.perplexity import PerplexitySpec
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.evaluation.translation import TranslationSpec
 from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.models.model import ModelSpec
 from mmformer.spec import require
@@ -143,8 +144,11 @@ def default_metrics(data: MeasuredSpec, read: DataSpec, model: ModelSpec) -> dic
         several = bool(data.references) and any("text" in (modality[a], modality[b]) for a, b in pairs)
         metrics["retrieval"] = RetrievalSpec(pairs, (1, 5, 10), several)
     for name, decoder in model.decoders.items():
+        kinds = {modality[read] for read in decoder.reads}
+        if "text" in kinds and not data.references:  # its text is what it reads, and not what would be right
+            continue
         if decoder.reads and texts and set(decoder.reads) <= set(there):
-            metrics[name] = CaptionsSpec(name)
+            metrics[name] = TranslationSpec(name) if kinds == {"text"} else CaptionsSpec(name)
         elif not decoder.reads and data.text:
             metrics[name] = PerplexitySpec(name)
     readers = [name for name, kind in modality.items() if kind == "text"]
@@ -156,7 +160,7 @@ def default_metrics(data: MeasuredSpec, read: DataSpec, model: ModelSpec) -> dic
                 metrics[f"zero_shot_{label}_{name}"] = ZeroShotSpec(label, spec.classes, image=name, text=readers[0])
     if not metrics:
         raise InputError(
-            "There is nothing to measure: say what texts (data.text) or labels (data.labels) the samples have, or name "
-            "metrics."
+            "There is nothing to measure: say what texts (data.text) or labels (data.labels) the samples have, and which "
+            "texts are right (data.references) where a decoder reads a text; or name metrics."
         )
     return metrics

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bundles import save_classifier, save_dual, save_trimodal, tone
+from bundles import save_answering, save_classifier, save_dual, save_trimodal, tone
 from tiny import COLOURS, write_few, write_shards
 
 from mmformer.config import parse, to_data
@@ -22,6 +22,7 @@ from mmformer.evaluation.measure import Measured, Measurement
 from mmformer.evaluation.neighbours import NeighboursSpec
 from mmformer.evaluation.recipe import MeasuredSpec, RecipeSpec
 from mmformer.evaluation.retrieval import RetrievalSpec
+from mmformer.evaluation.translation import TranslationSpec
 from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.generation.sampling import GreedySpec
 
@@ -181,3 +182,12 @@ def test_metrics_that_do_not_fit_are_refused_before_the_work(shards: Path, dual:
         measurement = Measurement(dual, RecipeSpec(data(shards)))
         measurement.device = "cuda:0"
         measurement.run(processes=2)
+
+
+def test_what_reads_texts_is_measured_against_references(shards: Path, tmp_path: Path) -> None:
+    bundle = save_answering(tmp_path / "bundle")
+    chosen = Measurement(bundle, RecipeSpec(data(shards, labels={}))).specs
+    assert chosen["translate"] == TranslationSpec("translate")
+    assert chosen["answer"] == CaptionsSpec("answer")
+    alone = Measurement(bundle, RecipeSpec(data(shards, labels={}, references=""))).specs
+    assert not {"translate", "answer"} & alone.keys(), "its text is what a decoder reads"
