@@ -160,7 +160,7 @@ def default_metrics(data: MeasuredSpec, read: DataSpec, model: ModelSpec) -> dic
                 metrics[f"zero_shot_{label}_{name}"] = ZeroShotSpec(label, spec.classes, image=name, text=readers[0])
     if not metrics:
         raise InputError(
-            "There is nothing to measure: say what texts (data.text) or labels (data.labels) the samples have, and which "
-            "texts are right (data.references) where a decoder reads a text; or name metrics."
+            "There is nothing to measure: say what texts (data.text) or labels (data.labels) the samples have, and "
+            "which texts are right (data.references) where a decoder reads a text; or name metrics."
         )
     return metrics
