@@ -8,6 +8,7 @@ import torch
 
 from mmformer.generation.decoding import Decoding
 from mmformer.generation.generation import GenerationSpec
+from mmformer.models.insertion import spread
 from mmformer.models.model import Model
 from mmformer.types import Text, Tokens
 
@@ -35,6 +36,9 @@ def write_texts(
     vocabulary = tokenizer.encoder().vocabulary
     spaced = [prompt and " " + prompt for prompt in prompts] if tokenizer.prefix_space else list(prompts)
     begun, special = vocabulary.encode_many(spaced), vocabulary.ids
+    placeholder, places = decoding.decoder.spec.placeholder, decoding.decoder.places(memory)
+    if placeholder is not None:
+        begun = [spread(given, placeholder, places) for given in begun]
     rows = [[*special.before(given), *given] for given in begun]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.full((len(rows), int(lengths.max())), special.pad or 0, dtype=torch.int64)  # B L

@@ -32,13 +32,15 @@ def open_folder(name: str) -> Found:
     config = read_json(file)
     family = _family(config, file)
     _require_agreed(config, family, file)
-    layout = _layout(config, family, file)
-    return Found(family, layout, config, read_weights(folder, WEIGHTS), folder, str(file))
+    state = read_weights(folder, WEIGHTS)
+    return Found(family, _layout(config, family, state, file), config, state, folder, str(file))
 
 
 def write_folder(folder: Path, family: Family, layout: str, config: Mapping[str, Any], state: State) -> None:
     """What transformers' ``from_pretrained`` opens."""
-    write_json(folder / "config.json", {"architectures": [layout], "model_type": family.name, **config})
+    write_json(
+        folder / "config.json", {"architectures": [layout.partition(" ")[0]], "model_type": family.name, **config}
+    )
     write_weights(state, folder / "model.safetensors")
 
 
@@ -71,12 +73,14 @@ def _family(config: Mapping[str, Any], file: Path) -> Family:
     return known[kind]
 
 
-def _layout(config: Mapping[str, Any], family: Family, file: Path) -> str:
-    named = config.get("architectures") or list(family.layouts)[:1]
-    if named[0] not in family.layouts:
+def _layout(config: Mapping[str, Any], family: Family, state: State, file: Path) -> str:
+    known = list(dict.fromkeys(name.partition(" ")[0] for name in family.layouts))
+    named = config.get("architectures") or known[:1]
+    if named[0] not in known:
         raise InputError(
-            f"{file} has architectures {named!r}, but of {family.name} mmformer reads {', '.join(family.layouts)}."
-            f"{nearest(str(named[0]), family.layouts)}"
+            f"{file} has architectures {named!r}, but of {family.name} mmformer reads {', '.join(known)}."
+            f"{nearest(str(named[0]), known)}"
         )
-    layout: str = named[0]
-    return layout
+    own = [name for name in family.layouts if name.partition(" ")[0] == named[0]]
+    marked = (name for name in own if (mark := family.layouts[name].mark) and any(k.startswith(mark) for k in state))
+    return next(marked, own[0])

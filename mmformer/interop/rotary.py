@@ -46,11 +46,9 @@ def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_type": kind or "default", "rope_theta": config.get("rope_theta", 10_000.0), **scaling}
 
 
-def rotary(*paths: str) -> Field:
+def rotary(path: str, key: str = "rope_parameters") -> Field:
     """The field for a stack's position, a RotaryPositionSpec."""
-    return Field(
-        ("rope_parameters",), paths, lambda found: [_read(found)] * len(paths), lambda *made: [_write(made[0])]
-    )
+    return Field((key,), (path,), lambda found: [_read(found)], lambda made: [_write(made)])
 
 
 def _read(found: Mapping[str, Any]) -> dict[str, Any]:

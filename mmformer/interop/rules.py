@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -134,6 +134,15 @@ def turned_grid(ours: str, theirs: str, sizes: tuple[int, int], special: int) ->
 def counted(theirs: str, number: int) -> Rule:
     """What older weights have beside their parameters: 0, 1, … , in one row. Ours count by themselves."""
     return Rule((), (theirs,), lambda found, _: found, lambda _: [torch.arange(number)[None]], optional=True)
+
+
+def rooted(rules: Iterable[Rule], old: str, new: str) -> list[Rule]:
+    """Rules of a part whose names begin with something else in a larger model."""
+    return [replace(rule, theirs=tuple(_rooted(name, old, new) for name in rule.theirs)) for rule in rules]
+
+
+def _rooted(name: str, old: str, new: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
 
 
 class Translated(NamedTuple):

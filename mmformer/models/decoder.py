@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.models.head import Source
+from mmformer.models.insertion import content, inserted
+from mmformer.models.projection import ProjectionSpec
 from mmformer.nn.cross_entropy import linear_cross_entropy
 from mmformer.nn.packing import pack, pack_beside
 from mmformer.nn.stack import Stack
@@ -20,7 +23,7 @@ from mmformer.spec import require, require_probability
 from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.types import Aux, LossTerm, Text, Tokens
 
-Reading = Literal["cross", "prefix"]
+Reading = Literal["cross", "prefix", "insert"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,13 @@ class DecoderSpec:
         tokenizer: what it writes. The decoder puts bos before a text itself, and learns to end it with eos.
         stack: the name of the stack that it runs, causally. Parts that name one stack share its weights.
         reads: encoder -> how its tokens are read: ``cross`` by the layers' cross mixers (Vaswani et al. 2017; CoCa),
-            ``prefix`` as tokens before the text that all of it sees (Frozen, Tsimpoukelis et al. 2021). Empty: it
-            writes from nothing, as a language model does.
+            ``prefix`` as tokens before the text that all of it sees (Frozen, Tsimpoukelis et al. 2021), ``insert`` in
+            the places of placeholders in the text (LLaVA, Liu et al. 2023, §4.1). Empty: it writes from nothing, as a
+            language model does.
+        bridge: from an encoder's tokens to those of the text, where they are read as a prefix or inserted.
+        content: leave special tokens out of what is read.
+        placeholder: the id in whose places tokens are inserted; a text that has none begins with them, after its first
+            id. It is never learned to be written.
         shares: the text encoder whose token embeddings are this decoder's too; None: it has its own. Where logits are
             tied to them as well, one matrix serves three (Vaswani et al. 2017, §3.4).
         tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
@@ -55,13 +63,25 @@ class DecoderSpec:
     shares: str | None = None
     logit_scale: float = 1.0
     logit_bias: bool = False
+    bridge: ProjectionSpec = ProjectionSpec(bias=True)
+    content: bool = False
+    placeholder: int | None = None
 
     def __post_init__(self) -> None:
         ends = self.tokenizer.end and not self.tokenizer.begin
         require(ends, self, "tokenizer", "one with end and without begin: the decoder puts bos first itself")
+        text = not self.tokenizer.padded
+        require(text, self, "tokenizer", "one that is not padded: the decoder would learn to write padding")
         known = all(how in get_args(Reading) for how in self.reads.values())
         require(known, self, "reads", f"encoders, each read as one of {', '.join(get_args(Reading))}")
         require(self.chunk >= 1, self, "chunk", "at least 1")
+        bridged = self.read_as("prefix") or self.read_as("insert")
+        require(
+            bool(bridged) or self.bridge == ProjectionSpec(bias=True), self, "bridge", "left alone: nothing needs one"
+        )
+        require(bool(self.reads) or not self.content, self, "content", "false where nothing is read")
+        inserts = bool(self.read_as("insert"))
+        require(inserts == (self.placeholder is not None), self, "placeholder", "an id where something is inserted")
         require_probability(self, "smoothing")
         require(0 < self.logit_scale < math.inf, self, "logit_scale", "positive and finite")
         alone = not self.packed or not self.read_as("prefix")
@@ -71,14 +91,14 @@ class DecoderSpec:
         """The encoders that are read in one way."""
         return tuple(name for name, reading in self.reads.items() if reading == how)
 
-    def build(self, width: int, memory_widths: Mapping[str, int], owner: TextTokens | None = None) -> Decoder:
+    def build(self, width: int, sources: Mapping[str, Source], owner: TextTokens | None = None) -> Decoder:
         """The module over a stack of a width.
 
         Args:
-            memory_widths: of every encoder's tokens.
+            sources: every encoder.
             owner: the tokens of the encoder that it shares with.
         """
-        return Decoder(self, width, memory_widths, owner)
+        return Decoder(self, width, sources, owner)
 
 
 class Decoded(NamedTuple):
@@ -91,14 +111,14 @@ class Decoded(NamedTuple):
 class Decoder(nn.Module):
     undecayed = ()
 
-    def __init__(
-        self, spec: DecoderSpec, width: int, memory_widths: Mapping[str, int], owner: TextTokens | None
-    ) -> None:
+    def __init__(self, spec: DecoderSpec, width: int, sources: Mapping[str, Source], owner: TextTokens | None) -> None:
         super().__init__()
         assert (owner is None) == (spec.shares is None)
         self.spec = spec
         self.tokenizer = spec.tokenizer.build(width, owner)
-        self.bridges = nn.ModuleDict({name: nn.Linear(memory_widths[name], width) for name in spec.read_as("prefix")})
+        bridged = (*spec.read_as("prefix"), *spec.read_as("insert"))
+        self.bridges = nn.ModuleDict({name: spec.bridge.build(sources[name].tokens, width) for name in bridged})
+        self.special = {name: sources[name].special if spec.content else 0 for name in spec.reads}
         self.output = None if spec.tied else nn.Linear(width, len(self.tokenizer.table), bias=False)
         self.logit_bias = nn.Parameter(torch.empty(self.tokenizer.size)) if spec.logit_bias else None
         self.reset_parameters()
@@ -131,9 +151,15 @@ class Decoder(nn.Module):
         if missing:
             raise InputError(f"A decoder reads '{missing[0]}', but there is nothing of it to read.")
         tokens: Tokens = self.tokenizer(text, start)
+        memory = {name: content(memory[name], self.special[name]) for name in self.spec.reads}
         length, prefix = tokens.x.shape[1], None
-        if self.bridges and (state is None or state.pos is None):
-            before = [self._bridged(name, memory[name]) for name in self.bridges]
+        first = state is None or state.pos is None
+        if first and self.spec.read_as("insert"):
+            parts = [self._bridged(name, memory[name]) for name in self.spec.read_as("insert")]
+            x = inserted(tokens.x, torch.eq(text.ids, self.spec.placeholder or 0), parts)
+            tokens = Tokens(x, tokens.pos, tokens.valid)
+        if first and self.spec.read_as("prefix"):
+            before = [self._bridged(name, memory[name]) for name in self.spec.read_as("prefix")]
             number = sum(part.x.shape[1] for part in before)
             prefix = torch.full((len(tokens.x),), number, dtype=torch.int64, device=tokens.x.device)
             tokens = concatenate([*before, tokens])
@@ -160,12 +186,29 @@ class Decoder(nn.Module):
 
     def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
+        text = self._with_places(text, memory)
         decoded = self(text.after(self.tokenizer.start), memory, stack)
         real = text.real  # B L
+        if self.spec.placeholder is not None:
+            real = real & (text.ids != self.spec.placeholder)
         smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
         x, right = self._scaled(decoded.x[real]), text.ids[real]
         total = linear_cross_entropy(x, self.pieces, right, self.spec.chunk, smoothing, self.logit_bias)
         return LossTerm(total, real.sum().float()), decoded
+
+    def places(self, memory: Mapping[str, Tokens]) -> int:
+        """How many placeholders a text needs for what was read."""
+        return sum(memory[name].x.shape[1] - self.special[name] for name in self.spec.read_as("insert"))
+
+    def _with_places(self, text: Text, memory: Mapping[str, Tokens]) -> Text:
+        """A batch of texts that begin with the placeholders that they need, where none of them has any."""
+        placeholder = self.spec.placeholder
+        if placeholder is None or (text.ids == placeholder).any():
+            return text
+        number = self.places(memory)
+        ids = torch.cat((text.ids.new_full((len(text.ids), number), placeholder), text.ids), dim=1)
+        valid = None if text.valid is None else F.pad(text.valid, (number, 0), value=True)
+        return Text(ids, text.lengths + number, valid, None if text.types is None else F.pad(text.types, (number, 0)))
 
     def _scaled(self, x: Tensor) -> Tensor:
         return x if self.spec.logit_scale == 1 else x * self.spec.logit_scale

@@ -33,6 +33,8 @@ class EncoderSpec:
         resampler: what left the stack to a fixed number of tokens, which pool, heads and decoders read in its place;
             None: they read what left the stack.
         pool: tokens to one vector.
+        layers: how many layers of the stack it runs, the first ones, without the final norm: what others read is what
+            left the last of these (LLaVA, Liu et al. 2023, reads the layer before the last). None: all, and the norm.
         norm: of that vector, before it is projected (timm's ``fc_norm``, which goes with a stack without a final norm);
             None: none.
         embedding: width of the embedding that the vector is projected to; None: the vector is the embedding.
@@ -60,11 +62,13 @@ class EncoderSpec:
     patch_dropout: float = 0.0
     resampler: ResamplerSpec | None = None
     norm: NormSpec | None = None
+    layers: int | None = None
 
     def __post_init__(self) -> None:
         require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
         projected = self.embedding is not None or self.projection == ProjectionSpec()
         require(projected, self, "projection", "left out where embedding is None: there is none")
+        require(self.layers is None or self.layers >= 1, self, "layers", "None or at least 1")
         require(self.registers >= 0, self, "registers", "at least 0")
         self._require_special()
         require_probability(self, "patch_dropout")
@@ -176,7 +180,8 @@ class Encoder(nn.Module):
             return Encoded(exited.tokens, exited.embedding, aux, {}, exited.early)
         packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
         asked = {*intermediates, *(() if exits is None else exits.layers)}
-        output = stack(packed.tokens if packed else tokens, causal=self.spec.causal, intermediates=asked)
+        span = None if self.spec.layers is None else range(self.spec.layers)
+        output = stack(packed.tokens if packed else tokens, causal=self.spec.causal, intermediates=asked, span=span)
         left, kept = output.tokens, output.intermediates
         if packed is not None:
             left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)

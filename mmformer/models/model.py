@@ -62,10 +62,10 @@ class ModelSpec:
             if isinstance(head, EarlyExitHeadSpec):
                 encoder = self.encoders[head.encoder]
                 head.check_stack(f"model.heads.{name}", self.stacks[encoder.stack])
-                if encoder.resampler is not None:
+                if encoder.resampler is not None or encoder.layers is not None:
                     raise InputError(
-                        f"model.heads.{name} lets samples leave a stack early, before the resampler of "
-                        f"model.encoders.{head.encoder}: leave one of them out."
+                        f"model.heads.{name} lets samples leave a stack early, before the resampler or besides "
+                        f"the layers of model.encoders.{head.encoder}: leave one of them out."
                     )
                 if head.threshold is not None:
                     self.require_one_reader(head.encoder)
@@ -254,7 +254,7 @@ class Model(nn.Module):
     def _decoder(self, spec: DecoderSpec) -> Decoder:
         owner = None if spec.shares is None else self.encoders[spec.shares].tokenizer
         assert owner is None or isinstance(owner, TextTokens)
-        return spec.build(self.spec.stacks[spec.stack].width, self.spec.token_widths, owner)
+        return spec.build(self.spec.stacks[spec.stack].width, self.spec.sources, owner)
 
     def stack_of(self, name: str) -> Stack:
         stack = self.stacks[name]
@@ -304,6 +304,11 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
         )
     needed: list[Ability] = ["causal" if encoder.causal else "bidirectional"]
     needed += ["packing"] if encoder.packed else []
+    if encoder.layers is not None and (encoder.layers >= stack.depth or stack.halting or stack.reversible):
+        raise InputError(
+            f"model.encoders.{name}.layers is {encoder.layers}, but model.stacks.{encoder.stack} has {stack.depth}, of "
+            f"which fewer can be run alone, where it neither halts nor is reversible: leave layers out."
+        )
     stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
     _require_places(f"model.encoders.{name}", encoder.tokenizer.places, encoder.tokenizer, encoder.stack, stack)
     _require_length(name, encoder, stack)

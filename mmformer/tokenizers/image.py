@@ -53,10 +53,10 @@ class ImageTokenizer(nn.Module):
         self.spec = spec
 
     def normalise(self, image: Tensor | Patches) -> Tensor:
-        """uint8 B 3 H W -> float32 B 3 H W.
+        """uint8 B 3 H W -> float32 B 3 H W; what is float32 is normalised already.
 
         Raises:
-            InputError: not uint8 B 3 H W, but patches perhaps, or a size that the stride does not divide.
+            InputError: neither of these B 3 H W, but patches perhaps, or a size that the stride does not divide.
         """
         name, stride = type(self.spec).__name__, self.spec.stride
         if isinstance(image, Patches):
@@ -64,10 +64,10 @@ class ImageTokenizer(nn.Module):
                 f"{name} reads whole pictures of one size, but was handed patches of pictures in their own proportions "
                 f"(fit: native): ImagePatchesSpec reads those; or take another fit."
             )
-        if image.ndim != 4 or image.shape[1] != 3 or image.dtype != torch.uint8:
+        if image.ndim != 4 or image.shape[1] != 3 or image.dtype not in (torch.uint8, torch.float32):
             raise InputError(
-                f"{name} reads images as uint8 of shape (batch, 3, height, width), "
-                f"but was handed {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}."
+                f"{name} reads images as uint8, or as float32 that is normalised already, of shape (batch, 3, height, "
+                f"width), but was handed {str(image.dtype).removeprefix('torch.')} of shape {tuple(image.shape)}."
             )
         height, width = image.shape[2:]
         if height % stride or width % stride:
@@ -75,7 +75,7 @@ class ImageTokenizer(nn.Module):
                 f"{name} makes a token of every {stride}x{stride} pixels, which do not divide an image of "
                 f"{height}x{width}: resize to {_round(height, stride)}x{_round(width, stride)}, or change the stride."
             )
-        return self.scale(image, 1)
+        return self.scale(image, 1) if image.dtype == torch.uint8 else image
 
     def scale(self, image: Tensor, axis: int) -> Tensor:
         """uint8, whose channels are an axis, -> float32."""
@@ -147,8 +147,9 @@ class ImagePatches(ImageTokenizer):
         height, width = image.shape[2:]
         if height % self.patch != remainder or width % self.patch != remainder:
             raise InputError(
-                f"ImagePatchesSpec.remainder is {remainder}, the pixels past the last patch of {self.patch}x{self.patch}, "
-                f"but the pictures handed in are of {height}x{width}: resize them, or set remainder."
+                f"ImagePatchesSpec.remainder is {remainder}, the pixels past the last patch of "
+                f"{self.patch}x{self.patch}, but the pictures handed in are of {height}x{width}: resize them, or set "
+                f"remainder."
             )
         return image[:, :, : height - remainder, : width - remainder]
 

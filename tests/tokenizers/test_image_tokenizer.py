@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.testing import assert_close
 
 from mmformer.errors import InputError
 from mmformer.nn.norm import RMSNormSpec
@@ -154,7 +155,10 @@ def test_non_square_is_not_transposed() -> None:
             "of every 4x4 pixels, which do not divide an image of 10x8",
         ),
         (torch.zeros(1, 3, 8, 3, dtype=torch.uint8), "do not divide an image of 8x3: resize to 8x4"),
-        (torch.zeros(1, 3, 8, 8), "uint8 of shape (batch, 3, height, width), but was handed float32 of shape (1, 3, 8"),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.float64),
+            "(batch, 3, height, width), but was handed float64 of shape (1, 3, 8",
+        ),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "but was handed int64"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int8), "but was handed int8"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.bool), "but was handed bool"),
@@ -229,3 +233,10 @@ def test_every_parameter_gets_a_gradient(spec: ImageTokenizerSpec) -> None:
     module = build(spec)
     module(pictures(2, 8, 8)).x.square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_what_is_normalised_already_is_taken_as_it_is() -> None:
+    spec = ImagePatchesSpec(patch=4, mean=(0.1, 0.4, 0.7), std=(0.2, 0.3, 0.5))
+    module, image = spec.build(8), torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    scaled = (image / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(spec.std).view(3, 1, 1)
+    assert_close(module(scaled).x, module(image).x, rtol=1e-5, atol=1e-5)

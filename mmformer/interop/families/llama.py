@@ -21,7 +21,7 @@ GATED = {
 }
 
 
-def _trunk(config: Data) -> list[Rule]:
+def trunk_rules(config: Data) -> list[Rule]:
     key_values = config["num_key_value_heads"] * config["head_dim"]
     sizes = (config["num_attention_heads"] * config["head_dim"], key_values, key_values)
     heads = [f"{_THEIRS}.self_attn.{name}_proj.{{p}}" for name in "qkv"]
@@ -37,10 +37,10 @@ def _trunk(config: Data) -> list[Rule]:
     ]
 
 
-def _dense(config: Data) -> list[Rule]:
+def dense_rules(config: Data) -> list[Rule]:
     entering = [f"{_THEIRS}.mlp.{name}_proj.{{p}}" for name in ("gate", "up")]
     down = named(f"{_LAYER}.feedforward.down.{{p}}", f"{_THEIRS}.mlp.down_proj.{{p}}")
-    return [*_trunk(config), joined(f"{_LAYER}.feedforward.gate_up.{{p}}", entering), down]
+    return [*trunk_rules(config), joined(f"{_LAYER}.feedforward.gate_up.{{p}}", entering), down]
 
 
 def _experts(config: Data) -> list[Rule]:
@@ -49,27 +49,42 @@ def _experts(config: Data) -> list[Rule]:
     up = [f"{theirs}.experts.{number}.{name}.weight" for number in numbers for name in ("w1", "w3")]
     down = [f"{theirs}.experts.{number}.w2.weight" for number in numbers]
     return [
-        *_trunk(config),
+        *trunk_rules(config),
         named(f"{_LAYER}.feedforward.router.weight", f"{theirs}.gate.weight"),
         joined(f"{_LAYER}.feedforward.experts.up.weight", up, shape=(hidden, width)),
         joined(f"{_LAYER}.feedforward.experts.down.weight", down, shape=(width, hidden)),
     ]
 
 
-_FIELDS = (
-    same("vocab_size", f"{_TEXT}.tokenizer.rows"),
-    same("max_position_embeddings", f"{_TEXT}.tokenizer.context_length"),
-    same("hidden_size", f"{_STACK}.width"),
-    same("num_hidden_layers", f"{_STACK}.depth"),
-    same("num_attention_heads", f"{_STACK}.layer.mixer.heads"),
-    same("num_key_value_heads", f"{_STACK}.layer.mixer.key_value_heads"),
-    same("head_dim", f"{_STACK}.layer.mixer.head_width"),
-    same("attention_dropout", f"{_STACK}.layer.mixer.dropout"),
-    same("rms_norm_eps", f"{_STACK}.layer.norm.eps"),
-    rotary.rotary(f"{_STACK}.position"),
-    same("tie_word_embeddings", f"{_TEXT}.tied"),
-)
-_DEFAULTS = {
+def trunk_fields(at: str = "") -> tuple[Field, ...]:
+    """What Llama's and Mixtral's configs both say; ``at`` stands before its keys."""
+    return (
+        same(f"{at}vocab_size", f"{_TEXT}.tokenizer.rows"),
+        same(f"{at}max_position_embeddings", f"{_TEXT}.tokenizer.context_length"),
+        same(f"{at}hidden_size", f"{_STACK}.width"),
+        same(f"{at}num_hidden_layers", f"{_STACK}.depth"),
+        same(f"{at}num_attention_heads", f"{_STACK}.layer.mixer.heads"),
+        same(f"{at}num_key_value_heads", f"{_STACK}.layer.mixer.key_value_heads"),
+        same(f"{at}head_dim", f"{_STACK}.layer.mixer.head_width"),
+        same(f"{at}attention_dropout", f"{_STACK}.layer.mixer.dropout"),
+        same(f"{at}rms_norm_eps", f"{_STACK}.layer.norm.eps"),
+        rotary.rotary(f"{_STACK}.position", key=f"{at}rope_parameters"),
+        same(f"{at}tie_word_embeddings", f"{_TEXT}.tied"),
+    )
+
+
+def dense_fields(at: str = "") -> tuple[Field, ...]:
+    """What Llama's config says."""
+    return (
+        *trunk_fields(at),
+        choice(f"{at}hidden_act", GATED, f"{_STACK}.layer.feedforward"),
+        same(f"{at}intermediate_size", f"{_STACK}.layer.feedforward.hidden_width"),
+        same(f"{at}attention_bias", f"{_STACK}.layer.mixer.bias"),
+        same(f"{at}mlp_bias", f"{_STACK}.layer.feedforward.bias"),
+    )
+
+
+_TRUNK: Data = {
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "head_dim": lambda config: config["hidden_size"] // config["num_attention_heads"],
     "rope_parameters": rotary.parameters_of,
@@ -77,21 +92,24 @@ _DEFAULTS = {
     "tie_word_embeddings": False,
 }
 
+DENSE: Data = {
+    **_TRUNK,
+    **{"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    **{"vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+    **{"attention_bias": False, "mlp_bias": False},
+}
+"""What transformers means where a Llama's config says nothing."""
+IGNORED = (*rotary.OLD, "pretraining_tp")  # the latter is a way to compute the same products
+
 LLAMA = Family(
     library="hf",
     name="llama",
     template="llama.yaml",
     layouts={"LlamaForCausalLM": Layout("model.")},
-    fields=(
-        *_FIELDS,
-        choice("hidden_act", GATED, f"{_STACK}.layer.feedforward"),
-        same("intermediate_size", f"{_STACK}.layer.feedforward.hidden_width"),
-        same("attention_bias", f"{_STACK}.layer.mixer.bias"),
-        same("mlp_bias", f"{_STACK}.layer.feedforward.bias"),
-    ),
-    rules=_dense,
-    defaults={**_DEFAULTS, "attention_bias": False, "mlp_bias": False},
-    ignored=(*rotary.OLD, "pretraining_tp"),  # a way to compute the same products
+    fields=dense_fields(),
+    rules=dense_rules,
+    defaults=DENSE,
+    ignored=IGNORED,
     text=(f"{_TEXT}.tokenizer",),
 )
 
@@ -122,7 +140,7 @@ MIXTRAL = Family(
     template="mixtral.yaml",
     layouts={"MixtralForCausalLM": Layout("model.")},
     fields=(
-        *_FIELDS,
+        *trunk_fields(),
         choice("hidden_act", GATED, f"{_EXPERTS}.expert"),
         same("intermediate_size", f"{_EXPERTS}.expert.hidden_width"),
         same("num_local_experts", f"{_EXPERTS}.experts"),
@@ -133,7 +151,7 @@ MIXTRAL = Family(
     ),
     rules=_experts,
     defaults={
-        **_DEFAULTS,
+        **_TRUNK,
         "router_jitter_noise": 0.0,
         "router_aux_loss_coef": 0.001,
         "sliding_window": None,
