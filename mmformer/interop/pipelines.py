@@ -26,6 +26,13 @@ def byte_level(files: Files, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
+def normalised_byte_level(files: Files, settings: Settings) -> Tokenizer:
+    """GPT-NeoX's, of vocab.json and merges.txt; Mamba's too."""
+    tokenizer = byte_level(files, settings)
+    tokenizer.normalizer = normalizers.NFC()
+    return tokenizer
+
+
 def clip(files: Files, settings: Settings) -> Tokenizer:
     """CLIP's, of vocab.json and merges.txt, in transformers."""
     unknown = text_of(settings.get("unk_token")) or "<|endoftext|>"

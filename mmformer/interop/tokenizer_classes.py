@@ -34,6 +34,7 @@ SAID = ("<|startoftranscript|>", "<|notimestamps|>")
 
 CLASSES: Mapping[str, TokenizerClass] = {
     "GPT2": TokenizerClass(pipelines.byte_level, _ENDS),
+    "GPTNeoX": TokenizerClass(pipelines.normalised_byte_level, {**_ENDS, "pad_token": "<|padding|>"}),
     "Whisper": TokenizerClass(pipelines.byte_level, _ENDS, SAID, ("eos_token",)),
     "Roberta": TokenizerClass(pipelines.byte_level, _ROBERTA, ("cls_token",), ("sep_token",)),
     "CLIP": TokenizerClass(pipelines.clip, _CLIP, ("bos_token",), ("eos_token",), "</w>"),
@@ -47,7 +48,13 @@ _OF_MODELS = {
     **{"gpt2": "GPT2", "whisper": "Whisper", "roberta": "Roberta", "longformer": "Roberta", "clip": "CLIP"},
     **{"bert": "Bert", "distilbert": "Bert", "blip": "Bert", "t5": "T5", "mt5": "T5", "switch_transformers": "T5"},
     **{"llama": "Llama", "mixtral": "Llama", "marian": "Marian", "clip_text_model": "CLIP"},
-    **{"siglip": "Siglip", "siglip_text_model": "Siglip", "big_bird": "BigBird"},
+    **{
+        "gpt_neox": "GPTNeoX",
+        "mamba": "GPTNeoX",
+        "siglip": "Siglip",
+        "siglip_text_model": "Siglip",
+        "big_bird": "BigBird",
+    },
 }
 _PLAIN = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend")
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

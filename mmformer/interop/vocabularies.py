@@ -62,6 +62,8 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
     config, settings = _json(folder, "config.json"), _json(folder, "tokenizer_config.json")
     generation = config | {name: v for name, v in _json(folder, "generation_config.json").items() if v is not None}
     kind = kind_of(config, settings)
+    if kind == "Llama" and b'"ByteLevel"' in files.get("tokenizer.json", b""):
+        kind = ""  # Llama 3's kind by the name of Llama 2's, as transformers sees it too
     if "source.spm" in files:
         return _marian(files, settings, config, generation, side, clean)
     if kind == "Siglip":

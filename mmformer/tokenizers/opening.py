@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def open_vocabulary(path: str | os.PathLike[str], ids: SpecialIds | None = None)
     return from_content(content, ids or SpecialIds(), str(path))
 
 
+@functools.lru_cache(maxsize=4)  # a large one takes a second, and every part that reads texts asks for it
 def from_content(content: bytes, ids: SpecialIds, origin: str = "the vocabulary") -> PublishedVocabulary:
     """One that came with a model from elsewhere, from what its file holds."""
     archive = unpack(content, origin)

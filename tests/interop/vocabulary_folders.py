@@ -69,6 +69,10 @@ def roberta(folder: Path) -> Path:
     return write(folder, config__json={"model_type": "roberta"}, **files, **made)
 
 
+def neo_x(folder: Path) -> Path:
+    return write(folder, config__json={"model_type": "mamba"}, **lists(byte_level("<|endoftext|>", "<|padding|>")))
+
+
 def clip(folder: Path) -> Path:
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -132,7 +136,7 @@ def llama(folder: Path, **settings: Any) -> Path:
     return write(folder, config__json={"model_type": "llama"}, tokenizer_config__json=settings, tokenizer__model=model)
 
 
-def llama3(folder: Path) -> Path:
+def llama3(folder: Path, named: str = "PreTrainedTokenizerFast") -> Path:
     """A tokenizer.json alone: a split of its own, tokens added behind, and bos before a text."""
     tokenizer = byte_level(size=1000)
     pattern = (
@@ -147,7 +151,7 @@ def llama3(folder: Path) -> Path:
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", first)]
     )
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": named,
         "bos_token": "<|begin_of_text|>",
         "eos_token": "<|eot_id|>",
         "clean_up_tokenization_spaces": True,
@@ -216,6 +220,8 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "gpt2": gpt2,
     "gpt2 saved": saved(gpt2),
     "roberta": roberta,
+    "neo x": neo_x,
+    "neo x saved": saved(neo_x),
     "clip": clip,
     "clip saved": saved(clip),
     "bert": bert,
@@ -227,6 +233,7 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "llama": llama,
     "llama saved": saved(llama),
     "llama3": llama3,
+    "llama3 as llama": lambda folder: llama3(folder, "LlamaTokenizer"),
     "whisper": whisper,
     "whisper saved": saved(whisper),
     "marian": marian,
