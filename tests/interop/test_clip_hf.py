@@ -173,8 +173,8 @@ def test_what_older_weights_and_configs_have_beside(case: Case, tmp_path: Path) 
         ("vision_config", {"num_channels": 1}, "vision_config.num_channels 1, but .* is 3"),
         (
             "vision_config",
-            {"image_size": [32, 30]},
-            r"image_size \[32, 30\] and .*patch_size 8, but .* leaves the same",
+            {"image_size": [32, 40]},
+            r"image_size \[32, 40\] and .*patch_size 8, but .* that is one number",
         ),
         ("vision_config", {"use_rope": True}, "vision_config.use_rope True, which mmformer does not know"),
         ("vision_config", {"image_size": 40}, "the file has vision_model.embeddings.position_embedding.weight"),
