@@ -69,6 +69,10 @@ def with_pictures(spec: ModelSpec, found: Found, notes: list[str]) -> tuple[Mode
         notes.append("nothing says how pictures are prepared: the bundle takes normalised values only")
         return spec, None
     data = to_data(spec)
+    if family.resizes is not None:
+        patch = plain.get(data, f"{family.picture}.patch")
+        plain.put(data, f"{family.resizes}.sizes", [side // patch for side in reading.transform.size])
+        plain.put(data, f"{family.picture}.remainder", reading.transform.size[0] % patch)
     _require_size(reading, data, found)
     for name, value in (("mean", reading.mean), ("std", reading.std)):
         plain.put(data, f"{family.picture}.{name}", list(value))

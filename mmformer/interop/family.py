@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from mmformer import resources
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.errors import InputError
@@ -59,12 +61,15 @@ class Layout:
         without: dotted paths of the template that this class has not: ``heads.language``, say.
         words: what other words in braces stand for in the names of rules.
         mark: what a name begins with that only weights of this layout have, where a class was kept in several.
+        unread: patterns of names that its weights may have besides, and that the class does not read (BERT's were
+            trained with more heads than one).
     """
 
     prefix: str = ""
     without: tuple[str, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
     mark: str = ""
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,13 @@ class Family:
             has several; the first is what goes out by default.
         fields: config ↔ spec.
         rules: parameters, for a config that is complete.
+        seen: a config, with what it does not say and the weights show.
         defaults: what the library means where a config says nothing, or null; callables get the config.
         ignored: patterns of keys that change nothing of what is computed.
         text: the paths of the TextTokensSpecs whose vocabulary a folder's is.
         clean: what the library does to a text before its vocabulary sees it (open_clip); None: nothing.
+        resizes: the path of positions that its library resizes, in each pass, to the size that pictures have: the
+            config has the size that they were learned at, and the files beside it say the other; None: they are one.
         picture: the path of the image tokenizer whose mean and std a folder's preprocessing has.
         sound: the path of the audio tokenizer that a folder's preprocessing describes.
         classes: the paths of the heads whose classes ``id2label`` names.
@@ -94,10 +102,12 @@ class Family:
     layouts: Mapping[str, Layout]
     fields: tuple[Field, ...]
     rules: Callable[[Data], Sequence[Rule]]
+    seen: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Data] = lambda config, _: dict(config)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     clean: Cleaning | None = None
+    resizes: str | None = None
     picture: str | None = None
     sound: str | None = None
     classes: tuple[str, ...] = ()
@@ -180,6 +190,7 @@ class Family:
         text = ("vocabulary", "begin", "end", "prefix_space", "ids")
         found = [f"{path}.{name}" for path in self.text for name in text]
         found += [f"{self.picture}.{name}" for name in ("mean", "std") if self.picture]
+        found += [f"{self.resizes}.sizes", f"{self.picture}.remainder"] if self.resizes else []
         sound = ("rate", "window", "hop", "lowest", "highest", "mean", "std")
         return found + [f"{self.sound}.{name}" for name in sound if self.sound]
 

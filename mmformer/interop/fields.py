@@ -73,6 +73,17 @@ def fixed(key: str, value: Any) -> Field:
     return Field((key,), (), read, lambda: [value])
 
 
+def always(path: str, value: Any) -> Field:
+    """What our spec has to say, for theirs computes it in no other way, and no key says it."""
+
+    def write(found: Any) -> Sequence[Any]:
+        if found != value:
+            raise ValueError(f"{value!r}")
+        return []
+
+    return Field((), (path,), lambda: [value], write)
+
+
 ACTIVATIONS: Mapping[str, Named] = {
     "gelu": Named("GELUFeedForwardSpec", {"approximate": "none"}),
     "gelu_new": Named("GELUFeedForwardSpec", {"approximate": "tanh"}),

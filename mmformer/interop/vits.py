@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+
+import torch
 
 from mmformer.interop.fields import Field, fixed, same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, joined, viewed
 from mmformer.interop.rules import same as named
-from mmformer.interop.towers import grid_field, patches, places
+from mmformer.interop.towers import patches, read_grid, write_grid
 
 STACK, IMAGE = "stacks.image", "encoders.image"
 
@@ -19,8 +21,8 @@ DEFAULTS = {
 }
 
 
-def fields(dropout: Sequence[str] = (f"{STACK}.layer.dropout", f"{STACK}.input_dropout")) -> tuple[Field, ...]:
-    """What all of their configs say; ``dropout`` is where ``hidden_dropout_prob`` goes."""
+def fields(*dropout: str) -> tuple[Field, ...]:
+    """What all of their configs say but for the grid; ``dropout`` is where ``hidden_dropout_prob`` goes."""
     return (
         same("hidden_size", f"{STACK}.width"),
         same("num_hidden_layers", f"{STACK}.depth"),
@@ -28,27 +30,43 @@ def fields(dropout: Sequence[str] = (f"{STACK}.layer.dropout", f"{STACK}.input_d
         same("layer_norm_eps", f"{STACK}.layer.norm.eps"),
         same("attention_probs_dropout_prob", f"{STACK}.layer.mixer.dropout"),
         same("hidden_dropout_prob", *dropout),
-        grid_field(""),
         fixed("num_channels", 3),
         fixed("qkv_bias", True),
     )
 
 
-def embedding_rules(config: Data, special: Sequence[str], rows: int) -> list[Rule]:
+def grid_field() -> Field:
+    """How many patches there are."""
+    paths = (f"{IMAGE}.tokenizer.patch", f"{STACK}.position.sizes", f"{IMAGE}.tokenizer.remainder")
+    return Field(("image_size", "patch_size"), paths, read_grid, write_grid)
+
+
+def embedding_rules(config: Data, special: dict[str, int], rows: int) -> list[Rule]:
     """Patches, special tokens and positions.
 
     Args:
-        special: the special tokens, by their names.
+        special: the special tokens' names, and how many each is.
         rows: how many of them have a row among the positions.
     """
     embeddings, width = "{base}embeddings", config["hidden_size"]
+    places = math.prod(read_grid(config["image_size"], config["patch_size"])[1])
     return [
-        joined(f"{IMAGE}.special", [f"{embeddings}.{name}" for name in special], shape=(1, 1, width)),
+        special_rule({f"{embeddings}.{name}": number for name, number in special.items()}, width),
         patches(f"{embeddings}.patch_embeddings.projection.weight", width, config["patch_size"]),
         named(f"{IMAGE}.tokenizer.projection.bias", f"{embeddings}.patch_embeddings.projection.bias"),
-        viewed(f"{STACK}.position.weight", f"{embeddings}.position_embeddings", (1, places(config) + rows, width)),
+        viewed(f"{STACK}.position.weight", f"{embeddings}.position_embeddings", (1, places + rows, width)),
         named(f"{STACK}.norm.{{p}}", "{base}layernorm.{p}"),
     ]
+
+
+def special_rule(numbers: dict[str, int], width: int) -> Rule:
+    """Their special tokens, each name with so many, as ours: one after the other."""
+    return Rule(
+        (f"{IMAGE}.special",),
+        tuple(numbers),
+        lambda found, _: [torch.cat([part.reshape(-1, width) for part in found])],
+        lambda made: [part[None] for part in torch.split(made[0], list(numbers.values()))],
+    )
 
 
 def attention_rules(layer: str, theirs: str) -> list[Rule]:

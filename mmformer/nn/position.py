@@ -100,6 +100,7 @@ class LearnedPositionSpec(PositionSpec):
             nothing is added (DINOv2's registers; 0 is timm's ``no_embed_class``).
         learned: sizes of the table that is learned, which each pass resizes to ``sizes`` (bicubic over two axes, linear
             over one): weights that were trained at one size serve another. None: as ``sizes``.
+        antialias: whether a table that shrinks is smoothed first (timm; DINOv2's own code does not).
     """
 
     cost: ClassVar[str] = "L·D"
@@ -109,6 +110,7 @@ class LearnedPositionSpec(PositionSpec):
     sizes: tuple[int, ...] = (512,)
     learned: tuple[int, ...] | None = None
     special: int = 1
+    antialias: bool = True
 
     def __post_init__(self) -> None:
         require_axes(self, self.axes)
@@ -132,7 +134,7 @@ class LearnedPosition(Position):
     def __init__(self, spec: LearnedPositionSpec, width: int) -> None:
         super().__init__()
         self.axes, self.sizes, self.special = spec.axes, spec.sizes, spec.special
-        self.learned = spec.learned or spec.sizes
+        self.learned, self.antialias = spec.learned or spec.sizes, spec.antialias
         self.weight = nn.Parameter(torch.empty(spec.special + math.prod(self.learned), width))  # special tokens first
         self.reset_parameters()
 
@@ -155,7 +157,7 @@ class LearnedPosition(Position):
         if self.learned == self.sizes:
             return self.weight
         special, places = self.weight[: self.special], self.weight[self.special :]
-        return torch.cat((special, resample(places, self.learned, self.sizes)))
+        return torch.cat((special, resample(places, self.learned, self.sizes, self.antialias)))
 
     def resized(self, weight: Tensor, spec: PositionSpec) -> Tensor | None:
         if not isinstance(spec, LearnedPositionSpec) or len(self.axes) > 2:
@@ -163,7 +165,7 @@ class LearnedPosition(Position):
         if (spec.axes, spec.special) != (self.axes, self.special):
             return None
         special, places = weight[: self.special], weight[self.special :]
-        return torch.cat((special, resample(places, spec.learned or spec.sizes, self.learned)))
+        return torch.cat((special, resample(places, spec.learned or spec.sizes, self.learned, self.antialias)))
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ def require_inside(position: Position, axes: tuple[int, ...], sizes: tuple[int, 
             )
 
 
-def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    """A table over a grid, for a grid of other sizes: bicubic over two axes, linear over one, antialiased.
+def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], antialias: bool = True) -> Tensor:
+    """A table over a grid, for a grid of other sizes: bicubic over two axes, linear over one.
 
     As ``resample_abs_pos_embed`` of timm does.
 
@@ -270,6 +272,7 @@ def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tenso
         table: (product of old) D.
         old: sizes of its grid, of one or two axes.
         new: sizes of the grid that is wanted.
+        antialias: smooth what shrinks.
     """
     if old == new:
         return table
@@ -277,5 +280,5 @@ def resample(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tenso
     precise = table.to(exact_dtype(table))
     grid = precise.T.reshape(1, -1, height, width)  # 1 D height width
     mode = "bicubic" if len(old) == 2 else "bilinear"  # over one row, bilinear is linear
-    grid = F.interpolate(grid, (1, *new)[-2:], mode=mode, antialias=True)
+    grid = F.interpolate(grid, (1, *new)[-2:], mode=mode, antialias=antialias)
     return grid[0].flatten(1).T.to(table.dtype)

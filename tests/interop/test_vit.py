@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from mmformer.errors import InputError
 from mmformer.interop.importing import import_model
 from mmformer.models.model import Model
+from mmformer.tokenizers.image import ImagePatches
 from mmformer.types import Batch, Outputs
 
 transformers = pytest.importorskip("transformers", reason="the reference")
@@ -55,7 +57,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def classes_of(made: Outputs) -> Tensor:
     """Those of the only head, or of the mean of two."""
-    return made.logits.get("classes", made.logits.get("own"))
+    return made.logits["classes" if "classes" in made.logits else "own"]
 
 
 def test_classes(case: Case, tmp_path: Path) -> None:
@@ -91,12 +93,35 @@ def test_tokens_and_the_pooler(kind: str, tmp_path: Path) -> None:
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", type(case.reference).from_pretrained)
 
 
+def test_a_trunk_without_the_pooler(tmp_path: Path) -> None:
+    """DINO's were published so."""
+    reference = transformers.ViTModel(transformers.ViTConfig(**SIZES), add_pooling_layer=False)
+    case = saved(reference, tmp_path / "in")
+    model = imported(case, tmp_path / "bundle").model
+    assert model.spec.encoders["image"].embedding is None
+    with torch.no_grad():
+        own = reference(normalised()).last_hidden_state
+    tokenizer = model.encoders["image"].tokenizer
+    assert isinstance(tokenizer, ImagePatches)
+    tokenizer.spec = dataclasses.replace(
+        tokenizer.spec, mean=tuple(MEAN), std=tuple(STD)
+    )  # no file beside it says them
+    with torch.no_grad():
+        close(outputs(model).embedding["image"], own[:, 0], measured="embeddings")
+    check_round_trip(
+        case,
+        tmp_path / "bundle",
+        tmp_path / "out",
+        lambda folder: transformers.ViTModel.from_pretrained(folder, add_pooling_layer=False),
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"qkv_bias": False}, "qkv_bias False, but .* is True"),
         ({"num_channels": 1}, "num_channels 1, but .* is 3"),
-        ({"image_size": [24, 32]}, r"image_size \[24, 32\] and .* is squares"),
+        ({"image_size": [24, 32]}, "is for pictures of 24x32, but the files beside it make them 24x24"),
         ({"pooler_output_size": 8}, "pooler_output_size 8, but .* a pooler_output_size that is hidden_size"),
         ({"image_size": 32}, "is for pictures of 32x32, but the files beside it make them 24x24"),
         ({"hidden_act": "mish"}, "hidden_act 'mish', but .* one of 'gelu'"),

@@ -10,6 +10,7 @@ import torch
 from contract import PLACES, POSITIONS, Inputs, make_stack
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mmformer.errors import InputError
@@ -169,6 +170,18 @@ def test_tables_are_resized_as_timm_does(old: tuple[int, int], new: tuple[int, i
     table = torch.randn(old[0] * old[1], 6, generator=torch.Generator().manual_seed(0))
     expected = resample_abs_pos_embed(table[None], list(new), list(old), num_prefix_tokens=0)
     assert_close(resample(table, old, new), expected[0], rtol=0, atol=1e-6)
+
+
+def test_without_antialiasing_a_shrunk_table_skips_places() -> None:
+    """As DINOv2's positions are, for pictures of another size than those that it learned from."""
+    table = torch.randn(14 * 14, 6, generator=torch.Generator().manual_seed(0))
+    image = table.T.reshape(1, 6, 14, 14)
+    expected = F.interpolate(image, (7, 9), mode="bicubic", align_corners=False)[0].flatten(1).T
+    assert_close(resample(table, (14, 14), (7, 9), antialias=False), expected)
+    spec = LearnedPositionSpec((1, 2), (7, 9), (14, 14), special=0, antialias=False)
+    module = spec.build(6, None)
+    module.load_state_dict({"weight": table})
+    assert_close(module.embed(torch.zeros(1, 63, 6), grid(7, 9))[0], expected)
 
 
 def test_tables_of_one_axis_are_resized_linearly() -> None:

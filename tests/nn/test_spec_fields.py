@@ -236,6 +236,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "sizes": Change((8,), PARAMETERS),
         "learned": Change((8,), PARAMETERS),
         "special": Change(0, PARAMETERS),
+        "antialias": Change(False, OUTPUT, {"sizes": (9,), "learned": (24,)}),
     },
     SinusoidalPositionSpec: {"axes": Change((1, 2), OUTPUT), "base": Change(100.0, OUTPUT)},
     RotaryPositionSpec: {
@@ -298,7 +299,7 @@ FIELDS: dict[type, dict[str, Change]] = {
     HaltingSpec: {"threshold": Change(0.3, OUTPUT), "ponder_cost": Change(0.5, ASKED)},
     GPT2InitialisationSpec: {"std": Change(0.1, START)},
     TruncatedNormalInitialisationSpec: {"std": Change(0.1, START)},
-    T5InitialisationSpec: {"factor": Change(0.5, START)},
+    T5InitialisationSpec: {"factor": Change(0.5, START), "head_width": Change(16, START)},
     XavierInitialisationSpec: {},
     ZeroResidualInitialisationSpec: {},
     DeepNormInitialisationSpec: {},

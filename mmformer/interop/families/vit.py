@@ -23,7 +23,8 @@ def _read_pooler(width: int, pooled: int) -> Sequence[Any]:
 
 
 _FIELDS = (
-    *vits.fields(),
+    *vits.fields(f"{STACK}.layer.dropout", f"{STACK}.input_dropout"),
+    vits.grid_field(),
     same("intermediate_size", f"{STACK}.layer.feedforward.hidden_width"),
     choice("hidden_act", ACTIVATIONS, f"{STACK}.layer.feedforward"),
     choice("pooler_act", {"tanh": "tanh", "linear": "none"}, f"{IMAGE}.projection.activation"),
@@ -38,7 +39,7 @@ _DEFAULTS = {
 
 def _rules(config: Data, *special: str) -> list[Rule]:
     return [
-        *vits.embedding_rules(config, special, len(special)),
+        *vits.embedding_rules(config, dict.fromkeys(special, 1), len(special)),
         *vits.layer_rules(),
         named(f"{IMAGE}.projection.0.{{p}}", "{base}pooler.dense.{p}"),
     ]
@@ -50,7 +51,8 @@ VIT = Family(
     template="vit.yaml",
     layouts={
         "ViTForImageClassification": Layout("vit.", without=_POOLER),
-        "ViTModel": Layout(without=("heads.classes",)),
+        "ViTModel": Layout(without=("heads.classes", *_POOLER)),
+        "ViTModel pooled": Layout(without=("heads.classes",), mark="pooler."),
     },
     fields=_FIELDS,
     rules=lambda config: [*_rules(config, "cls_token"), named("heads.classes.projection.{p}", "classifier.{p}")],
@@ -69,7 +71,8 @@ DEIT = Family(
         "DeiTForImageClassification": Layout(
             "deit.", without=(*_POOLER, "heads.taught", "heads.classes"), words={"own": "classifier"}
         ),
-        "DeiTModel": Layout(without=("heads.own", "heads.taught", "heads.classes")),
+        "DeiTModel": Layout(without=("heads.own", "heads.taught", "heads.classes", *_POOLER)),
+        "DeiTModel pooled": Layout(without=("heads.own", "heads.taught", "heads.classes"), mark="pooler."),
     },
     fields=_FIELDS,
     rules=lambda config: [
