@@ -1,0 +1,109 @@
+"""Mamba: the way in, the numbers of transformers' own, the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
+
+from mmformer.errors import InputError
+from mmformer.interop.importing import import_model
+from mmformer.models.logits import text_logits, text_of
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SIZES: dict[str, Any] = {
+    **{"hidden_size": 32, "num_hidden_layers": 3, "state_size": 6, "vocab_size": 99},
+    **{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+}
+CASES: dict[str, dict[str, Any]] = {
+    "mamba": {},
+    "other_sizes": {
+        **{"expand": 3, "conv_kernel": 3, "time_step_rank": 5, "use_bias": True, "use_conv_bias": False},
+        **{"layer_norm_epsilon": 1e-3, "tie_word_embeddings": False, "time_step_min": 0.01},
+    },
+}
+IDS = torch.randint(3, 99, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    config = transformers.MambaConfig(**SIZES | CASES[request.param])
+    return saved(transformers.MambaForCausalLM(config), tmp_path_factory.mktemp(request.param))
+
+
+def test_logits(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        close(model.logits(IDS), case.reference(IDS).logits, measured="logits")
+
+
+def test_padded_rows(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
+    with torch.no_grad():
+        theirs = case.reference(IDS, attention_mask=valid.long()).logits
+    close(model.logits(IDS, valid=valid)[valid], theirs[valid], measured="logits")
+
+
+def test_rows_padded_on_the_left(tmp_path: Path) -> None:
+    case = saved(transformers.MambaForCausalLM(transformers.MambaConfig(**SIZES)), tmp_path / "in")
+    model = imported(case, tmp_path / "bundle")
+    valid = torch.arange(11) >= torch.tensor([[0], [4], [8]])
+    with torch.no_grad():
+        theirs = case.reference(IDS, attention_mask=valid.long()).logits
+    close(model.logits(IDS, valid=valid)[valid], theirs[valid], measured="logits")
+
+
+def test_gradients(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle").model.train()
+    check_gradients(text_logits(model, None, text_of(IDS), None, {}), model, case.reference.train()(IDS).logits, case)
+    case.reference.eval()
+
+
+def test_the_way_out(case: Case, tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.MambaForCausalLM.from_pretrained)
+
+
+def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
+    case = saved(transformers.MambaModel(transformers.MambaConfig(**SIZES)), tmp_path / "in")
+    imported(case, tmp_path / "bundle")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.MambaModel.from_pretrained)
+
+
+def test_writing(case: Case, tmp_path: Path) -> None:
+    check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4])
+
+
+@pytest.mark.slow
+def test_full_depth(tmp_path: Path) -> None:
+    """The largest's 64 layers, narrow."""
+    config = transformers.MambaConfig(**SIZES | {"num_hidden_layers": 64})
+    case = saved(transformers.MambaForCausalLM(config), tmp_path / "in")
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        close(model.logits(IDS), case.reference(IDS).logits, 1e-4, measured="logits, full depth")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_act": "gelu"}, "has hidden_act 'gelu', but .* is 'silu'"),
+        ({"intermediate_size": 60}, "intermediate_size 60, but .* a whole multiple of hidden_size"),
+        ({"expand": 1.5}, "expand 1.5 .* a whole multiple"),
+        ({"expand": 3, "intermediate_size": 96}, "the file has .* but the config asks for"),
+        ({"num_heads": 4}, "has num_heads 4, which mmformer does not know"),
+        ({"use_bias": True}, "missing: backbone.layers.0.mixer.in_proj.bias"),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    saved(transformers.MambaForCausalLM(transformers.MambaConfig(**SIZES)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
