@@ -15,6 +15,7 @@ from mmformer.errors import InputError
 from mmformer.models.head import Source
 from mmformer.models.insertion import content, inserted
 from mmformer.models.projection import ProjectionSpec
+from mmformer.models.transform import TransformSpec
 from mmformer.nn.cross_entropy import linear_cross_entropy
 from mmformer.nn.packing import pack, pack_beside
 from mmformer.nn.stack import Stack
@@ -45,6 +46,7 @@ class DecoderSpec:
             tied to them as well, one matrix serves three (Vaswani et al. 2017, §3.4).
         tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
         logit_scale: factor on the tokens that logits are made of: width^-½ in T5's first models.
+        transform: what stands between the tokens and their logits (BLIP, whose decoder is made of BERT); None: nothing.
         logit_bias: add a learned number to each id's logits, 0 at first.
         chunk: tokens whose logits over the vocabulary are held at once in training.
         smoothing: in training, the share of each target that is spread over the whole vocabulary (Vaswani et al. 2017,
@@ -66,6 +68,7 @@ class DecoderSpec:
     bridge: ProjectionSpec = ProjectionSpec(bias=True)
     content: bool = False
     placeholder: int | None = None
+    transform: TransformSpec | None = None
 
     def __post_init__(self) -> None:
         ends = self.tokenizer.end and not self.tokenizer.begin
@@ -120,6 +123,7 @@ class Decoder(nn.Module):
         self.bridges = nn.ModuleDict({name: spec.bridge.build(sources[name].tokens, width) for name in bridged})
         self.special = {name: sources[name].special if spec.content else 0 for name in spec.reads}
         self.output = None if spec.tied else nn.Linear(width, len(self.tokenizer.table), bias=False)
+        self.transform = None if spec.transform is None else spec.transform.build(width)
         self.logit_bias = nn.Parameter(torch.empty(self.tokenizer.size)) if spec.logit_bias else None
         self.reset_parameters()
 
@@ -182,7 +186,7 @@ class Decoder(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """... D -> ... V."""
-        return F.linear(self._scaled(x), self.pieces, self.logit_bias)
+        return F.linear(self._transformed(x), self.pieces, self.logit_bias)
 
     def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
@@ -192,7 +196,7 @@ class Decoder(nn.Module):
         if self.spec.placeholder is not None:
             real = real & (text.ids != self.spec.placeholder)
         smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
-        x, right = self._scaled(decoded.x[real]), text.ids[real]
+        x, right = self._transformed(decoded.x[real]), text.ids[real]
         total = linear_cross_entropy(x, self.pieces, right, self.spec.chunk, smoothing, self.logit_bias)
         return LossTerm(total, real.sum().float()), decoded
 
@@ -210,7 +214,8 @@ class Decoder(nn.Module):
         valid = None if text.valid is None else F.pad(text.valid, (number, 0), value=True)
         return Text(ids, text.lengths + number, valid, None if text.types is None else F.pad(text.types, (number, 0)))
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def _transformed(self, x: Tensor) -> Tensor:
+        x = x if self.transform is None else self.transform(x)
         return x if self.spec.logit_scale == 1 else x * self.spec.logit_scale
 
     def _bridged(self, name: str, tokens: Tokens) -> Tokens:

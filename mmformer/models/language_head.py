@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.models.head import Head, HeadOutput, HeadSpec, Source
-from mmformer.nn.norm import LayerNormSpec, NormSpec
-from mmformer.spec import require
+from mmformer.models.transform import TransformSpec
 from mmformer.tokenizers.text import TextTokens
 from mmformer.types import Batch, Outputs
 
@@ -26,20 +25,14 @@ class LanguageHeadSpec(HeadSpec):
     Attributes:
         encoder: the text encoder whose tokens it reads.
         tied: the products are with that encoder's token embeddings; False: with a matrix of its own.
-        activation: after the linear map; ``gelu_tanh`` is the GELU by its approximation.
-        norm: after the activation.
+        transform: what stands before that.
     """
 
     writes: ClassVar[bool] = True
 
     encoder: str
     tied: bool = True
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
-    norm: NormSpec = field(default_factory=LayerNormSpec)
-
-    def __post_init__(self) -> None:
-        known = ("gelu", "gelu_tanh", "relu")
-        require(self.activation in known, self, "activation", f"one of {', '.join(map(repr, known))}")
+    transform: TransformSpec = field(default_factory=TransformSpec)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -62,8 +55,7 @@ class LanguageHead(Head):
     def __init__(self, spec: LanguageHeadSpec, source: Source, owner: TextTokens) -> None:
         super().__init__()
         self.spec, self.special, self.size = spec, source.special, owner.size
-        self.dense = nn.Linear(source.tokens, source.tokens)
-        self.norm = spec.norm.build(source.tokens)
+        self.transform = spec.transform.build(source.tokens)
         self.output = None if spec.tied else nn.Linear(source.tokens, len(owner.table), bias=False)
         self.bias = nn.Parameter(torch.empty(owner.size))  # V
         self._owner = (owner,)  # in a tuple: its table is registered there, and only there
@@ -79,11 +71,5 @@ class LanguageHead(Head):
 
     def logits(self, x: Tensor) -> Tensor:
         """B L D -> B L V."""
-        x = self.norm(self._activate(self.dense(x)))
         weight = self._owner[0].table if self.output is None else self.output.weight
-        return F.linear(x, weight[: self.size], self.bias)
-
-    def _activate(self, x: Tensor) -> Tensor:
-        if self.spec.activation == "relu":
-            return F.relu(x)
-        return F.gelu(x, approximate="tanh" if self.spec.activation == "gelu_tanh" else "none")
+        return F.linear(self.transform(x), weight[: self.size], self.bias)

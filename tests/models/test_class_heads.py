@@ -19,6 +19,7 @@ from mmformer.models.exits import EarlyExitHeadSpec
 from mmformer.models.head import ClassificationHeadSpec, HeadSpec, MeanLogitsHeadSpec
 from mmformer.models.language_head import LanguageHead, LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
+from mmformer.models.transform import TransformSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.norm import LayerNormSpec, RMSNormSpec
@@ -147,7 +148,7 @@ def test_a_mean_of_heads_is_deits() -> None:
 
 
 def words(tied: bool = True, **more: Any) -> LanguageHeadSpec:
-    return LanguageHeadSpec("text", tied=tied, norm=LayerNormSpec(eps=0.2), **more)
+    return LanguageHeadSpec("text", tied=tied, transform=TransformSpec(norm=LayerNormSpec(eps=0.2), **more))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -156,12 +157,12 @@ def test_language_logits_are_products_with_the_table(tied: bool, activation: Any
     model, batch = build(spec(w=words(tied, activation=activation))), tiny_batch(TEXTS)
     outputs, module, tokens = model(batch), model.heads["w"], model.encoders["text"].tokenizer
     assert isinstance(module, LanguageHead)
-    x = linear(module, "dense", outputs.tokens["text"].x[:, 1:])
+    x = linear(module.transform, "dense", outputs.tokens["text"].x[:, 1:])
     if activation == "gelu_tanh":
         x = x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     else:
         x = ACTIVATIONS[activation](x)
-    x = normed(module, x, 0.2)
+    x = normed(module.transform, x, 0.2)
     table = tokens.weight if tied else module.output.weight  # type: ignore[union-attr]
     assert isinstance(table, Tensor)
     size = tokens.size  # type: ignore[union-attr]
@@ -176,7 +177,11 @@ def test_a_tied_table_is_registered_once_and_gets_both_gradients() -> None:
     model = build(spec(w=words()))
     names = [name for name, _ in model.named_parameters()]
     assert [name for name in names if name.startswith("heads.w.")] == [
-        f"heads.w.{name}" for name in ("bias", "dense.weight", "dense.bias", "norm.weight", "norm.bias")
+        f"heads.w.{name}"
+        for name in (
+            "bias",
+            *(f"transform.{part}" for part in ("dense.weight", "dense.bias", "norm.weight", "norm.bias")),
+        )
     ]
     outputs = model(tiny_batch(["red"])._replace(image=None))
     outputs.logits["w"][..., 100].sum().backward()

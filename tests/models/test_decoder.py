@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mmformer.models.decoder import DecoderSpec, concatenate
+from mmformer.models.transform import TransformSpec
+from mmformer.nn.norm import LayerNormSpec
 from mmformer.tokenizers.vocabulary import VocabularySpec
 
 # ------------------------------------------------------------------------------------------------- what it learns
@@ -46,6 +48,17 @@ def test_smoothing_is_of_training_alone() -> None:
     ids = torch.tensor([wanted for row in ROWS for wanted in row])
     wanted = F.cross_entropy(decoder(plain).logits(x), ids, reduction="sum", label_smoothing=0.2)
     assert_close(trained.total, wanted)
+
+
+def test_logits_may_be_made_of_what_a_transform_makes_of_tokens() -> None:
+    norm = LayerNormSpec(eps=0.3)
+    model, read = build(spec("cross", transform=TransformSpec("relu", norm), logit_scale=0.7)), memory()
+    writer = decoder(model)
+    x = run(model, [[BOS, 5, 6]], of_row(read, 0)).x
+    inside = writer.transform
+    assert inside is not None
+    made = F.layer_norm(F.relu(inside.dense(x)), (16,), inside.norm.weight, inside.norm.bias, 0.3)  # type: ignore[arg-type]
+    assert_close(writer.logits(x), F.linear(made * 0.7, writer.pieces))
 
 
 @pytest.mark.parametrize("kind", READS)
