@@ -243,8 +243,8 @@ WRONG: list[tuple[Any, str]] = [
         "model.heads.m.encoder is 'text', but that of its head 'k' is 'image'.",
     ),
     (
-        lambda: LanguageHeadSpec("text", activation="tanh"),  # type: ignore[arg-type]
-        "LanguageHeadSpec.activation must be one of 'gelu', 'gelu_tanh', 'relu', but is 'tanh'.",
+        lambda: TransformSpec("tanh"),  # type: ignore[arg-type]
+        "TransformSpec.activation must be one of 'gelu', 'gelu_tanh', 'relu', but is 'tanh'.",
     ),
     (
         lambda: spec(w=LanguageHeadSpec("image")),
