@@ -11,11 +11,13 @@ from mmformer.errors import InputError
 from mmformer.interop import pipelines
 from mmformer.interop.pipelines import Files, Settings, added_token, text_of
 from mmformer.interop.tokenizer_classes import CLASSES, NAMED, SAID, SIGLIP, T5, TokenizerClass, kind_of
+from mmformer.models.model import ModelSpec
 from mmformer.tokenizers.archive import Options, Side, pack, unpack
 from mmformer.tokenizers.cleaning import Cleaning
 from mmformer.tokenizers.marian import processor_of
 from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.special import SpecialIds
+from mmformer.tokenizers.text import TextTokensSpec
 from tokenizers import Tokenizer
 
 LISTS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "source.spm")
@@ -120,6 +122,15 @@ def write_folder(vocabulary: bytes, folder: Path) -> list[str]:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return list(files)
+
+
+def write_vocabularies(spec: ModelSpec, folder: Path) -> list[str]:
+    """The same of every vocabulary of a model that came from elsewhere; its own kind has no such files."""
+    reads = [part.tokenizer for part in spec.encoders.values() if isinstance(part.tokenizer, TextTokensSpec)]
+    named = [tokenizer.vocabulary for tokenizer in (*reads, *(part.tokenizer for part in spec.decoders.values()))]
+    paths = sorted({path for path in named if path is not None and Path(path).suffix == ".zip"})
+    written = [write_folder(Path(path).read_bytes(), folder) for path in paths]
+    return sorted({name for names in written for name in names})
 
 
 def _found(

@@ -15,6 +15,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from mmformer.errors import InputError
@@ -109,6 +110,9 @@ def unpack(content: bytes, origin: str = "the vocabulary") -> Archive:
         raise InputError(f"{origin} has no vocabulary.json: it is no vocabulary, or was damaged.")
     published = {name: file for name, file in members.items() if name.startswith(_PUBLISHED)}
     published = {name.removeprefix(_PUBLISHED): file for name, file in published.items()}
+    for name in published:  # an export writes them into a folder: anything else could reach out of it
+        if Path(name).name != name or name == "..":
+            raise InputError(f"{origin} has a file named {name!r}, which is no plain name: it is no vocabulary.")
     return Archive(content, options, members.get("vocabulary.json"), published)
 
 

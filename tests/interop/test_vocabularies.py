@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import pickle
 import unicodedata
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +22,10 @@ from vocabulary_texts import WRITTEN, texts
 import mmformer
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
-from mmformer.interop.vocabularies import FoundVocabulary, from_folder, from_open_clip, write_folder
+from mmformer.interop.vocabularies import FoundVocabulary, from_folder, from_open_clip, write_folder, write_vocabularies
 from mmformer.models.model import ModelSpec
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary
-from mmformer.tokenizers.archive import unpack
+from mmformer.tokenizers.archive import Options, pack, unpack
 from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
@@ -320,6 +322,14 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, pairs: Callable[[str], Pai
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=match):
             TextTokensSpec(str(path)).encoder()
+    for name in ("../out", "in/side", ".."):
+        with pytest.raises(InputError, match="which is no plain name"):
+            unpack(pack(Options(), {name: b""}, "{}"))
+    with pytest.raises(InputError, match=r"format version 2, but this mmformer reads up to 1"):
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as archive:
+            archive.writestr("options.json", '{"version": 2, "more": 1}')
+        unpack(made.getvalue())
     with pytest.raises(InputError, match=r"gone.zip cannot be read: No such file"):
         TextTokensSpec(str(tmp_path / "gone.zip")).encoder()
     assert "merges.txt" in unpack(content).published
@@ -402,3 +412,12 @@ def test_a_bundle_without_a_vocabulary_takes_ids(tmp_path: Path) -> None:
     assert torch.allclose(back(batch).embedding["text"], model(batch).embedding["text"], atol=1e-6)
     with pytest.raises(InputError, match="The model takes ids only, not texts"):
         mmformer.load(tmp_path / "bundle").embed(text="a text")
+
+
+def test_a_model_gives_back_the_files_of_all_its_vocabularies(pairs: Callable[[str], Pair], tmp_path: Path) -> None:
+    """Whatever was done to it since: a bundle that was trained on has them in its vocabularies."""
+    folder, found, _, _ = pairs("gpt2")
+    spec = text_model(spec_of(found, tmp_path))
+    assert write_vocabularies(spec, tmp_path) == ["merges.txt", "vocab.json"]
+    assert (tmp_path / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
+    assert write_vocabularies(tiny_model(), tmp_path) == []
