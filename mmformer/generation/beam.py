@@ -19,8 +19,9 @@ from mmformer.types import Text
 class BeamSpec(GenerationSpec):
     """The text with the highest sum of log-probabilities over its length to a power, among those that beams find.
 
-    The length counts eos. The search for an input ends when none of its beams could still become better than the best
-    text that was found, whatever it wrote.
+    A text is found where eos is among the likeliest ways on from all beams, as many of them as there are beams (as in
+    fairseq and transformers): what is unlikely does not end a text. The length counts eos. The search for an input ends
+    when none of its beams could still become better than the best text that was found, whatever it wrote.
 
     Attributes:
         beams: texts for each input side by side.
@@ -90,28 +91,33 @@ class _Search(NamedTuple):
         """Each beam by one id; the search, the ids (B K), and the rows that they follow (B K)."""
         batch, beams = self.score.shape
         total = self.score[..., None] + log_probability.view(batch, beams, -1)  # B K V
-        size = total.shape[2]
-        ended = self
-        if ends:
-            ended = self._keep(total[..., ends].amax(-1) / (written + 1) ** spec.length_penalty)
-            total[..., ends] = float("-inf")
-        score, place = total.flatten(1).topk(beams, dim=1)  # B K
+        size, length = total.shape[2], (written + 1) ** spec.length_penalty
+        # As many more than there are beams as could be eos: C.
+        score, place = total.flatten(1).topk(min(beams * (1 + len(ends)), beams * size), dim=1)  # B C
         parent, chosen = place // size, place % size
+        ending = torch.isin(chosen, torch.tensor(ends, dtype=chosen.dtype, device=chosen.device))
+        found = (score / length).masked_fill(~ending, float("-inf"))[:, :beams]
+        ended = self._keep(found, parent)
+        others = ending.long().sort(dim=1, stable=True).indices[:, :beams]  # B K, the likeliest first
+        score = score.masked_fill(ending, float("-inf")).gather(1, others)
+        parent, chosen = parent.gather(1, others), chosen.gather(1, others)
         history = self.history.gather(1, parent[..., None].expand(-1, -1, self.history.shape[2]))
         history = torch.cat((history, chosen[..., None]), dim=2)
         best_ids = torch.nn.functional.pad(ended.best_ids, (0, 1), value=-1)
         longer = ended._replace(score=score, history=history, best_ids=best_ids)
         # Where an input's texts may grow no longer, its beams count as they are.
         at_end = (self.limit == written + 1)[:, None]  # B 1
-        cut = longer._keep((score / (written + 1) ** spec.length_penalty).masked_fill(~at_end, float("-inf")))
+        each = torch.arange(beams, device=score.device).expand(batch, -1)
+        cut = longer._keep((score / length).masked_fill(~at_end, float("-inf")), each)
         source = torch.arange(batch, device=score.device)[:, None] * beams + parent
         return cut, chosen.flatten(), source.flatten()
 
-    def _keep(self, score: Tensor) -> _Search:
-        """With the best of the beams' texts, scored so (B K), where it is better than the one that is kept."""
+    def _keep(self, score: Tensor, beam: Tensor) -> _Search:
+        """With the best of some texts of these beams, scored so (B K), where it is better than the one that is kept."""
         best, place = score.max(dim=1)
         better = best > self.best_score
-        ids = self.history.gather(1, place[:, None, None].expand(-1, 1, self.history.shape[2]))[:, 0]
+        row = beam.gather(1, place[:, None])
+        ids = self.history.gather(1, row[..., None].expand(-1, 1, self.history.shape[2]))[:, 0]
         return self._replace(
             best_score=torch.where(better, best, self.best_score),
             best_ids=torch.where(better[:, None], ids, self.best_ids),

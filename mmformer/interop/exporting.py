@@ -9,7 +9,7 @@ from typing import Any
 from mmformer.bundle import load_bundle
 from mmformer.errors import InputError, nearest
 from mmformer.files import whole_folder
-from mmformer.interop import huggingface, open_clip
+from mmformer.interop import huggingface, open_clip, unread
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
@@ -49,13 +49,13 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
     optional = [name for rule in rules if rule.optional for name in rule.theirs]
     theirs = to_theirs(rules, state, origin.absent if origin and same else optional)
     if origin is not None and same:
-        theirs = origin.restored(theirs)
-        said = complete(origin.config, family.defaults)
+        theirs = origin.restored(theirs) | unread.given_back(bundle)
+        said = complete(origin.said, family.defaults)
         config = _with_changes(origin.config, said, config)
     with whole_folder(folder) as partial:
         if same:
             for file in sorted((bundle / FOLDER).iterdir()):
-                if file.name not in ("origin.json", "config.json"):
+                if file.name not in ("origin.json", "config.json", unread.FILE):
                     (partial / file.name).write_bytes(file.read_bytes())
         if family.sound:
             tokenizer = model.spec.encoders[family.sound.split(".")[1]].tokenizer
@@ -91,8 +91,8 @@ def _expressed(model: Model, library: Library, origin: Origin | None, where: str
                 family.name,
                 layout,
             )
-            if origin is not None and came and family.says(origin.config, model.spec, layout, where):
-                return family, layout, complete(origin.config, family.defaults)
+            if origin is not None and came and family.says(origin.said, model.spec, layout, where):
+                return family, layout, complete(origin.said, family.defaults)
             return family, layout, family.config(model.spec, layout, where)
         except InputError as error:
             refusals.append(str(error))

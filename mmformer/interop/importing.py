@@ -13,8 +13,9 @@ import torch
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError, nearest
-from mmformer.interop import huggingface, open_clip
+from mmformer.interop import huggingface, open_clip, unread
 from mmformer.interop.beside import with_pictures, with_texts
+from mmformer.interop.checkpoint import State
 from mmformer.interop.family import class_names
 from mmformer.interop.origin import FOLDER, Origin, precisions
 from mmformer.interop.rules import to_ours
@@ -54,9 +55,15 @@ def import_model(source: str, bundle: Path) -> Imported:
     with tempfile.TemporaryDirectory() as scratch:
         built = build(found, Path(scratch))
         origin = Origin(
-            family.library, family.name, found.layout, dict(found.config), built.absent, precisions(found.state)
+            family.library,
+            family.name,
+            found.layout,
+            dict(found.config),
+            built.absent,
+            precisions(found.state),
+            {key: value for key, value in found.said.items() if (key, value) not in found.config.items()},
         )
-        kept = {**_beside(found.folder), f"{FOLDER}/origin.json": origin.to_bytes()}
+        kept = {**_beside(found.folder), **unread.kept(built.unread), f"{FOLDER}/origin.json": origin.to_bytes()}
         parameters = sum(value.numel() for value in built.model.parameters())
         card = f"# {family.name}\n\nImported from {name}: {parameters:,} parameters.\n"
         save_bundle(bundle, built.model, built.transforms, card, kept)
@@ -85,6 +92,7 @@ class Built(NamedTuple):
     transforms: Transforms
     absent: tuple[str, ...]  # optional names that its weights had not
     notes: list[str]
+    unread: State  # of its weights, what its class has no place for
 
 
 def build(found: Found, scratch: Path) -> Built:
@@ -98,7 +106,7 @@ def build(found: Found, scratch: Path) -> Built:
     """
     family = found.family
     notes: list[str] = []
-    spec = family.spec(found.config, found.layout, found.where)
+    spec = family.spec(found.said, found.layout, found.where)
     spec = with_texts(spec, found, scratch, notes)
     spec, image = with_pictures(spec, found, notes)
     audio = None
@@ -109,10 +117,13 @@ def build(found: Found, scratch: Path) -> Built:
     with torch.device("meta"):
         model = spec.build()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    rules = family.weights(found.config, found.layout)
-    state, absent = to_ours(rules, found.state, shapes, str(found.folder or found.where))
+    rules = family.weights(found.said, found.layout)
+    read, beside = unread.parted(found.state, family.layouts[found.layout].unread)
+    if beside:
+        notes.append(f"{found.layout} does not read {', '.join(sorted(beside))}, which go along unread")
+    state, absent = to_ours(rules, read, shapes, str(found.folder or found.where))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
-    return Built(model.eval(), Transforms(image, audio, classes), absent, notes)
+    return Built(model.eval(), Transforms(image, audio, classes), absent, notes, beside)
 
 
 def with_sounds(spec: ModelSpec, name: str, folder: Path | None) -> tuple[ModelSpec, AudioTransformSpec]:

@@ -24,6 +24,7 @@ class Origin:
     """Attributes:
     library, family, layout: of the family that read it.
     config: as it was.
+    seen: what its weights show besides, or instead.
     absent: optional names that its weights had not.
     dtypes: of its weights, name -> "float16"; those that are not named have the commonest, under "".
     """
@@ -34,6 +35,12 @@ class Origin:
     config: dict[str, Any]
     absent: tuple[str, ...] = ()
     dtypes: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """The config, with what the weights show."""
+        return self.config | self.seen
 
     def to_bytes(self) -> bytes:
         return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()

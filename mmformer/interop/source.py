@@ -28,6 +28,11 @@ class Found(NamedTuple):
     vocabulary: FoundVocabulary | None = None  # where no file beside it has one
     pictures: PictureReading | None = None  # where the config itself says how they are prepared
 
+    @property
+    def said(self) -> dict[str, Any]:
+        """The config, with what the weights show besides."""
+        return self.family.seen(self.config, self.state)
+
 
 def families_of(library: Library) -> list[Family]:
     """A library's families: the constants that are adapters in the modules of ``families``."""

@@ -121,22 +121,24 @@ class XavierInitialisationSpec(InitialisationSpec):
 class T5InitialisationSpec(InitialisationSpec):
     """Normal, with a variance of 1 / in.
 
-    T5 draws queries smaller by √(width of a head) besides, in place of dividing scores by it. Here attention divides,
-    so that scores start as T5's do.
-
     Attributes:
         factor: on all standard deviations.
+        head_width: where attention does not divide scores by its root (``AttentionSpec.scale`` of 1), queries are drawn
+            smaller by it, so that scores start alike (T5's own way); None: attention divides.
     """
 
     source: ClassVar[str] = "T5, Raffel et al. 2020, in its code"
 
     factor: float = 1.0
+    head_width: int | None = None
 
     def __post_init__(self) -> None:
         require(self.factor > 0, self, "factor", "positive")
+        require(self.head_width is None or self.head_width >= 1, self, "head_width", "None or at least 1")
 
     def draw(self, weight: Tensor, bias: Tensor | None, role: Role, branches: int) -> None:
-        nn.init.normal_(weight, std=self.factor / math.sqrt(weight.shape[-1]))
+        smaller = self.head_width or 1 if role == "query" else 1
+        nn.init.normal_(weight, std=self.factor / math.sqrt(weight.shape[-1] * smaller))
         _zero(bias)
 
 

@@ -83,7 +83,8 @@ def expected(spec: InitialisationSpec, role: str, weight: Tensor, branches: int)
         case XavierInitialisationSpec():
             return math.sqrt(2 / (inputs + outputs))
         case T5InitialisationSpec():
-            return spec.factor / math.sqrt(inputs)
+            smaller = spec.head_width if role == "query" and spec.head_width else 1
+            return spec.factor / math.sqrt(inputs * smaller)
         case DeepNormInitialisationSpec():
             small = 1.0 if role in ("query", "key") else (4 * branches) ** -0.25
             return small * math.sqrt(2 / (inputs + outputs))
@@ -100,6 +101,7 @@ def expected(spec: InitialisationSpec, role: str, weight: Tensor, branches: int)
         XavierInitialisationSpec(),
         T5InitialisationSpec(),
         T5InitialisationSpec(factor=0.5),
+        T5InitialisationSpec(head_width=16),
         DeepNormInitialisationSpec(),
     ],
     ids=str,

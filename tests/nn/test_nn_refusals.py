@@ -117,6 +117,7 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: GPT2InitialisationSpec(std=0.0), "GPT2InitialisationSpec.std must be positive, but is 0.0."),
     (lambda: TruncatedNormalInitialisationSpec(std=0.0), "TruncatedNormalInitialisationSpec.std must be positive"),
     (lambda: T5InitialisationSpec(factor=0.0), "T5InitialisationSpec.factor must be positive, but is 0.0."),
+    (lambda: T5InitialisationSpec(head_width=0), "head_width must be None or at least 1, but is 0."),
     (lambda: SharingSpec(distinct=0), "SharingSpec.distinct must be at least 1, but is 0."),
     (lambda: SharingSpec(order="cycle"), "SharingSpec.order must be left out with one distinct layer, which has but"),
     (lambda: SharingSpec(2, order="back"), "SharingSpec.order must be 'sequence' or 'cycle', but is 'back'."),
