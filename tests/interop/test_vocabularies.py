@@ -421,3 +421,18 @@ def test_a_model_gives_back_the_files_of_all_its_vocabularies(pairs: Callable[[s
     assert write_vocabularies(spec, tmp_path) == ["merges.txt", "vocab.json"]
     assert (tmp_path / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
     assert write_vocabularies(tiny_model(), tmp_path) == []
+
+
+@pytest.mark.parametrize("clean", ["whitespace", "canonicalize"])
+@pytest.mark.parametrize("name", ["bert cased", "t5"])
+def test_open_clip_cleans_texts_for_vocabularies_of_transformers_too(
+    name: str, clean: Any, pairs: Callable[[str], Pair], tmp_path: Path
+) -> None:
+    """Its HFTokenizer, as SigLIP and CLIPA with BERT's pieces have it: rows are whole, cut and padded alike."""
+    open_clip = pytest.importorskip("open_clip.tokenizer", reason="its tokenizers are what this is compared with")
+    folder = pairs(name).folder
+    found = from_folder(folder, clean)
+    assert found is not None
+    theirs = open_clip.HFTokenizer(str(folder), context_length=16, clean=clean)(WRITTEN)
+    ours = spec_of(found, tmp_path).encoder().encode(WRITTEN)
+    assert torch.equal(ours.ids, theirs)
