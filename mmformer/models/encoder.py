@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.models.exits import Exits, run_and_leave, weigh_exits
 from mmformer.models.projection import ProjectionSpec
+from mmformer.nn.everywhere import knows_everywhere
 from mmformer.nn.norm import NormSpec
 from mmformer.nn.packing import pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.resampler import ResamplerSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require, require_probability, told
-from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import SPECIAL, Audio, Aux, Early, Patches, Text, Tokens
 
@@ -41,6 +43,10 @@ class EncoderSpec:
         projection: how it is projected.
         causal: each token sees itself and those before it only (CLIP's text).
         class_token: put a learned token first, for a pool that reads it.
+        class_last: put it behind a text instead, at the place that follows the longest text's last, so that it has seen
+            all of a causal text (CoCa, Yu et al. 2022, §3.2). Those who read the tokens find it first all the same.
+        class_shifted: with class_last: what is seen is shifted by one, as open_clip's CoCa was trained: the first
+            token of padding is seen, and the class token sees itself only where there is no padding.
         registers: learned tokens that hold no content (Darcet et al. 2023), after the class token; or that a pool or a
             head reads by its place (DeiT's distillation token).
         packed: samples share rows where they differ in length, so that the stack does no work on padding. The result is
@@ -63,6 +69,8 @@ class EncoderSpec:
     resampler: ResamplerSpec | None = None
     norm: NormSpec | None = None
     layers: int | None = None
+    class_last: bool = False
+    class_shifted: bool = False
 
     def __post_init__(self) -> None:
         require(self.embedding is None or self.embedding >= 1, self, "embedding", "None or at least 1")
@@ -71,6 +79,12 @@ class EncoderSpec:
         require(self.layers is None or self.layers >= 1, self, "layers", "None or at least 1")
         require(self.registers >= 0, self, "registers", "at least 0")
         self._require_special()
+        text = self.class_token and self.registers == 0 and isinstance(self.tokenizer, TextTokensSpec)
+        require(text or not self.class_last, self, "class_last", "false, unless a class token alone goes with a text")
+        require(self.class_last or not self.class_shifted, self, "class_shifted", "false where class_last is")
+        require(
+            not (self.packed and self.class_shifted), self, "packed", "false where class_shifted lets padding be seen"
+        )
         require_probability(self, "patch_dropout")
         patches = self.tokenizer.modality != "text" or self.patch_dropout == 0
         require(patches, self, "patch_dropout", f"0 with {type(self.tokenizer).__name__}, which makes no patches")
@@ -82,7 +96,7 @@ class EncoderSpec:
             require(self.class_token or not needed, self, "class_token", f"true for {name}")
             least = max(0, needed - 1)
             require(self.registers >= least, self, "registers", f"at least {least} for {told(self.pool)}")
-            blind = self.causal and self.pool.reads_first
+            blind = self.causal and self.pool.reads_first and not self.class_last
             require(not blind, self, "causal", f"false with {name}: the first token would see itself alone")
         else:
             has = needed <= self.resampler.class_query
@@ -99,6 +113,12 @@ class EncoderSpec:
     def embedding_width(self, width: int) -> int:
         """The width of its embeddings over a stack of a width."""
         return self.embedding or self.pool.embedding_width(self.token_width(width))
+
+    @property
+    def entering_places(self) -> tuple[int | None, ...]:
+        """How many places the tokens that enter the stack take on each coordinate axis."""
+        time, *others = self.tokenizer.places
+        return (time + 1 if self.class_last and time is not None else time, *others)
 
     @property
     def special(self) -> int:
@@ -163,8 +183,13 @@ class Encoder(nn.Module):
             exits: where samples may leave it before its end; None: nowhere.
 
         Raises:
-            InputError: the tokenizer packs several segments into a row; one embedding would mix them.
+            InputError: the tokenizer packs several segments into a row; one embedding would mix them. Ids are to stand
+                everywhere, but the stack's mixers do not know such.
         """
+        if isinstance(value, Text) and value.everywhere is not None:
+            _require_everywhere(stack)
+        if self.spec.class_shifted and isinstance(value, Text):
+            value = self._with_padding(value)
         tokens: Tokens = self.tokenizer(value)
         if tokens.segment is not None:
             raise InputError(
@@ -173,7 +198,10 @@ class Encoder(nn.Module):
             )
         if self.training and self.spec.patch_dropout:
             tokens = _some(tokens, 1 - self.spec.patch_dropout)
-        if self.special is not None:
+        entered = tokens
+        if self.special is not None and self.spec.class_last:
+            tokens = self._put_last(self.special, tokens)
+        elif self.special is not None:
             tokens = _put_first(self.special, tokens)
         if exits is not None and exits.sure is not None and stack.may_stop and not intermediates:
             exited, aux = run_and_leave(stack, tokens, self.spec.causal, self._embedded, exits)
@@ -186,6 +214,10 @@ class Encoder(nn.Module):
         if packed is not None:
             left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)
             kept = {layer: packed.unpack(x) for layer, x in kept.items()}
+        if self.special is not None and self.spec.class_last:
+            marked = _put_first(self.special, entered)
+            left = Tokens(left.x.roll(1, dims=1), marked.pos, marked.valid)
+            kept = {layer: x.roll(1, dims=1) for layer, x in kept.items()}
         if exits is None:
             left = left if self.resampler is None else self.resampler(left)
             embedding = self._embedded(left)
@@ -196,9 +228,38 @@ class Encoder(nn.Module):
         kept = {layer: kept[layer] for layer in intermediates}
         return Encoded(exited.tokens, exited.embedding, output.aux, kept, exited.early)
 
+    def _with_padding(self, text: Text) -> Text:
+        """A text with one more token of padding, where the context has room for it."""
+        assert isinstance(self.tokenizer, TextTokens)
+        if text.ids.shape[1] >= self.tokenizer.spec.context_length:
+            return text
+        ids = F.pad(text.ids, (0, 1), value=self.tokenizer.special.pad or 0)
+        return Text(
+            ids, text.lengths, F.pad(text.real, (0, 1)), None if text.types is None else F.pad(text.types, (0, 1))
+        )
+
+    def _put_last(self, special: Tensor, tokens: Tokens) -> Tokens:
+        """A text's tokens, then the class token."""
+        batch = len(tokens.x)
+        x = torch.cat((tokens.x, special.to(tokens.x.dtype).expand(batch, -1, -1)), dim=1)
+        place = tokens.pos.new_tensor((self.spec.tokenizer.places[0] or 0, *(0,) * (tokens.pos.shape[2] - 1)))
+        pos = torch.cat((tokens.pos, place.expand(batch, 1, -1)), dim=1)
+        real = tokens.x.new_ones(tokens.x.shape[:2], dtype=torch.bool) if tokens.valid is None else tokens.valid
+        parts = (real.new_ones(batch, 1), real) if self.spec.class_shifted else (real, real.new_ones(batch, 1))
+        return Tokens(x, pos, torch.cat(parts, dim=1))
+
     def _embedded(self, left: Tokens) -> Tensor:
         embedding: Tensor = self.norm(self.pool(left))
         return embedding if self.projection is None else self.projection(embedding)
+
+
+def _require_everywhere(stack: Stack) -> None:
+    """Refuse a stack to which it makes no difference which tokens stand everywhere."""
+    if not any(knows_everywhere(layer.mixer) for layer in stack.spec.layers):
+        raise InputError(
+            "Some ids are to see all and be seen by all (global_mask), but the encoder's mixers know no such tokens: "
+            "take GlobalAttentionSpec, or give their pattern an EverywhereSpec; or leave the mask out."
+        )
 
 
 def _some(tokens: Tokens, share: float) -> Tokens:

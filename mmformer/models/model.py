@@ -62,10 +62,10 @@ class ModelSpec:
             if isinstance(head, EarlyExitHeadSpec):
                 encoder = self.encoders[head.encoder]
                 head.check_stack(f"model.heads.{name}", self.stacks[encoder.stack])
-                if encoder.resampler is not None or encoder.layers is not None:
+                if encoder.resampler is not None or encoder.layers is not None or encoder.class_last:
                     raise InputError(
-                        f"model.heads.{name} lets samples leave a stack early, before the resampler or besides "
-                        f"the layers of model.encoders.{head.encoder}: leave one of them out."
+                        f"model.heads.{name} lets samples leave a stack early, which goes with no resampler, layers or "
+                        f"class_last of model.encoders.{head.encoder}: leave one of them out."
                     )
                 if head.threshold is not None:
                     self.require_one_reader(head.encoder)
@@ -297,10 +297,10 @@ class Model(nn.Module):
 
 def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
     """Refuse a stack that an encoder cannot run, or that has no place for all of its tokens."""
-    if stack.reads_memory:
+    if any(layer.cross is not None for layer in stack.layers[: encoder.layers]):
         raise InputError(
             f"model.stacks.{encoder.stack}.layer has a cross mixer, which reads a memory, but model.encoders.{name} "
-            f"has none to hand in: leave layer.cross out."
+            f"has none to hand in: leave layer.cross out, or let the encoder run the layers before it alone."
         )
     needed: list[Ability] = ["causal" if encoder.causal else "bidirectional"]
     needed += ["packing"] if encoder.packed else []
@@ -310,7 +310,7 @@ def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
             f"which fewer can be run alone, where it neither halts nor is reversible: leave layers out."
         )
     stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
-    _require_places(f"model.encoders.{name}", encoder.tokenizer.places, encoder.tokenizer, encoder.stack, stack)
+    _require_places(f"model.encoders.{name}", encoder.entering_places, encoder.tokenizer, encoder.stack, stack)
     _require_length(name, encoder, stack)
 
 
@@ -320,7 +320,7 @@ def _require_length(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
     if len(places) < AXES:  # how many tokens a row has depends on what it is handed
         return
     number = math.prod(places) + encoder.class_token + encoder.registers
-    for mixer in (layer.mixer for layer in stack.layers):
+    for mixer in stack.mixers:
         if mixer.longest is not None and mixer.longest < number:
             raise InputError(
                 f"model.stacks.{encoder.stack} has a {type(mixer).__name__} over rows of at most {mixer.longest} "

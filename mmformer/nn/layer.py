@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmformer.nn.ability import Ability, require_abilities
+from mmformer.nn.ability import MEANINGS, Ability, require_abilities
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
@@ -29,9 +29,10 @@ class LayerSpec:
     """One layer of a stack.
 
     Attributes:
-        mixer: between the tokens.
+        mixer: between the tokens; None: the layer only reads memory (every other one of CoCa's).
         feedforward: on each token; None: the layer has none.
         cross: reads memory, between mixer and feed-forward; None: the layer reads none.
+        memory_norm: normalise what is read, too, in each layer anew (open_clip's CoCa).
         norm: of each branch.
         placement: of the norms: before a branch (``pre``), after its residual sum (``post``; ``deep``, DeepNorm, whose
             constants follow from the stack's depth), or on both sides of a branch (``sandwich``).
@@ -44,7 +45,7 @@ class LayerSpec:
         branch_scale: a factor on what each branch adds (Granite's residual multiplier, 0.22, say); 1: none.
     """
 
-    mixer: MixerSpec = AttentionSpec()
+    mixer: MixerSpec | None = AttentionSpec()
     feedforward: FeedForwardSpec | None = GELUFeedForwardSpec()
     cross: MixerSpec | None = None
     norm: NormSpec = LayerNormSpec()
@@ -54,6 +55,7 @@ class LayerSpec:
     dropout: float = 0.0
     layer_scale: float | None = None
     branch_scale: float = 1.0
+    memory_norm: bool = False
 
     def __post_init__(self) -> None:
         require(self.layer_scale is None or self.layer_scale > 0, self, "layer_scale", "None or positive")
@@ -64,8 +66,11 @@ class LayerSpec:
             free = self.placement != "deep" or getattr(self, name) == 1
             require(free, self, name, "1 where placement is 'deep', which follows from the stack's depth")
         require_probability(self, "dropout")
-        fits = self.placement == "pre" and self.feedforward is not None and self.cross is None and self.skip_scale == 1
-        allowed = "false, unless placement is 'pre' and skip_scale 1, with a feedforward and without cross"
+        require(self.mixer is not None or self.cross is not None, self, "mixer", "a mixer, or None beside a cross")
+        require(self.cross is not None or not self.memory_norm, self, "memory_norm", "false where there is no cross")
+        whole = self.mixer is not None and self.feedforward is not None and self.cross is None
+        fits = whole and self.placement == "pre" and self.skip_scale == 1
+        allowed = "false, unless placement is 'pre' and skip_scale 1, with mixer and feedforward and without cross"
         require(fits or not self.parallel, self, "parallel", allowed)
         if self.cross is not None:
             require_abilities("LayerSpec.cross", self.cross, ["cross"], "A reader of memory")
@@ -73,12 +78,13 @@ class LayerSpec:
     @property
     def abilities(self) -> frozenset[Ability]:
         """What its mixer and its feed-forward can."""
-        return self.mixer.abilities & (self.mixer if self.feedforward is None else self.feedforward).abilities
+        parts = [part.abilities for part in (self.mixer, self.feedforward) if part is not None]
+        return frozenset(MEANINGS).intersection(*parts)
 
     @property
     def branches(self) -> int:
         """How many residual branches it has."""
-        return 1 + (self.cross is not None) + (self.feedforward is not None)
+        return sum(part is not None for part in (self.mixer, self.cross, self.feedforward))
 
     def build(self, width: int, memory_width: int | None = None, branches: int | None = None) -> Layer:
         """The module; ``branches`` is the number of residual branches of the whole stack, None: the layer's own."""
@@ -133,10 +139,11 @@ class Residual(nn.Module):
 class Layer(nn.Module):
     def __init__(self, spec: LayerSpec, width: int, memory_width: int | None, branches: int) -> None:
         super().__init__()
-        self.mixer = spec.mixer.build(width)
-        self.mixer_residual = Residual(spec, width, branches)
+        self.mixer = None if spec.mixer is None else spec.mixer.build(width)
+        self.mixer_residual = None if spec.mixer is None else Residual(spec, width, branches)
         self.cross = None if spec.cross is None else spec.cross.build(width, memory_width or width)
         self.cross_residual = None if spec.cross is None else Residual(spec, width, branches)
+        self.memory_norm = spec.norm.build(memory_width or width) if spec.memory_norm else None
         self.parallel = spec.parallel
         self.feedforward = None if spec.feedforward is None else spec.feedforward.build(width)
         self.feedforward_residual = None
@@ -157,11 +164,14 @@ class Layer(nn.Module):
         """
         keep = state is not None
         past = state or LayerState()
-        entered = self.mixer_residual.enter(x)
-        y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
-        x = self.mixer_residual.leave(x, y, drop_path)
-        cross_state = None
+        entered, mixer_state, cross_state, aux = x, None, None, Aux()
+        if self.mixer is not None and self.mixer_residual is not None:
+            entered = self.mixer_residual.enter(x)
+            y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
+            x = self.mixer_residual.leave(x, y, drop_path)
         if self.cross is not None and self.cross_residual is not None and memory is not None:
+            if self.memory_norm is not None and past.cross is None and memory.memory is not None:
+                memory = memory._replace(memory=self.memory_norm(memory.memory))
             y, cross_state, more = self.cross(self.cross_residual.enter(x), memory, past.cross, keep)
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}

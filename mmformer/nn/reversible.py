@@ -34,7 +34,8 @@ INVERTIBLE = (
 def is_invertible(layer: LayerSpec) -> bool:
     """Whether a layer is two branches whose sums can be undone."""
     sums = layer.placement in ("pre", "sandwich") and layer.skip_scale == 1
-    return sums and layer.feedforward is not None and layer.cross is None and not layer.parallel
+    both = layer.mixer is not None and layer.feedforward is not None
+    return sums and both and layer.cross is None and not layer.parallel
 
 
 def run_reversibly(
@@ -79,8 +80,9 @@ def _run_plainly(
 
 
 def _mix(step: Step, x: Tensor, view: View, past: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
-    residual = step.layer.mixer_residual
-    y, state, aux = step.layer.mixer(residual.enter(x), view, past, keep)
+    residual, mixer = step.layer.mixer_residual, step.layer.mixer
+    assert residual is not None and mixer is not None, "its spec was refused without"
+    y, state, aux = mixer(residual.enter(x), view, past, keep)
     return residual.leave(torch.zeros_like(x), y, step.drop_path), state, aux
 
 
@@ -201,8 +203,9 @@ class _Random(NamedTuple):
 
 def _parameters(layer: Layer) -> tuple[list[Tensor], list[Tensor]]:
     """What trains in the two branches of a layer."""
-    assert layer.feedforward is not None and layer.feedforward_residual is not None, "its spec was refused without"
-    return _trained(layer.mixer, layer.mixer_residual), _trained(layer.feedforward, layer.feedforward_residual)
+    parts = (layer.mixer, layer.mixer_residual), (layer.feedforward, layer.feedforward_residual)
+    first, second = (_trained(*(part for part in pair if part is not None)) for pair in parts)
+    return first, second
 
 
 def _trained(*parts: nn.Module) -> list[Tensor]:

@@ -16,7 +16,7 @@ from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
 from mmformer.nn.layer import Layer, LayerSpec, LayerState
 from mmformer.nn.mask import Mask
-from mmformer.nn.mixer import View
+from mmformer.nn.mixer import MixerSpec, View
 from mmformer.nn.position import Heads, PositionSpec
 from mmformer.nn.reversible import INVERTIBLE, is_invertible, run_reversibly
 from mmformer.nn.run import Ran, Step, run_layers, run_until_halted
@@ -90,7 +90,7 @@ class StackSpec:
         undone = self.halting is None and (self.sharing is None or not self.sharing.step_signal)
         undone = undone and all(is_invertible(layer) for layer in self.layers)
         require(undone or not self.reversible, self, "reversible", f"false, unless {INVERTIBLE}")
-        needed, mixers = self.position.needs, [layer.mixer for layer in self.layers]
+        needed, mixers = self.position.needs, self.mixers
         # A mixer that reads some of what a position gives has to read all of it.
         for mixer in [mixer for mixer in mixers if needed & mixer.abilities] or mixers[:1]:
             require_abilities("StackSpec.layer.mixer", mixer, sorted(needed), type(self.position).__name__)
@@ -121,6 +121,11 @@ class StackSpec:
         return tuple(pattern[index % len(pattern)] for index in self.applied)
 
     @property
+    def mixers(self) -> list[MixerSpec]:
+        """Of the layers that have one, application by application."""
+        return [layer.mixer for layer in self.layers if layer.mixer is not None]
+
+    @property
     def branches(self) -> int:
         """How many residual branches tokens go through."""
         return sum(layer.branches for layer in self.layers)
@@ -138,7 +143,8 @@ class StackSpec:
     def require_able(self, where: str, needed: Iterable[Ability], why: str) -> None:
         """Refuse the stack where one of its parts cannot what it is to do (see ``require_abilities``)."""
         for layer in self.layers:
-            require_abilities(f"{where}.layer.mixer", layer.mixer, needed, why)
+            if layer.mixer is not None:
+                require_abilities(f"{where}.layer.mixer", layer.mixer, needed, why)
             if layer.feedforward is not None:
                 layer.feedforward.require_able(f"{where}.layer.feedforward", needed, why)
 
@@ -149,7 +155,7 @@ class StackSpec:
             InputError: mixers that it serves have different ones.
         """
         needed = self.position.needs
-        served = [layer.mixer for layer in self.layers if needed <= layer.mixer.abilities]
+        served = [mixer for mixer in self.mixers if needed <= mixer.abilities]
         found = {mixer: heads for mixer in served if (heads := mixer.heads_of(self.width)) is not None}
         if needed and len(set(found.values())) > 1:
             told = " and ".join(f"{heads.number} of width {heads.width}" for heads in dict.fromkeys(found.values()))
@@ -174,7 +180,7 @@ class Stack(nn.Module):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
         self.spec, self.abilities = spec, spec.abilities
-        self.viewing = Viewing([layer.mixer for layer in spec.layers], "bias" in spec.position.needs)
+        self.viewing = Viewing(spec.mixers, "bias" in spec.position.needs)
         self.position = spec.position.build(spec.width, spec.heads())
         last, firsts = max(1, spec.depth - 1), dict(zip(spec.applied, spec.layers, strict=True))
         self.drop_path = [spec.drop_path * index / last for index in range(spec.depth)]
@@ -238,7 +244,7 @@ class Stack(nn.Module):
                 cannot.
         """
         span = range(self.spec.depth) if span is None else span
-        self._check(causal, prefix, memory, intermediates)
+        self._check(causal, prefix, memory, intermediates, span)
         self._check_span(span, state)
         self._check_abilities(tokens, causal, prefix, state)
         past = state or StackState(())
@@ -292,9 +298,9 @@ class Stack(nn.Module):
         return layer
 
     def _check(
-        self, causal: bool, prefix: Tensor | None, memory: Tokens | None, intermediates: Collection[int]
+        self, causal: bool, prefix: Tensor | None, memory: Tokens | None, intermediates: Collection[int], span: range
     ) -> None:
-        reads = self.spec.reads_memory
+        reads = any(layer.cross is not None for layer in self.spec.layers[span.start : span.stop])
         if reads and memory is None:
             raise InputError("This stack's layers have a cross mixer, but no memory was handed in.")
         if memory is not None and not reads:

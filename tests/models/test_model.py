@@ -341,7 +341,9 @@ def test_every_field_of_an_encoder_changes_the_model() -> None:
     ]
     assert {name for change in changes for name in change} == {
         field.name for field in dataclasses.fields(EncoderSpec)
-    } - {"stack", "packed", "patch_dropout"}, "test_packing.py and test_patch_dropout.py have these"
+    } - {*("stack", "packed", "patch_dropout", "layers", "class_last", "class_shifted")}, (
+        "test_packing.py, test_patch_dropout.py, test_insertion.py and test_class_last.py have these"
+    )
     reference = build(with_text(base))(batch).embedding["text"]
     for change in changes[1:]:
         found = build(with_text(dataclasses.replace(base, **change)))(batch).embedding["text"]

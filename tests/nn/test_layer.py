@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,14 @@ from contract import Case, make_inputs, randomise
 from contract_checks import CHECKS, Check
 from torch.testing import assert_close
 
+from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mask import Mask
+from mmformer.nn.mixer import View
 from mmformer.nn.stack import StackSpec
+from mmformer.types import Tokens
 
 
 class Deep(Case):
@@ -97,3 +103,44 @@ def test_input_dropout_is_on_what_enters_the_first_layer() -> None:
     gone = dropped == 0
     assert float(gone.double().mean()) == pytest.approx(0.4, abs=0.02)
     assert_close(dropped[~gone], whole[~gone] / 0.6)
+
+
+def test_a_layer_may_only_read_memory_and_normalise_it() -> None:
+    """Two layers, of which the second has no mixer, against what they are by their equations; and step by step."""
+    reads = LayerSpec(None, GELUFeedForwardSpec(), AttentionSpec(4), layer_scale=0.3, memory_norm=True)
+    spec = StackSpec(32, 2, pattern=(LAYER, reads), memory_width=24)
+    stack = randomise(spec.build()).double().eval()
+    draw = torch.Generator().manual_seed(3)
+    x, memory = (torch.randn(2, length, width, generator=draw).double() for length, width in ((5, 32), (4, 24)))
+    pos = torch.zeros(2, 5, 3, dtype=torch.int64)
+    shown = Tokens(memory, pos[:, :4])
+    output = stack(Tokens(x, pos), causal=True, memory=shown, intermediates=[0]).tokens.x
+    before = stack(Tokens(x, pos), causal=True, span=range(1)).tokens.x  # what reads no memory needs none
+    layer = stack.layers[1]
+    assert [name for name, _ in layer.named_children()] == [
+        *("cross", "cross_residual", "memory_norm", "feedforward", "feedforward_residual")
+    ]
+    seen = View(Mask(), memory=layer.memory_norm(memory))
+    y = before + layer.cross_residual.gain * layer.cross(layer.cross_residual.norm(before), seen, None, False)[0]
+    y = y + layer.feedforward_residual.gain * layer.feedforward(layer.feedforward_residual.norm(y))[0]
+    assert_close(output, stack.norm(y), rtol=1e-12, atol=1e-12)
+    state, steps = stack.empty_state(), []
+    for place in range(5):
+        made = stack(Tokens(x[:, place : place + 1], pos[:, :1]), causal=True, memory=shown, state=state)
+        state = made.state
+        steps.append(made.tokens.x)
+    assert_close(torch.cat(steps, dim=1), output, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"mixer": None}, "LayerSpec.mixer must be a mixer, or None beside a cross"),
+        ({"memory_norm": True}, "LayerSpec.memory_norm must be false where there is no cross"),
+    ],
+)
+def test_what_needs_a_cross_is_refused_without(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        LayerSpec(**options)
+    with pytest.raises(InputError, match=r"StackSpec\.reversible must be false"):
+        StackSpec(32, 2, LayerSpec(None, cross=AttentionSpec(4)), reversible=True)

@@ -229,6 +229,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "dropout": Change(0.5, TRAINING),
         "layer_scale": Change(0.5, PARAMETERS),
         "branch_scale": Change(0.5, OUTPUT),
+        "memory_norm": Change(True, PARAMETERS, {"cross": AttentionSpec(heads=4)}),
     },
     PositionSpec: {},
     LearnedPositionSpec: {
