@@ -91,7 +91,7 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
             hint = f" Did you mean {inside}?" if (inside / name).is_file() else ""
             raise InputError(f"{folder}: this is no bundle, for it has no {name}.{hint}")
     spec = read_spec(folder)
-    transforms = parse(Transforms, read_yaml(folder / "transforms.yaml"), str(folder / "transforms.yaml"))
+    transforms = read_transforms(folder)
     _check_classes(transforms, spec, folder)
     with torch.device("meta"):
         model = spec.build()
@@ -146,6 +146,16 @@ def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.
     if problems:
         shown = "\n  ".join(sorted(problems)[:8])
         raise InputError(f"{where}: {len(problems)} parameters do not fit the model:\n  {shown}")
+
+
+def read_transforms(folder: Path) -> Transforms:
+    """What prepares the pictures and sounds of a bundle.
+
+    Raises:
+        InputError: ``transforms.yaml`` is not a bundle's.
+    """
+    file = folder / "transforms.yaml"
+    return parse(Transforms, read_yaml(file), str(file))
 
 
 def read_spec(folder: Path) -> ModelSpec:

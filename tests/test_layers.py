@@ -52,7 +52,7 @@ KNOWS: dict[str, set[str]] = {
     "writing": BASE | {"data", "generation", "inference", "reader", "uses"},
     "predictor": BASE | {"bundle", "models", "data", "evaluation", "inference", "reader", "writing"},
     "training": FILES_TOO
-    | {"collectives", "drawing", "parallel", "names", "adapters"}
+    | {"collectives", "drawing", "parallel", "names", "adapters", "interop"}
     | {
         "nn",
         "tokenizers",

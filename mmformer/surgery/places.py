@@ -81,7 +81,7 @@ def _resized(
             )
     changes: dict[str, Any] = {"sizes": tuple(sizes)}
     if isinstance(position, LearnedPositionSpec):
-        changes["learned"] = None
+        changes["learned"] = None if position.learned is None else tuple(sizes)
     return dataclasses.replace(position, **changes)
 
 

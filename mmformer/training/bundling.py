@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmformer.adapters.merge import merged
-from mmformer.bundle import Transforms, save_bundle
+from mmformer.bundle import Transforms, read_spec, read_transforms, save_bundle
 from mmformer.config import to_yaml
 from mmformer.data.classes import read_classes
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
+from mmformer.interop.origin import FOLDER, read_origin
 from mmformer.models.head import ClassHeadSpec
-from mmformer.models.model import Model
+from mmformer.models.model import Model, ModelSpec
 from mmformer.objectives.classification import ClassificationSpec
+from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.training.run import RunSpec
 
 
@@ -33,7 +36,33 @@ def write_bundle(
         None if audio is None else audio.transform,
         class_names(run),
     )
-    save_bundle(folder, merged(model), transforms, _card(run, model, step, scores, measured_on))
+    save_bundle(
+        folder, merged(model), transforms, _card(run, model, step, scores, measured_on), _origin(run, transforms)
+    )
+
+
+def _origin(run: RunSpec, transforms: Transforms) -> dict[str, bytes]:
+    """What says where the model came from that a run began with, as long as it is true of what the run made of it.
+
+    Files that came with that model tell how pictures, sounds and texts are prepared: all of it has to be as it was.
+    """
+    bundle = Path() if run.initial is None else Path(run.initial.path)
+    origin = None if run.initial is None or not bundle.is_dir() else read_origin(bundle)
+    if origin is None:
+        return {}
+    before, theirs = read_transforms(bundle), read_spec(bundle)
+    known, own = _tokenizers(theirs), _tokenizers(run.model)
+    alike = all(known.get(name) == tokenizer for name, tokenizer in own.items())
+    if not alike or (before.image, before.audio) != (transforms.image, transforms.audio):
+        return {}
+    kept = {f"{FOLDER}/{file.name}": file.read_bytes() for file in (bundle / FOLDER).iterdir()}
+    trained = dataclasses.replace(origin, dtypes={"": "float32"})  # what was trained is kept as it was trained
+    return kept | {f"{FOLDER}/origin.json": trained.to_bytes()}
+
+
+def _tokenizers(spec: ModelSpec) -> dict[str, TokenizerSpec]:
+    encoders = {name: part.tokenizer for name, part in spec.encoders.items()}
+    return encoders | {name: part.tokenizer for name, part in spec.decoders.items()}
 
 
 def class_names(run: RunSpec) -> dict[str, list[str]]:

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmformer.bundle import check_state, read_spec, read_state
+from mmformer.bundle import check_state, read_spec, read_state, read_transforms
+from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError
 from mmformer.models.model import Model, ModelSpec
 from mmformer.names import matching, whole_parts
 from mmformer.nn.position import Position
-from mmformer.spec import require
+from mmformer.spec import require, told
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.freeze import LISTED
 
@@ -104,6 +106,20 @@ def load_initial(model: Model, spec: InitialSpec) -> Loaded:
     return Loaded(frozenset(found), report)
 
 
+def other_transforms(
+    spec: InitialSpec, image: ImageTransformSpec | None, audio: AudioTransformSpec | None
+) -> list[str]:
+    """What to say where pictures or sounds are prepared in another way than for the model that a run begins with."""
+    if not (Path(spec.path) / "transforms.yaml").is_file():
+        return []
+    before, lines = read_transforms(Path(spec.path)), []
+    pairs = (("pictures", before.image, image), ("sounds", before.audio, audio))
+    for kind, theirs, ours in pairs:
+        if None not in (theirs, ours) and theirs != ours:
+            lines.append(f"  note: {spec.path} was trained on {kind} by {told(theirs)}, the run has {told(ours)}")
+    return lines
+
+
 def _resized(theirs: ModelSpec, model: Model, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tables of positions among what is taken that were learned for other sizes, for the model's."""
     tables: dict[str, Tensor] = {}
@@ -130,9 +146,9 @@ def _other_words(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken: Collec
             before = getattr(theirs, group)[name].tokenizer
             other, own = before.vocabulary, part.tokenizer.vocabulary
             if before.words().fingerprint != part.tokenizer.words().fingerprint:
-                told = (
+                refusal = (
                     f"initial.path: {bundle} was trained with another vocabulary than {own}: set "
                     f"model.{where}.vocabulary to {other}, or leave {where}.weight out of initial.parameters."
                 )
-                found |= {f"{where}.weight": told, f"{group}.{name}.output.weight": told}
+                found |= {f"{where}.weight": refusal, f"{group}.{name}.output.weight": refusal}
     return found

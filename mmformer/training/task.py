@@ -31,7 +31,7 @@ from mmformer.parallel.sharding import is_sharded, shard, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
 from mmformer.training.freeze import Thaw, freeze
-from mmformer.training.initial import Loaded, load_initial
+from mmformer.training.initial import Loaded, load_initial, other_transforms
 from mmformer.training.norms import ActivationNorms, gradient_norms
 from mmformer.training.optimizers.optimizer import AveragingOptimizer
 from mmformer.training.run import RunSpec
@@ -69,6 +69,9 @@ class TrainingTask(pl.LightningModule):
             self.model.initialise(self.run.seed)
             if self.run.initial is not None:
                 self.loaded = load_initial(self.model, self.run.initial)
+                image, audio = (self.run.data.shared(name) for name in ("image", "audio"))
+                prepared = (None if image is None else image.transform, None if audio is None else audio.transform)
+                self.loaded.report.extend(other_transforms(self.run.initial, *prepared))
             if self.run.adapters:
                 attach(self.model, self.run.adapters, self.run.seed)
             freeze(self.model, self.run.freeze)

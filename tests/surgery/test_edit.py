@@ -90,7 +90,7 @@ def test_what_a_table_learned_for_another_size_comes_to_is_kept() -> None:
     """A table that each pass resizes is resized once, from what was learned."""
     model = seeing(LearnedPositionSpec((1, 2), (2, 2), learned=(4, 4)))
     edited = edit(model, for_size(16), EditSpec(image_size=(32, 32)))
-    assert edited.model.spec.stacks["image"].position == LearnedPositionSpec((1, 2), (4, 4))
+    assert edited.model.spec.stacks["image"].position == LearnedPositionSpec((1, 2), (4, 4), learned=(4, 4))
     assert torch.equal(edited.model.state_dict()[POSITION], model.state_dict()[POSITION])
 
 

@@ -72,7 +72,7 @@ def _family(name: str, kind: str, *more: Field, **defaults: Any) -> Family:
                 ("image_size", "patch_size"),
                 (f"{IMAGE}.{cut[0]}", f"{STACK}.position.learned", f"{IMAGE}.{cut[1]}", f"{STACK}.position.sizes"),
                 lambda size, patch: [*(found := read_grid(size, patch)), found[1]],
-                lambda patch, learned, *_: write_grid(patch, learned, 0),
+                lambda patch, learned, _, sizes: write_grid(patch, learned or sizes, 0),
             ),
             Field(
                 ("hidden_size", "mlp_ratio", "use_swiglu_ffn", "hidden_act"),

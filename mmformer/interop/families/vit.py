@@ -23,12 +23,13 @@ def _read_pooler(width: int, pooled: int) -> Sequence[Any]:
 
 
 _FIELDS = (
+    # First: a classifier has no pooler, and its hidden_size is what its stack says.
+    Field(("hidden_size", "pooler_output_size"), (f"{IMAGE}.embedding",), _read_pooler, lambda width: [width, width]),
     *vits.fields(f"{STACK}.layer.dropout", f"{STACK}.input_dropout"),
     vits.grid_field(),
     same("intermediate_size", f"{STACK}.layer.feedforward.hidden_width"),
     choice("hidden_act", ACTIVATIONS, f"{STACK}.layer.feedforward"),
     choice("pooler_act", {"tanh": "tanh", "linear": "none"}, f"{IMAGE}.projection.activation"),
-    Field(("hidden_size", "pooler_output_size"), (f"{IMAGE}.embedding",), _read_pooler, lambda width: [width, width]),
 )
 _DEFAULTS = {
     **vits.DEFAULTS,
