@@ -11,6 +11,7 @@ from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.interop import plain
 from mmformer.interop.checkpoint import read_json
+from mmformer.interop.fields import find
 from mmformer.interop.pictures import PictureReading, folder_pictures
 from mmformer.interop.source import Found
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder
@@ -38,7 +39,7 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
             vocabulary = found.vocabulary
         rows = plain.get(data, f"{path}.rows")
         if vocabulary is None:
-            plain.put(data, f"{path}.ids", to_data(special_ids(found, rows, notes)))
+            plain.put(data, f"{path}.ids", to_data(_with_own(special_ids(found, rows, notes), found)))
             continue
         _require_rows(vocabulary, rows, found)
         file = scratch / f"{side}.zip"
@@ -47,7 +48,7 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
         ids = _prompted(vocabulary, spec.decoders[path.split(".")[1]]) if decoder else vocabulary.ids
         said = {
             "vocabulary": str(file),
-            "ids": to_data(ids),
+            "ids": to_data(_with_own(ids, found)),
             "begin": vocabulary.begin and not decoder,
             "end": vocabulary.end or decoder,  # a decoder puts its first id before a text itself, and learns to end it
             "prefix_space": False,
@@ -106,6 +107,15 @@ def special_ids(found: Found, rows: int, notes: list[str]) -> SpecialIds:
         unwritten=tuple(dict.fromkeys(known("suppress_tokens"))),
         unwritten_first=tuple(dict.fromkeys(known("begin_suppress_tokens"))),
     )
+
+
+def _with_own(ids: SpecialIds, found: Found) -> SpecialIds:
+    """With those that the family's configs say in a way of their own."""
+    own: dict[str, Any] = {name: find(found.said, key) for name, key in found.family.special.items()}
+    said: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+    if "eos" in said:
+        said["eos"] = (said["eos"],)
+    return dataclasses.replace(ids, **said)
 
 
 def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:

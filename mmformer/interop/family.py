@@ -88,6 +88,7 @@ class Family:
         defaults: what the library means where a config says nothing, or null; callables get the config.
         ignored: patterns of keys that change nothing of what is computed.
         text: the paths of the TextTokensSpecs whose vocabulary a folder's is.
+        special: where a config says special ids that others say elsewhere: a field of SpecialIds -> its key.
         clean: what the library does to a text before its vocabulary sees it (open_clip); None: nothing.
         resizes: the path of positions that its library resizes, in each pass, to the size that pictures have: the
             config has the size that they were learned at, and the files beside it say the other; None: they are one.
@@ -107,6 +108,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     clean: Cleaning | None = None
+    special: Mapping[str, str] = field(default_factory=dict)
     resizes: str | None = None
     picture: str | None = None
     sound: str | None = None
@@ -179,7 +181,8 @@ class Family:
             unsaid = [path for path in self._unsaid() if self.has(path, layout)]
             for path in (*self.layouts[layout].without, *unsaid):
                 plain.put(data, path, plain.get(template, path))
-            for path in [path for each in self.fields for path in each.paths]:
+            heads = [f"{path}.classes" for path in self.classes if self.has(path, layout)]
+            for path in [*(path for each in self.fields for path in each.paths), *heads]:
                 plain.get(data, path)
         except KeyError as error:
             raise InputError(f"{where} is no {self.name} ({layout}): it has no {error.args[0]}.") from None
@@ -196,8 +199,11 @@ class Family:
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
-    """The names of the classes that a config of transformers tells apart: two, where it says nothing."""
-    labels = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels", 2))}
+    """The names of the classes that a config tells apart: two, where one of transformers says nothing."""
+    named = config.get("label_names") or []  # timm's
+    number = config.get("num_labels", config.get("num_classes", 2))
+    known = named if len(named) == number and isinstance(named, list) else [f"LABEL_{i}" for i in range(number)]
+    labels = config.get("id2label") or {str(i): name for i, name in enumerate(known)}
     return [labels[key] for key in sorted(labels, key=int)]
 
 

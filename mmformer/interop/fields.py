@@ -138,7 +138,7 @@ def complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Data:
     """A config with the reference's own defaults where it says nothing, or null; callables get the config so far."""
     whole = copy.deepcopy(dict(config))
     for key, default in defaults.items():
-        if _find(whole, key) is None:
+        if find(whole, key) is None:
             _put(whole, key, default(whole) if callable(default) else default)
     return whole
 
@@ -152,7 +152,7 @@ def require_known(config: Mapping[str, Any], known: Sequence[str], ignored: Sequ
     for key in _keys(config, {known_key.rpartition(".")[0] for known_key in known}):
         if key not in known and not any(fnmatchcase(key, pattern) for pattern in ignored):
             raise InputError(
-                f"{where} has {key} {_find(config, key)!r:.80}, which mmformer does not know of such models; it may "
+                f"{where} has {key} {find(config, key)!r:.80}, which mmformer does not know of such models; it may "
                 f"change what they compute.{nearest(key, known)} Take it out of the config if it does not."
             )
 
@@ -167,7 +167,8 @@ def _keys(config: Mapping[str, Any], groups: set[str], prefix: str = "") -> list
     return found
 
 
-def _find(config: Mapping[str, Any], key: str) -> Any:
+def find(config: Mapping[str, Any], key: str) -> Any:
+    """What a config has at a dotted key; None: nothing."""
     node: Any = config
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
