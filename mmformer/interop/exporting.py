@@ -13,6 +13,7 @@ from mmformer.interop import huggingface, open_clip, unread
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
+from mmformer.interop.ids import id_config
 from mmformer.interop.origin import FOLDER, Origin, read_origin
 from mmformer.interop.rules import to_theirs
 from mmformer.interop.sounds import write_folder_sounds
@@ -52,6 +53,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
         theirs = origin.restored(theirs) | unread.given_back(bundle)
         said = complete(origin.said, family.defaults)
         config = _with_changes(origin.config, said, config)
+    elif library == "hf":
+        config |= id_config(model.spec, family, layout)
     with whole_folder(folder) as partial:
         if same:
             for file in sorted((bundle / FOLDER).iterdir()):

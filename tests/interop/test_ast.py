@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
 from parity import Case, check_gradients, check_round_trip, close, imported, saved
 from torch import Tensor
 
+from mmformer.bundle import load_bundle, save_bundle
+from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.model import Model
 from mmformer.types import Audio, Batch, Outputs
@@ -94,6 +99,42 @@ def test_the_way_out(case: Case, tmp_path: Path) -> None:
     imported(case, tmp_path / "bundle")
     load = transformers.ASTForAudioClassification.from_pretrained
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
+
+
+def test_sounds_in_files_are_classified(case: Case, tmp_path: Path) -> None:
+    """From samples to the names of classes; theirs are softened here as ours are."""
+    model = imported(case, tmp_path / "bundle")
+    heard = sounds().samples[0, :3000].numpy()
+    soundfile.write(tmp_path / "sound.wav", heard, 16_000, subtype="FLOAT")
+    found = model.classify(audio=tmp_path / "sound.wav")
+    with torch.no_grad():
+        theirs = case.reference(features(case.folder)[:1]).logits.softmax(-1)[0]
+    assert list(found) == [f"LABEL_{number}" for number in theirs.argsort(descending=True).tolist()]
+    ours = torch.tensor([found[f"LABEL_{number}"] for number in range(5)])
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_was_made_here_goes_out(case: Case, tmp_path: Path) -> None:
+    """With how it prepares sounds and the names of its classes, which no file said before."""
+    model = imported(case, tmp_path / "bundle")
+    names = ["a", "b", "c", "d", "e"]
+    transforms = dataclasses.replace(load_bundle(tmp_path / "bundle")[1], classes={"classes": names})
+    save_bundle(tmp_path / "own", model.model, transforms, "# Own\n")
+    assert (
+        export_model(tmp_path / "own", "hf", tmp_path / "out")
+        == "audio-spectrogram-transformer (ASTForAudioClassification)"
+    )
+    opened = transformers.ASTForAudioClassification.from_pretrained(tmp_path / "out").eval()
+    assert opened.config.id2label == dict(enumerate(names))
+    with torch.no_grad():
+        close(outputs(model.model).logits["classes"], opened(features(tmp_path / "out")).logits, measured="logits")
+    shorter = dataclasses.replace(transforms, audio=AudioTransformSpec(16_000, 0.3))
+    save_bundle(tmp_path / "shorter", model.model, shorter, "# Own\n")
+    with pytest.raises(
+        InputError, match=r"AudioTransformSpec.seconds is 0.3, but ASTFeatureExtractor, .* make it 0.49"
+    ):
+        export_model(tmp_path / "shorter", "hf", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import torch
 from parity import Case, check_gradients, check_round_trip, close, imported, saved
 from torch import Tensor
 
+from mmformer.bundle import load_bundle, save_bundle
 from mmformer.errors import InputError
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.decoding import Decoding
 from mmformer.generation.sampling import GreedySpec
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
@@ -153,6 +155,24 @@ def test_what_is_never_written_or_not_first(case: Case, tmp_path: Path) -> None:
     theirs = written(other)
     assert found(model, GreedySpec(max_length=12)) == theirs
     assert theirs != free
+
+
+def test_biases_that_keys_have_learned_stay_behind(case: Case, tmp_path: Path) -> None:
+    """They move all scores of a query alike: what goes out says the same without them."""
+    model = imported(case, tmp_path / "bundle").model
+    _, transforms = load_bundle(tmp_path / "bundle")
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith(("qkv.bias", "kv.bias")):
+                value[-64:-32] += 1.0
+    save_bundle(tmp_path / "trained", model, transforms, "# Trained\n")
+    assert export_model(tmp_path / "trained", "hf", tmp_path / "out") == "whisper (WhisperForConditionalGeneration)"
+    opened = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    assert written(Case(opened, tmp_path / "out")) == written(case), "special ids go along"
+    with torch.no_grad():
+        theirs = opened(input_features=features(tmp_path / "out"), decoder_input_ids=IDS).logits
+        close(logits(model), theirs, measured="logits")
+        close(theirs, case.reference(input_features=features(case.folder), decoder_input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize(

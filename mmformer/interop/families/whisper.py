@@ -104,7 +104,10 @@ FAMILY = Family(
         fixed("apply_spec_augment", False),
     ),
     rules=_rules,
-    defaults={"tie_word_embeddings": True, "apply_spec_augment": False, "activation_dropout": 0.0},
+    defaults={
+        **{"tie_word_embeddings": True, "apply_spec_augment": False, "activation_dropout": 0.0},
+        **{"begin_suppress_tokens": [220, 50256], "suppress_tokens": None},
+    },
     ignored=(
         *("mask_*", "median_filter_width", "use_weighted_layer_sum", "classifier_proj_size", "init_std"),
         *("num_hidden_layers", "forced_decoder_ids", "is_encoder_decoder"),
