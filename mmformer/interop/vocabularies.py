@@ -279,7 +279,8 @@ def _marian(
             f"tokenizer_config.json has {stripped[0]} take the spaces beside it, which mmformer does not do."
         )
     special = tuple(dict.fromkeys(filter(None, map(text_of, tokens))))
-    content = pack(Options(clean, cutter=side, special=special), files)
+    tidy = bool(settings.get("clean_up_tokenization_spaces", False))
+    content = pack(Options(clean, tidy, cutter=side, special=special), files)
     numbers = json.loads(files["vocab.json"])
     eos, pad = (numbers[text_of(names[name])] for name in ("eos_token", "pad_token"))
     made = SpecialIds(pad=pad, eos=(eos,))
@@ -296,7 +297,8 @@ def _siglip(
     if other:
         raise InputError(f"tokenizer_config.json has {other}, but SigLIP's are {expected}.")
     special = tuple(dict.fromkeys(text_of(settings.get(name)) or token for name, token in SIGLIP.items()))
-    content = pack(Options(cutter="siglip", special=special), files)
+    tidy = bool(settings.get("clean_up_tokenization_spaces", False))
+    content = pack(Options(tidy=tidy, cutter="siglip", special=special), files)
     processor = processor_of(files, "spiece.model", "the folder's vocabulary")
     ends = processor.PieceToId(text_of(settings.get("eos_token")) or SIGLIP["eos_token"])
     ids = _with_generation(SpecialIds(pad=ends, eos=(ends,)), generation, len(processor))

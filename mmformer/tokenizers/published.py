@@ -72,7 +72,8 @@ class PublishedVocabulary(AnyVocabulary):
         wrong = next((index for index in numbers if index < 0), None)
         if wrong is not None:
             raise InputError(f"Id {wrong} is not in the vocabulary: ids are 0 or more.")
-        return self._decode(numbers)
+        text = self._decode(numbers)
+        return tidied(text) if self.options.tidy else text
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -126,7 +127,7 @@ class TokenizersVocabulary(PublishedVocabulary):
             text = text.replace(self.options.word_end, " ").strip()
         if self.options.timed:
             text = re.sub(r"<\|\d+\.\d+\|>", "", text)
-        return tidied(text) if self.options.tidy else text
+        return text
 
 
 def tidied(text: str) -> str:

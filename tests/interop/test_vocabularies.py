@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 import torch
-from vocabulary_folders import FOLDERS, bert, marian, write
+from vocabulary_folders import FOLDERS, bert, llama, marian, siglip, write
 from vocabulary_pairs import Pair, open_clip_merges, pair_of, spec_of
 from vocabulary_texts import WRITTEN, texts
 
@@ -146,16 +147,20 @@ def test_what_marian_writes_is_cut_by_the_other_sides_model(separate: bool, tmp_
     assert other.fingerprint != ours.fingerprint
 
 
-def test_what_decoding_tidies_is_tidied_alike(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [bert, siglip, marian])
+def test_what_decoding_tidies_is_tidied_alike(make: Callable[[Path], Path], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="its tokenizers are what this is compared with")
-    folder = bert(tmp_path, clean_up_tokenization_spaces=True)
+    folder = make(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    write(folder, tokenizer_config__json=settings | {"clean_up_tokenization_spaces": True})
     found, theirs = from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder)
     assert found is not None
     ours = from_content(found.content, found.ids)
     for text in texts(100):
         ids = ours.encode_many([text])[0]
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
-    assert ours.decode(ours.encode_many(["it is, he said."])[0]) == "it is, he said."
+    if make is bert:
+        assert ours.decode(ours.encode_many(["it is, he said."])[0]) == "it is, he said."
 
 
 def test_an_older_tokenizer_json_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -200,3 +205,17 @@ def test_open_clip_cleans_texts_for_vocabularies_of_transformers_too(name: str, 
     theirs = open_clip.HFTokenizer(str(folder), context_length=16, clean=clean)(WRITTEN)
     ours = spec_of(found, tmp_path).encoder().encode(WRITTEN)
     assert torch.equal(ours.ids, theirs)
+
+
+@pytest.mark.parametrize("settings", [{"legacy": True}, {"add_prefix_space": False}, {"add_eos_token": True}], ids=str)
+def test_what_llamas_settings_say_is_done(settings: dict[str, bool], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="its tokenizers are what this is compared with")
+    folder = llama(tmp_path, **settings)
+    found, theirs = from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert found is not None
+    ours, usual = Pair(folder, found, from_content(found.content, found.ids), theirs), pair_of("llama")
+    same_ids(ours, 150)
+    one, other = (
+        [[*p.found.before, *row, *p.found.after] for row in p.ours.encode_many(WRITTEN)] for p in (ours, usual)
+    )
+    assert one != other
