@@ -32,7 +32,12 @@ WRITTEN = [
     ),
     *("bell\x07 null\x00 escape\x1b[0m delete\x7f next\x85line", "a\r\nb\rc\u2028d\u2029e\x0bf\x0cg\x1ch"),
     *("Z̸̨̛͓a̶l̵g̷ó", "\u202eright to left\u202c", "\ue000private\U000f0000 \ufffd \uffff \U0010ffff", "▁▁ underscores _ ▁a"),
-    *("<s> </s> <pad> <unk> <mask>", "[CLS] [SEP] [MASK] [UNK] [PAD]", "<|endoftext|><|startoftext|> a<|endoftext|>b"),
+    *(
+        "<s>a</s>b",
+        "<s> </s> <pad> <unk> <mask>",
+        "[CLS] [SEP] [MASK] [UNK] [PAD]",
+        "<|endoftext|><|startoftext|> a<|endoftext|>b",
+    ),
     *("<|en|><|transcribe|> <|0.00|> said <|2.50|>", "<extra_id_0> and <extra_id_99>", "<0x41><0xE4>", "##ing ## a##b"),
     *("<start_of_text>a<end_of_text>", "!!<start_of_text> it's<end_of_text>", ">>de<< translate me", "a >>de<< b"),
     *(
