@@ -142,6 +142,7 @@ class Inference:
         audio: Tensor | None = None,
         valid: Ids | None = None,
         type_ids: Ids | None = None,
+        global_mask: Ids | None = None,
         part: str | None = None,
     ) -> Tensor:
         """Logits over the vocabulary, of ids as they are: nothing is put before or after them.
@@ -153,6 +154,7 @@ class Inference:
             audio: B S, float32, sounds of the rate that the model reads, all as long as the longest.
             valid: B L, of ids, which of them are real; None: all.
             type_ids: B L, of ids, the segments that they belong to, where the model tells those apart.
+            global_mask: B L, of ids, which of them see all and are seen by all (Longformer); None: none.
             part: the decoder or language head that is asked, where there are several.
 
         Returns:
@@ -166,9 +168,10 @@ class Inference:
             return None if value is None else torch.as_tensor(value).to(self.device)
 
         first, second = placed(ids), placed(decoder_ids)
-        if first is None and (valid is not None or type_ids is not None):
-            raise InputError("valid and type_ids say more of ids, but there are none.")
-        read = None if first is None else text_of(first, placed(valid), placed(type_ids))
+        more = (placed(valid), placed(type_ids), placed(global_mask))
+        if first is None and any(value is not None for value in more):
+            raise InputError("valid, type_ids and global_mask say more of ids, but there are none.")
+        read = None if first is None else text_of(first, *more)
         written = None if second is None else text_of(second)
         sound = None if audio is None else Audio(audio.to(self.device), _full(audio), self.sound_rate())
         others = {"image": None if image is None else image.to(self.device), "audio": sound}

@@ -37,6 +37,15 @@ def is_special(pos: Tensor) -> Tensor:
     return pos[..., 0] < 0
 
 
+def stands_everywhere(pos: Tensor) -> Tensor:
+    """Which tokens see all and are seen by all, where a mixer knows such: ... A -> ..., bool.
+
+    Special ones do, and those of a text that were chosen (``Text.everywhere``): they have a place on the first axis
+    alone.
+    """
+    return pos[..., AXES - 1] < 0
+
+
 class Patches(NamedTuple):
     """Pictures of sizes of their own, cut into square patches, row by row; zero past each one's last."""
 
@@ -68,6 +77,9 @@ class Text(NamedTuple):
     """B L, bool: which ids are real, all among a row's first ``lengths``; there may be holes, or padding on the left,
     and places count from the row's first id all the same. None: the first ``lengths`` are."""
     types: Tensor | None = None  # B L, int64: the segment that an id belongs to (BERT, Devlin et al. 2018, §3.2)
+    everywhere: Tensor | None = None
+    """B L, bool: which ids see all and are seen by all (global attention, Longformer, Beltagy et al. 2020, §3.1), where
+    an encoder's mixers know such; None: none does."""
 
     @property
     def real(self) -> Tensor:

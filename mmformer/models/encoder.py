@@ -255,7 +255,7 @@ class Encoder(nn.Module):
 
 def _require_everywhere(stack: Stack) -> None:
     """Refuse a stack to which it makes no difference which tokens stand everywhere."""
-    if not any(knows_everywhere(layer.mixer) for layer in stack.spec.layers):
+    if not any(layer.mixer is not None and knows_everywhere(layer.mixer) for layer in stack.spec.layers):
         raise InputError(
             "Some ids are to see all and be seen by all (global_mask), but the encoder's mixers know no such tokens: "
             "take GlobalAttentionSpec, or give their pattern an EverywhereSpec; or leave the mask out."

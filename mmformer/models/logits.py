@@ -14,7 +14,9 @@ from mmformer.models.model import Model
 from mmformer.types import Batch, Text, Tokens
 
 
-def text_of(ids: Tensor, valid: Tensor | None = None, types: Tensor | None = None) -> Text:
+def text_of(
+    ids: Tensor, valid: Tensor | None = None, types: Tensor | None = None, everywhere: Tensor | None = None
+) -> Text:
     """Ids as they are, B L.
 
     Raises:
@@ -22,11 +24,17 @@ def text_of(ids: Tensor, valid: Tensor | None = None, types: Tensor | None = Non
     """
     if ids.ndim != 2 or ids.is_floating_point():
         raise InputError(f"Ids must be whole numbers of shape (batch, length), but are {_told(ids)}.")
-    for name, value in (("valid", valid), ("type_ids", types)):
+    for name, value in (("valid", valid), ("type_ids", types), ("global_mask", everywhere)):
         if value is not None and value.shape != ids.shape:
             raise InputError(f"{name} must have the shape of ids, {tuple(ids.shape)}, but is {_told(value)}.")
     lengths = torch.full((len(ids),), ids.shape[1], dtype=torch.int64, device=ids.device)
-    return Text(ids.long(), lengths, None if valid is None else valid.bool(), None if types is None else types.long())
+    return Text(
+        ids.long(),
+        lengths,
+        None if valid is None else valid.bool(),
+        None if types is None else types.long(),
+        None if everywhere is None else everywhere.bool(),
+    )
 
 
 def text_logits(
@@ -59,7 +67,7 @@ def text_logits(
     if "text" in read:
         needed["ids"] = ids
     elif ids is not None:
-        unread["decoder_ids"] = decoder_ids
+        unread |= {"decoder_ids": decoder_ids, "global_mask": ids.everywhere}
     _require_given(needed, unread, name)
     memory: Mapping[str, Tokens] = {}
     if read:

@@ -18,7 +18,7 @@ from mmformer.tokenizers.any_vocabulary import AnyVocabulary, NoVocabulary
 from mmformer.tokenizers.opening import open_vocabulary
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.tokenizer import TokenizerSpec
-from mmformer.types import AXES, Text, Tokens
+from mmformer.types import AXES, SPECIAL, Text, Tokens
 
 
 @dataclass(frozen=True)
@@ -222,4 +222,7 @@ class TextTokens(nn.Module):
         time = torch.arange(x.shape[1], device=x.device)
         place = time[None] if start is None else start[:, None] + time  # (1 or B) L
         pos = F.pad(place[..., None], (0, AXES - 1))  # (1 or B) L A
+        if text.everywhere is not None:  # no place on the further axes
+            further = torch.arange(AXES, device=x.device) > 0
+            pos = pos.masked_fill(text.everywhere[..., None] & further, SPECIAL)
         return Tokens(x, pos.expand(x.shape[0], -1, -1), text.real)

@@ -21,6 +21,7 @@ from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
+from mmformer.nn.everywhere import GlobalAttentionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -97,6 +98,7 @@ PARTS: dict[type, list[Any]] = {
         LinformerSpec(2, 64, 4),
         ShawAttentionSpec(4),
         MambaSpec(states=3, bidirectional=True),
+        GlobalAttentionSpec(2),
     ],
     FeedForwardSpec: [
         GELUFeedForwardSpec(ratio=2),

@@ -23,6 +23,7 @@ from mmformer.nn.ability import Ability
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
+from mmformer.nn.everywhere import EverywhereSpec, GlobalAttentionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -99,6 +100,7 @@ MIXERS: dict[str, MixerSpec] = {
         pattern=AnyOfSpec((WindowSpec(1, 1), GlobalSpec(1), RandomBlocksSpec(size=2, blocks=1))),
     ),
     "attention_grid": AttentionSpec(heads=4, pattern=NeighbourhoodSpec(rows=0, columns=1)),
+    "global": GlobalAttentionSpec(heads=4, pattern=AnyOfSpec((WindowSpec(1, 1), EverywhereSpec()))),
     "convolution": ConvolutionSpec(before=2, after=1),
     "convolution_module": ConvolutionSpec(0.5, True, LayerNormSpec(), "silu", before=1, after=1, dilation=2),
     "convolution_grid": GridConvolutionSpec(ratio=2.0, rows=1, columns=2),
@@ -118,6 +120,7 @@ PATTERNS: dict[str, PatternSpec] = {
     "window_dilated": WindowSpec(before=6, after=0, dilation=3),
     "chunks": ChunksSpec(size=40),
     "global": GlobalSpec(tokens=3),
+    "everywhere": EverywhereSpec(),
     "random_blocks": RandomBlocksSpec(size=10, blocks=1),
     "strided": StridedSpec(stride=60),
     "neighbourhood": NeighbourhoodSpec(rows=2, columns=3),

@@ -14,6 +14,7 @@ import numpy as np
 from contract import Inputs
 from convolution_reference import MIXERS as CONVOLUTIONS
 from convolution_reference import tap
+from everywhere_reference import global_attention
 from feedforward_reference import FEEDFORWARDS
 from linear_reference import HEADS
 from lsh_reference import hashed_attention
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.convolution import DepthwiseSpec
+from mmformer.nn.everywhere import EverywhereSpec, GlobalAttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec
 from mmformer.nn.lsh import LSHAttentionSpec
 from mmformer.nn.mamba import MambaSpec
@@ -94,6 +96,8 @@ def pattern_allows(pattern: PatternSpec, i: int, j: int, here: list[int], there:
             return i // size == j // size
         case GlobalSpec(tokens):
             return i < tokens or j < tokens
+        case EverywhereSpec():
+            return here[2] < 0 or there[2] < 0
         case StridedSpec(stride):
             return (i - j) % stride == 0
         case RandomBlocksSpec(size, blocks, seed):
@@ -264,6 +268,7 @@ MIXERS = {
     LSHAttentionSpec: hashed,
     **dict.fromkeys(HEADS, by_head),
     ShawAttentionSpec: shaw,
+    GlobalAttentionSpec: global_attention,
     MambaSpec: mamba,
 }
 
@@ -327,6 +332,8 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
             waves = [(time + 1) / 10_000 ** (2 * i / width) for i in range(width // 2)]
             x = x + np.array([*map(math.sin, waves), *map(math.cos, waves)])
         entered = normed(layer.mixer_residual.norm)(x) if layer_spec.parallel else None
+        if isinstance(layer_spec.mixer, GlobalAttentionSpec):
+            turns = pos[..., 2] < 0  # which tokens stand everywhere; it has none
         mixer = mixed(layer_spec.mixer, layer.mixer, None, allowed, turns, bias)
         x = branch(x, layer.mixer_residual, mixer)
         if layer.cross is not None:

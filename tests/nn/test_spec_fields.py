@@ -23,6 +23,7 @@ from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
+from mmformer.nn.everywhere import EverywhereSpec, GlobalAttentionSpec
 from mmformer.nn.feedforward import (
     FeedForwardSpec,
     GELUFeedForwardSpec,
@@ -134,6 +135,12 @@ FIELDS: dict[type, dict[str, Change]] = {
         "dropout": Change(0.5, TRAINING),
         "pattern": Change(WindowSpec(1, 1), OUTPUT),
     },
+    GlobalAttentionSpec: {
+        "heads": Change(4, OUTPUT),
+        "pattern": Change(WindowSpec(1, 1), OUTPUT),
+        "bias": Change(False, PARAMETERS),
+        "dropout": Change(0.5, TRAINING),
+    },
     LSHAttentionSpec: {
         "heads": Change(4, OUTPUT),
         "buckets": Change(2, OUTPUT),
@@ -172,6 +179,7 @@ FIELDS: dict[type, dict[str, Change]] = {
     },
     ChunksSpec: {"size": Change(3, OUTPUT)},
     GlobalSpec: {"tokens": Change(2, OUTPUT)},
+    EverywhereSpec: {},
     RandomBlocksSpec: {
         "size": Change(2, OUTPUT, {"size": 1, "blocks": 1}),
         "blocks": Change(2, OUTPUT, {"size": 1, "blocks": 1}),
