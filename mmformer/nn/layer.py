@@ -40,6 +40,7 @@ class LayerSpec:
             §2; ViT-22B): their products can be fused, at a little less quality a parameter.
         skip_scale: a factor on what passes each branch by; 1: none.
         dropout: on what a branch adds.
+        mixer_dropout: in its place, on what the mixers' branches add; None: as on the feed-forward's.
         layer_scale: where a learned gain on each channel of what a branch adds starts (CaiT, Touvron et al. 2021,
             §2.1): small values let a deep or young stack begin near the identity; None: there is no such gain.
         branch_scale: a factor on what each branch adds (Granite's residual multiplier, 0.22, say); 1: none.
@@ -56,6 +57,7 @@ class LayerSpec:
     layer_scale: float | None = None
     branch_scale: float = 1.0
     memory_norm: bool = False
+    mixer_dropout: float | None = None
 
     def __post_init__(self) -> None:
         require(self.layer_scale is None or self.layer_scale > 0, self, "layer_scale", "None or positive")
@@ -66,6 +68,8 @@ class LayerSpec:
             free = self.placement != "deep" or getattr(self, name) == 1
             require(free, self, name, "1 where placement is 'deep', which follows from the stack's depth")
         require_probability(self, "dropout")
+        if self.mixer_dropout is not None:
+            require_probability(self, "mixer_dropout")
         require(self.mixer is not None or self.cross is not None, self, "mixer", "a mixer, or None beside a cross")
         require(self.cross is not None or not self.memory_norm, self, "memory_norm", "false where there is no cross")
         whole = self.mixer is not None and self.feedforward is not None and self.cross is None
@@ -101,7 +105,9 @@ class LayerState(NamedTuple):
 class Residual(nn.Module):
     """The norms, the gain, the dropout and the sum of one branch; the branch itself is the layer's."""
 
-    def __init__(self, spec: LayerSpec, width: int, branches: int, normed: bool = True) -> None:
+    def __init__(
+        self, spec: LayerSpec, width: int, branches: int, normed: bool = True, dropout: float | None = None
+    ) -> None:
         super().__init__()
         self.spec, self.post = spec, spec.placement in ("post", "deep")
         # DeepNorm's α, (2 × depth)^¼, or (3 × depth)^¼ where layers read memory: each layer has so many branches.
@@ -109,7 +115,7 @@ class Residual(nn.Module):
         self.gain = None if spec.layer_scale is None else nn.Parameter(torch.empty(width))
         self.norm = spec.norm.build(width) if normed else nn.Identity()
         self.inner_norm = spec.norm.build(width) if spec.placement == "sandwich" else nn.Identity()
-        self.dropout = Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout if dropout is None else dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -140,9 +146,10 @@ class Layer(nn.Module):
     def __init__(self, spec: LayerSpec, width: int, memory_width: int | None, branches: int) -> None:
         super().__init__()
         self.mixer = None if spec.mixer is None else spec.mixer.build(width)
-        self.mixer_residual = None if spec.mixer is None else Residual(spec, width, branches)
+        mixed = spec.mixer_dropout
+        self.mixer_residual = None if spec.mixer is None else Residual(spec, width, branches, dropout=mixed)
         self.cross = None if spec.cross is None else spec.cross.build(width, memory_width or width)
-        self.cross_residual = None if spec.cross is None else Residual(spec, width, branches)
+        self.cross_residual = None if spec.cross is None else Residual(spec, width, branches, dropout=mixed)
         self.memory_norm = spec.norm.build(memory_width or width) if spec.memory_norm else None
         self.parallel = spec.parallel
         self.feedforward = None if spec.feedforward is None else spec.feedforward.build(width)

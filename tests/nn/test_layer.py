@@ -75,6 +75,18 @@ def test_a_branch_scale_is_a_gain_that_is_not_learned(placement: str) -> None:
     assert_close(inputs(scaled), inputs(gained), rtol=1e-12, atol=1e-12)
 
 
+def test_dropout_may_be_the_feedforwards_alone() -> None:
+    """DistilBERT's: what attention adds is whole, in training, too."""
+    layer = LayerSpec(AttentionSpec(4), cross=AttentionSpec(4), dropout=0.5, mixer_dropout=0.0).build(32).train()
+    assert layer.mixer_residual is not None and layer.cross_residual is not None
+    assert layer.feedforward_residual is not None
+    x = torch.ones(5, 7, 32)
+    for branch in (layer.mixer_residual, layer.cross_residual):
+        assert torch.equal(branch.leave(x, x), x + x)
+    left = layer.feedforward_residual.leave(x, x)
+    assert set(left.unique().tolist()) == {1.0, 3.0}
+
+
 def test_output_dropout_is_on_what_leaves_the_last_layer() -> None:
     """After the norm, in training alone, and not on hidden states that are asked for."""
     stack = StackSpec(32, 2, LAYER, output_dropout=0.4).build().double()

@@ -238,6 +238,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "layer_scale": Change(0.5, PARAMETERS),
         "branch_scale": Change(0.5, OUTPUT),
         "memory_norm": Change(True, PARAMETERS, {"cross": AttentionSpec(heads=4)}),
+        "mixer_dropout": Change(0.5, TRAINING),
     },
     PositionSpec: {},
     LearnedPositionSpec: {
