@@ -63,7 +63,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     train.set_defaults(run=_train)
     encode = commands.add_parser("encode", help="print the pieces and ids of texts")
-    encode.add_argument("vocabulary", metavar="FILE", help="a .model file")
+    encode.add_argument(
+        "vocabulary", metavar="FILE", help="a .model file, or a bundle's .zip of a model from elsewhere"
+    )
     encode.add_argument("texts", metavar="TEXT", nargs="+")
     encode.set_defaults(run=_encode)
 
@@ -88,11 +90,10 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace) -> int:
-    from mmformer.tokenizers.vocabulary import Vocabulary
+    from mmformer.tokenizers.opening import open_vocabulary
 
-    vocabulary = Vocabulary.load(args.vocabulary)
-    for text in args.texts:
-        ids = vocabulary.encode(text)
+    vocabulary = open_vocabulary(args.vocabulary)
+    for ids in vocabulary.encode_many(args.texts):
         print(f"{len(ids)} tokens: {' '.join(map(repr, vocabulary.pieces(ids)))}")
         print(" ".join(map(str, ids)))
     return 0

@@ -193,10 +193,12 @@ def _label(raw: RawSample, path: str) -> Any:
 
 def token_counter(vocabulary: str) -> Callable[[str], int]:
     """How many tokens of a vocabulary's file a text has, without special ones."""
+    from mmformer.tokenizers.opening import open_vocabulary
     from mmformer.tokenizers.vocabulary import Vocabulary
 
-    loaded = Vocabulary.load(vocabulary)
-    return lambda text: len(loaded.encode(f" {text}"))  # with a space, as texts are read
+    loaded = open_vocabulary(vocabulary)
+    space = " " if isinstance(loaded, Vocabulary) else ""  # as texts are read
+    return lambda text: len(loaded.encode_many([space + text])[0])
 
 
 def _identifier() -> Callable[[str], str]:

@@ -37,6 +37,10 @@ class AnyVocabulary(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; special tokens have none."""
 
+    @abstractmethod
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """How each id is written in the vocabulary, for people to read."""
+
     def padded_size(self, multiple: int = 64) -> int:
         """The rows to give an embedding table: the next multiple, so that ranks and matrix units divide it evenly."""
         if multiple < 1:
@@ -69,6 +73,9 @@ class NoVocabulary(AnyVocabulary):
 
     def decode(self, ids: Iterable[int]) -> str:
         raise InputError(f"The model gives ids only, no texts: {_CAUSE}")
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [str(index) for index in ids]
 
 
 _CAUSE = "it has no vocabulary. Import it from a folder that has its tokenizer's files, or hand in ids."

@@ -58,6 +58,9 @@ class MarianVocabulary(PublishedVocabulary):
         text: str = self._joiner.DecodePieces([piece for piece in pieces if piece not in self.options.special])
         return text.replace(_SPACE, " ").strip()
 
+    def _piece(self, index: int) -> str | None:
+        return self._pieces.get(index)
+
 
 def processor_of(files: Mapping[str, bytes], name: str, origin: str) -> sentencepiece.SentencePieceProcessor:
     """The SentencePiece model in one of a vocabulary's files.

@@ -68,12 +68,11 @@ class PublishedVocabulary(AnyVocabulary):
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        numbers = [int(index) for index in ids]
-        wrong = next((index for index in numbers if index < 0), None)
-        if wrong is not None:
-            raise InputError(f"Id {wrong} is not in the vocabulary: ids are 0 or more.")
-        text = self._decode(numbers)
+        text = self._decode(_checked(ids))
         return tidied(text) if self.options.tidy else text
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [self._piece(index) or f"<{index}>" for index in _checked(ids)]
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -82,6 +81,10 @@ class PublishedVocabulary(AnyVocabulary):
     @abstractmethod
     def _decode(self, ids: Sequence[int]) -> str:
         """The text of ids that are 0 or more; those beyond the vocabulary have none."""
+
+    @abstractmethod
+    def _piece(self, index: int) -> str | None:
+        """How an id is written; None: it is beyond the vocabulary."""
 
 
 class TokenizersVocabulary(PublishedVocabulary):
@@ -128,6 +131,18 @@ class TokenizersVocabulary(PublishedVocabulary):
         if self.options.timed:
             text = re.sub(r"<\|\d+\.\d+\|>", "", text)
         return text
+
+    def _piece(self, index: int) -> str | None:
+        piece: str | None = self._tokenizer.id_to_token(index)
+        return piece
+
+
+def _checked(ids: Iterable[int]) -> list[int]:
+    numbers = [int(index) for index in ids]
+    wrong = next((index for index in numbers if index < 0), None)
+    if wrong is not None:
+        raise InputError(f"Id {wrong} is not in the vocabulary: ids are 0 or more.")
+    return numbers
 
 
 def tidied(text: str) -> str:

@@ -47,3 +47,7 @@ class SiglipVocabulary(PublishedVocabulary):
         pieces: list[str] = [self._processor.IdToPiece(index) for index in ids if index < len(self)]
         text: str = self._processor.DecodePieces([piece for piece in pieces if piece not in self.options.special])
         return text.strip()
+
+    def _piece(self, index: int) -> str | None:
+        piece: str | None = self._processor.IdToPiece(index) if index < len(self) else None
+        return piece

@@ -18,6 +18,7 @@ from vocabulary_texts import WRITTEN
 
 import mmformer
 from mmformer.bundle import Transforms, load_bundle, save_bundle
+from mmformer.cli.main import main
 from mmformer.errors import InputError
 from mmformer.interop.vocabularies import from_folder, from_open_clip, write_folder, write_vocabularies
 from mmformer.models.model import ModelSpec
@@ -210,3 +211,15 @@ def test_a_model_gives_back_the_files_of_all_its_vocabularies(tmp_path: Path) ->
     assert write_vocabularies(spec, tmp_path) == ["merges.txt", "vocab.json"]
     assert (tmp_path / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
     assert write_vocabularies(tiny_model(), tmp_path) == []
+
+
+def test_the_command_shows_how_they_cut_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("gpt2", "t5", "marian", "siglip"):
+        pair = pair_of(name)
+        path = tmp_path / "words.zip"
+        path.write_bytes(pair.found.content)
+        assert main(["vocabulary", "encode", str(path), "some words"]) == 0
+        ids = pair.theirs("some words", add_special_tokens=False)["input_ids"]
+        pieces = " ".join(map(repr, pair.theirs.convert_ids_to_tokens(ids)))
+        assert capsys.readouterr().out == f"{len(ids)} tokens: {pieces}\n{' '.join(map(str, ids))}\n"
+        assert pair.ours.pieces([10**6]) == ["<1000000>"]
