@@ -9,7 +9,7 @@ from typing import Any
 from mmformer.bundle import load_bundle
 from mmformer.errors import InputError, nearest
 from mmformer.files import whole_folder
-from mmformer.interop import huggingface, open_clip, unread
+from mmformer.interop import huggingface, open_clip, timm, unread
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
@@ -18,12 +18,17 @@ from mmformer.interop.origin import FOLDER, Origin, read_origin
 from mmformer.interop.rules import to_theirs
 from mmformer.interop.sounds import write_folder_sounds
 from mmformer.interop.source import families_of
+from mmformer.interop.vocabularies import write_vocabularies
 from mmformer.models.model import Model
 from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
 Writer = Callable[[Path, Family, str, Mapping[str, Any], State], None]
 
-TARGETS: dict[Library, Writer] = {"hf": huggingface.write_folder, "open_clip": open_clip.write_folder}
+TARGETS: dict[Library, Writer] = {
+    "hf": huggingface.write_folder,
+    "open_clip": open_clip.write_folder,
+    "timm": timm.write_folder,
+}
 """The libraries that models go out to, and what writes a folder for each."""
 
 
@@ -39,7 +44,7 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
         raise InputError(f"--to must be one of {', '.join(TARGETS)}, but is '{library}'.{nearest(library, TARGETS)}")
     model, transforms = load_bundle(bundle)
     origin = read_origin(bundle)
-    family, layout, config = _expressed(model, library, origin, str(bundle))
+    family, layout, config = expressed(model, library, origin, str(bundle))
     known = [transforms.classes.get(path.rpartition(".")[2]) for path in family.classes]
     if names := next(filter(None, known), None):
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
@@ -56,6 +61,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
     elif library == "hf":
         config |= id_config(model.spec, family, layout)
     with whole_folder(folder) as partial:
+        if library == "hf":
+            write_vocabularies(model.spec, partial)
         if same:
             for file in sorted((bundle / FOLDER).iterdir()):
                 if file.name not in ("origin.json", "config.json", unread.FILE):
@@ -80,9 +87,10 @@ def _with_changes(origin: Mapping[str, Any], said: Mapping[str, Any], now: Mappi
     return config
 
 
-def _expressed(model: Model, library: Library, origin: Origin | None, where: str) -> tuple[Family, str, dict[str, Any]]:
+def expressed(model: Model, library: Library, origin: Origin | None, where: str) -> tuple[Family, str, dict[str, Any]]:
     """The first family and class that the model's spec is one of, those that it came from first."""
     known = [(family, layout) for family in families_of(library) for layout in family.layouts]
+    known.sort(key=lambda each: len(each[0].layouts[each[1]].without))  # as much of the model as may be
     if origin is not None and origin.library == library:
         came_from = (origin.family, origin.layout)
         known.sort(key=lambda each: (each[0].name, each[1]) != came_from)

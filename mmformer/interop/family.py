@@ -142,6 +142,8 @@ class Family:
         found = self._settled(spec, layout, where)
         config = write_config(found, self.fields, f"A config of {self.name}")
         for path in [path for path in self.classes if self.has(path, layout)]:
+            if path.rpartition(".")[2] not in spec.heads:
+                raise InputError(f"{where} is no {self.name} ({layout}): it has no {path}.")
             config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.get(found, f"{path}.classes"))}
         back = self._settled(self.spec(config, layout, where), layout, where)
         if back != found:

@@ -19,12 +19,16 @@ _POOLER = (f"{IMAGE}.embedding", f"{IMAGE}.projection")
 def _read_pooler(width: int, pooled: int) -> Sequence[Any]:
     if pooled != width:
         raise ValueError("a pooler_output_size that is hidden_size")
-    return [pooled]
+    return [pooled, width]
 
 
 _FIELDS = (
-    # First: a classifier has no pooler, and its hidden_size is what its stack says.
-    Field(("hidden_size", "pooler_output_size"), (f"{IMAGE}.embedding",), _read_pooler, lambda width: [width, width]),
+    Field(  # a classifier has no pooler: what this one's width would be is said by its stack
+        ("hidden_size", "pooler_output_size"),
+        (f"{IMAGE}.embedding", f"{STACK}.width"),
+        _read_pooler,
+        lambda _, width: [width, width],
+    ),
     *vits.fields(f"{STACK}.layer.dropout", f"{STACK}.input_dropout"),
     vits.grid_field(),
     same("intermediate_size", f"{STACK}.layer.feedforward.hidden_width"),
