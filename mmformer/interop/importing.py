@@ -13,7 +13,7 @@ import torch
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError, nearest
-from mmformer.interop import huggingface, open_clip, unread
+from mmformer.interop import huggingface, open_clip, timm, unread
 from mmformer.interop.beside import with_pictures, with_texts
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import class_names
@@ -24,7 +24,11 @@ from mmformer.interop.source import Found
 from mmformer.models.model import Model, ModelSpec
 from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
-SOURCES: dict[str, Callable[[str], Found]] = {"hf": huggingface.open_folder, "open_clip": open_clip.open_model}
+SOURCES: dict[str, Callable[[str], Found]] = {
+    "hf": huggingface.open_folder,
+    "open_clip": open_clip.open_model,
+    "timm": timm.open_model,
+}
 """What stands before the colon of a source, and what opens what stands after it."""
 
 BESIDE = ("*.json", "*.txt", "*.model", "*.spm", "*.gz")
