@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,9 +102,9 @@ def unpack(content: bytes, origin: str = "the vocabulary") -> Archive:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             found = archive.infolist()
             if sum(member.file_size for member in found) > _MOST:
-                raise InputError(f"{origin} unpacks to more than {_MOST // 2**20} MiB: that is no vocabulary.")
+                raise InputError(f"it would have more than {_MOST // 2**20} MiB")
             members = {member.filename: archive.read(member) for member in found}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zipfile.LargeZipFile) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
         raise InputError(f"{origin} is damaged, it cannot be unpacked: {error}.") from error
     options = _options(members.get("options.json", b"null"), origin)
     if options.cutter == "tokenizers" and "vocabulary.json" not in members:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+import random
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,24 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone.zip cannot be read: No such file"):
         TextTokensSpec(str(tmp_path / "gone.zip")).encoder()
     assert "merges.txt" in unpack(content).published
+
+
+def test_no_damage_is_more_than_an_input_error() -> None:
+    draw, content = random.Random(0), pair_of("gpt2").found.content
+    outcomes: Counter[str] = Counter()
+    for _ in range(300):
+        damaged = bytearray(content)
+        place = draw.choice([draw.randrange(len(content)), len(content) - draw.randrange(1, 600)])
+        if draw.random() < 0.7:
+            damaged[place] ^= 1 << draw.randrange(8)
+        else:
+            del damaged[place : place + draw.randrange(1, 50)]
+        try:
+            from_content(bytes(damaged), SpecialIds())
+            outcomes["read"] += 1
+        except InputError:
+            outcomes["refused"] += 1
+    assert outcomes["refused"] > 200, "a checksum covers what is in it"
 
 
 def test_texts_that_need_mending_need_the_library_that_mends(monkeypatch: pytest.MonkeyPatch) -> None:
