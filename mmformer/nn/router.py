@@ -118,6 +118,8 @@ class TokenChoiceSpec(RouterSpec):
             share of all choices. A row's real tokens alone are counted, those of all its segments together: what is
             dropped of a sample depends on which ones it shares a row with. In evaluation nothing is dropped, so that a
             text is worth the same in any row. None: nothing is dropped at all.
+        places: the same as a number of choices, and in evaluation, too (transformers' Switch): what a token gets then
+            depends on those before it in its row, so that rows are neither packed nor gone on with. None: no such limit.
         balance_loss: weight of experts × Σ (share of choices × mean score), the mean over rows and layers, which is
             smallest, 1, where experts are chosen evenly (Switch Transformer, §2.2); 0: it is not asked for.
         balance_rate: after every update, an expert that was chosen more than the mean has its scores lowered by this in
@@ -136,6 +138,7 @@ class TokenChoiceSpec(RouterSpec):
     capacity: float | None = None
     balance_loss: float = 0.01
     balance_rate: float = 0.0
+    places: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,12 +146,14 @@ class TokenChoiceSpec(RouterSpec):
         require(self.top > 1 or not self.renormalise, self, "renormalise", "false where top is 1: the gate would be 1")
         require(self.scores in ("softmax", "sigmoid"), self, "scores", "'softmax' or 'sigmoid'")
         require(self.capacity is None or self.capacity > 0, self, "capacity", "None or positive")
+        require(self.places is None or self.places >= 1, self, "places", "None or at least 1")
+        require(self.places is None or self.capacity is None, self, "capacity", "None where there are places")
         require(self.balance_loss >= 0, self, "balance_loss", "at least 0")
         require(self.balance_rate >= 0, self, "balance_rate", "at least 0")
 
     @property
     def abilities(self) -> frozenset[Ability]:
-        return frozenset(MEANINGS)
+        return frozenset(MEANINGS) - ({"cache", "packing"} if self.places is not None else set())
 
     def check(self, experts: int) -> None:
         require(self.top <= experts, self, "top", f"at most the number of experts, {experts}")
@@ -188,23 +193,25 @@ class TokenChoice(Router):
         if self.balance is not None and torch.is_grad_enabled():
             total = load.sum(0).to(self.balance.dtype)
             gate = _Loaded.apply(gate, self.balance, total - total.mean())  # type: ignore[no-untyped-call]
-        aux, taken = {}, real[..., None].expand_as(choice)
+        aux, taken, room = {}, real[..., None].expand_as(choice), self._room(real)
+        if room is not None:
+            count = chosen.flatten(1, 2).cumsum(1).view_as(chosen)  # of an expert's choices, up to each
+            taken = (chosen & (count <= room)).any(-1)  # B L top
         if self.training:
             aux = self.losses(logits, real) | self._balance(scores, load, real)
-            if self.spec.capacity is not None:
-                taken = self._within_capacity(chosen, real)
+            if room is not None:
                 dropped = load.sum() - taken.sum()
                 aux["dropped"] = LossTerm(dropped.float(), load.sum().float(), minimised=False)
         expert = choice.masked_fill(~taken, self.experts).flatten()
         token = torch.arange(real.numel(), device=x.device).repeat_interleave(self.spec.top)
         return _sorted(expert, token, gate.flatten(), self.experts, aux)
 
-    def _within_capacity(self, chosen: Tensor, real: Tensor) -> Tensor:
-        """Which choices find room: B L top experts -> B L top."""
-        assert self.spec.capacity is not None, "it has one"
-        room = (real.sum(1).double() * (self.spec.top * self.spec.capacity) / self.experts).ceil()  # B
-        count = chosen.flatten(1, 2).cumsum(1).view_as(chosen)  # of an expert's choices, up to each
-        return (chosen & (count <= room[:, None, None, None])).any(-1)
+    def _room(self, real: Tensor) -> Tensor | int | None:
+        """How many choices of each row an expert takes, for B L top experts of them; None: all."""
+        if self.spec.capacity is None or not self.training:
+            return self.spec.places
+        even = real.sum(1).double() * self.spec.top / self.experts  # B
+        return (even * self.spec.capacity).ceil()[:, None, None, None]
 
     def _balance(self, scores: Tensor, load: Tensor, real: Tensor) -> Aux:
         if not self.spec.balance_loss:

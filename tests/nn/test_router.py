@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -162,6 +163,21 @@ def test_an_expert_takes_the_first_that_choose_it(top: int, capacity: float) -> 
 def test_nothing_is_dropped_in_evaluation() -> None:
     tight, free = make(TokenChoiceSpec(capacity=0.3)).eval(), make(TokenChoiceSpec()).eval()
     assert torch.equal(dense(tight(tokens(), VALID)), dense(free(tokens(), VALID)))
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_places_are_a_number_in_evaluation_too(places: int) -> None:
+    spec = TokenChoiceSpec(top=1, renormalise=False, places=places)
+    router, x = make(spec).eval(), tokens()
+    found, chosen, taken = dense(router(x, VALID)), by_hand(spec, router, x, VALID), 0
+    for row, expert in itertools.product(range(len(VALID)), range(EXPERTS)):
+        takers = [t for t in range(VALID.shape[1]) if chosen[row, t, expert] > 0]
+        taken += len(takers)
+        torch.testing.assert_close(found[row, takers[:places], expert], chosen[row, takers[:places], expert])
+    assert int((found > 0).sum(1).max()) == places and int((found > 0).sum()) < taken
+    dropped = router.train()(x, VALID).aux["dropped"]
+    assert int(dropped.total) == taken - int((found > 0).sum())
+    assert spec.abilities == TokenChoiceSpec().abilities - {"cache", "packing"}
 
 
 def test_later_tokens_take_no_room_of_earlier_ones() -> None:

@@ -219,6 +219,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "renormalise": Change(False, OUTPUT),
         "scores": Change("sigmoid", OUTPUT),
         "capacity": Change(0.5, TRAINING),
+        "places": Change(1, OUTPUT),
         "balance_loss": Change(0.5, ASKED),
         "balance_rate": Change(0.1, PARAMETERS),
         **ROUTER,
