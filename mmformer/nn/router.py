@@ -119,7 +119,8 @@ class TokenChoiceSpec(RouterSpec):
             dropped of a sample depends on which ones it shares a row with. In evaluation nothing is dropped, so that a
             text is worth the same in any row. None: nothing is dropped at all.
         places: the same as a number of choices, and in evaluation, too (transformers' Switch): what a token gets then
-            depends on those before it in its row, so that rows are neither packed nor gone on with. None: no such limit.
+            depends on those before it in its row, so that rows are neither packed nor gone on with. None: no such
+            limit.
         balance_loss: weight of experts × Σ (share of choices × mean score), the mean over rows and layers, which is
             smallest, 1, where experts are chosen evenly (Switch Transformer, §2.2); 0: it is not asked for.
         balance_rate: after every update, an expert that was chosen more than the mean has its scores lowered by this in

@@ -208,7 +208,7 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: TokenChoiceSpec(scores="linear"), "TokenChoiceSpec.scores must be 'softmax' or 'sigmoid', but is"),
     (lambda: TokenChoiceSpec(capacity=0.0), "TokenChoiceSpec.capacity must be None or positive, but is 0.0."),
     (lambda: TokenChoiceSpec(places=0), "TokenChoiceSpec.places must be None or at least 1, but is 0."),
-    (lambda: TokenChoiceSpec(capacity=1.0, places=2), "TokenChoiceSpec.capacity must be None where there are places, but"),
+    (lambda: TokenChoiceSpec(capacity=1.0, places=2), "TokenChoiceSpec.capacity must be None where there are places"),
     (lambda: TokenChoiceSpec(balance_loss=-1.0), "TokenChoiceSpec.balance_loss must be at least 0, but is -1.0."),
     (lambda: TokenChoiceSpec(balance_rate=-1.0), "TokenChoiceSpec.balance_rate must be at least 0, but is -1.0."),
     (lambda: TokenChoiceSpec(jitter=1.0), "TokenChoiceSpec.jitter must be at least 0 and below 1, but is 1.0."),
