@@ -16,6 +16,7 @@ from mmformer.tokenizers.archive import Options, Side, pack, unpack
 from mmformer.tokenizers.cleaning import Cleaning
 from mmformer.tokenizers.marian import processor_of
 from mmformer.tokenizers.opening import from_content
+from mmformer.tokenizers.published import read_tokenizer
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
 from tokenizers import Tokenizer
@@ -72,7 +73,7 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
         return _siglip(files, settings, config, generation)
     known = CLASSES.get(kind, TokenizerClass())
     if "tokenizer.json" in files:
-        tokenizer = _from_json(files["tokenizer.json"], folder)
+        tokenizer = read_tokenizer(files["tokenizer.json"], str(folder / "tokenizer.json"))
     elif known.build is not None:
         tokenizer = known.build(files, settings)
     else:
@@ -138,16 +139,6 @@ def _found(
 ) -> FoundVocabulary:
     size = len(from_content(content, ids))
     return FoundVocabulary(content, size, ids, len(before) == 1, len(after) == 1, before, after, context)
-
-
-def _from_json(content: bytes, folder: Path) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises no narrower one
-        raise InputError(f"{folder / 'tokenizer.json'} cannot be read by tokenizers: {error}.") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def _special_names(folder: Path, settings: Settings, defaults: Mapping[str, str]) -> dict[str, Any]:
@@ -240,15 +231,20 @@ def _with_generation(ids: SpecialIds, generation: Mapping[str, Any], size: int) 
         listed = list(value) if isinstance(value, list) else [] if value is None else [value]
         return list(dict.fromkeys(index for index in listed if 0 <= index < rows))
 
+    start = next(iter(said("decoder_start_token_id")), None)
+    languages = tuple(sorted((generation.get("lang_to_id") or {}).values()))
+    task, untimed = (generation.get("task_to_id") or {}).get("transcribe"), generation.get("no_timestamps_token_id")
     banned = [words[0] for words in generation.get("bad_words_ids") or () if len(words) == 1]
     return SpecialIds(
         pad=next(iter(said("pad_token_id")), None) if ids.pad is None else ids.pad,
         bos=next(iter(said("bos_token_id")), None) if ids.bos is None else ids.bos,
         eos=tuple(dict.fromkeys([*ids.eos, *said("eos_token_id")])),
         mask=ids.mask,
-        start=next(iter(said("decoder_start_token_id")), None),
+        start=start,
         unwritten=tuple(dict.fromkeys([*banned, *said("suppress_tokens")])),
         unwritten_first=tuple(said("begin_suppress_tokens")),
+        prompt=tuple(index for index in (start, task, untimed) if index is not None) if languages else None,
+        languages=languages,
     )
 
 

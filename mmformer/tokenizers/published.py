@@ -93,14 +93,7 @@ class TokenizersVocabulary(PublishedVocabulary):
     def __init__(self, archive: Archive, ids: SpecialIds, origin: str = "the vocabulary") -> None:
         super().__init__(archive, ids, origin)
         assert archive.vocabulary is not None, "others have none"
-        try:
-            self._tokenizer = Tokenizer.from_str(archive.vocabulary.decode())
-        except MemoryError:
-            raise
-        except Exception as error:  # the library raises no narrower one
-            raise InputError(f"{origin} is no tokenizer.json that tokenizers can read: {error}.") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        self._tokenizer = read_tokenizer(archive.vocabulary, origin)
         numbers: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self._size = 1 + max(numbers.values(), default=-1)
         self._special = {token: numbers[token] for token in self.options.special}
@@ -135,6 +128,23 @@ class TokenizersVocabulary(PublishedVocabulary):
     def _piece(self, index: int) -> str | None:
         piece: str | None = self._tokenizer.id_to_token(index)
         return piece
+
+
+def read_tokenizer(content: bytes, origin: str) -> Tokenizer:
+    """A tokenizer.json, which neither pads nor cuts whatever it says.
+
+    Raises:
+        InputError: the library cannot read it.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except BaseException as error:  # the library's errors are bare Exceptions, and its panics are not even those
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{origin} is no tokenizer.json that tokenizers can read: {error}.") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _checked(ids: Iterable[int]) -> list[int]:

@@ -112,7 +112,12 @@ def test_what_cannot_be_read_exactly_is_refused(tmp_path: Path) -> None:
         tokenizer_config__json={"tokenizer_class": "DebertaTokenizer"},
         **made,
     )
-    refused("four", r"tokenizer.json cannot be read by tokenizers", config__json=config, tokenizer__json="{}")
+    refused(
+        "four",
+        r"tokenizer.json is no tokenizer.json that tokenizers can read",
+        config__json=config,
+        tokenizer__json="{}",
+    )
     refused(
         "five",
         r"split_special_tokens",
@@ -176,6 +181,16 @@ def test_no_damage_is_more_than_an_input_error() -> None:
         except InputError:
             outcomes["refused"] += 1
     assert outcomes["refused"] > 200, "a checksum covers what is in it"
+
+
+def test_where_the_library_panics_is_an_input_error_too(capfd: pytest.CaptureFixture[str]) -> None:
+    vocabulary = unpack(pair_of("t5").found.content).vocabulary
+    assert vocabulary is not None
+    damaged = vocabulary.replace(b'"precompiled_charsmap":"', b'"precompiled_charsmap":"(')
+    assert damaged != vocabulary
+    with pytest.raises(InputError, match=r"no tokenizer.json that tokenizers can read: Precompiled"):
+        from_content(damaged, SpecialIds())
+    assert "panicked" in capfd.readouterr().err, "otherwise there is nothing that this tests"
 
 
 def test_texts_that_need_mending_need_the_library_that_mends(monkeypatch: pytest.MonkeyPatch) -> None:
