@@ -100,7 +100,9 @@ class GlobalAttention(Attention):
         self.global_kv = nn.Linear(width, 2 * width, bias=spec.bias)
 
     def roles(self) -> Roles:
-        return {**super().roles(), "global_q": (Rows("query"),), "global_kv": (Rows("key"), Rows("value"))}
+        width = self.heads * self.head_width
+        own: Roles = {"global_q": (Rows("query"),), "global_kv": (Rows("key", width), Rows("value", width))}
+        return {**super().roles(), **own}
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         assert state is None and not keep, "it cannot go on from earlier tokens"

@@ -39,6 +39,8 @@ class TextTokensSpec(TokenizerSpec):
         types: rows of a second table, which is added by the ``types`` of a text (the segments of BERT, Devlin et al.
             2018, §3.2); 0: there is none.
         scale: factor on the rows of ids (√D in Vaswani et al. 2017, §3.4), not on those of types.
+        counted: places count the real ids alone, wherever padding stands (RoBERTa, Liu et al. 2019, in its published
+            code); False: all ids of a row.
         padded: every text is padded to the context length, and the padding is read as if it were text (SigLIP, Zhai et
             al. 2023, in its published code).
     """
@@ -59,6 +61,7 @@ class TextTokensSpec(TokenizerSpec):
     types: int = 0
     scale: float = 1.0
     padded: bool = False
+    counted: bool = False
 
     def __post_init__(self) -> None:
         least = 1 + self.begin + self.end
@@ -219,8 +222,10 @@ class TextTokens(nn.Module):
             x = x + F.embedding(types, self.type_weight)
         elif text.types is not None:
             raise InputError("The text has types, but the model has no table of them: leave them out.")
-        time = torch.arange(x.shape[1], device=x.device)
-        place = time[None] if start is None else start[:, None] + time  # (1 or B) L
+        time = torch.arange(x.shape[1], device=x.device)[None]  # (1 or B) L
+        if self.spec.counted:
+            time = (text.real.long().cumsum(1) - 1).clamp(min=0)
+        place = time if start is None else start[:, None] + time  # (1 or B) L
         pos = F.pad(place[..., None], (0, AXES - 1))  # (1 or B) L A
         if text.everywhere is not None:  # no place on the further axes
             further = torch.arange(AXES, device=x.device) > 0

@@ -28,7 +28,7 @@ from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.tokenizers.vocabulary import Vocabulary
-from mmformer.types import Batch, Text, Tokens
+from mmformer.types import Batch, Text, Tokens, is_special, stands_everywhere
 
 SPEC = TextTokensSpec(VOCABULARY, context_length=20)
 ENCODER = SPEC.encoder()
@@ -88,6 +88,25 @@ def test_padding_that_is_read_is_part_of_every_text() -> None:
     assert set(text.ids[0, number:].tolist()) == {WORDS.ids.pad or 0}
     with pytest.raises(InputError, match="DecoderSpec.tokenizer must be one that is not padded"):
         DecoderSpec(TextTokensSpec("x", padded=True), "text")
+
+
+def test_places_count_all_ids_or_the_real_ones_alone() -> None:
+    text = Text(
+        torch.zeros(2, 4, dtype=torch.int64), torch.tensor([4, 4]), torch.tensor([[1, 1, 0, 1], [0, 0, 1, 1]]) > 0
+    )
+    for counted, places in ((False, [[0, 1, 2, 3]] * 2), (True, [[0, 1, 1, 2], [0, 0, 0, 1]])):
+        tokens = dataclasses.replace(SPEC, counted=counted).build(8)
+        assert tokens(text).pos[..., 0].tolist() == places
+        assert tokens(text, start=torch.tensor([5, 0])).pos[0, :, 0].tolist() == [5 + place for place in places[0]]
+
+
+def test_ids_that_stand_everywhere_have_a_place_on_the_first_axis_alone() -> None:
+    text = Text(
+        torch.zeros(1, 3, dtype=torch.int64), torch.tensor([3]), everywhere=torch.tensor([[False, True, False]])
+    )
+    pos = SPEC.build(8)(text).pos
+    assert pos.tolist() == [[[0, 0, 0], [1, -1, -1], [2, 0, 0]]]
+    assert stands_everywhere(pos).tolist() == [[False, True, False]] and not bool(is_special(pos).any())
 
 
 def test_an_empty_text_is_one_end() -> None:
