@@ -55,6 +55,9 @@ def _description(model: Any) -> dict[str, Any]:
     kind = type(model).__name__
     if kind not in ("VisionTransformer", "VisionTransformerDistilled"):
         raise ValueError(f"a {kind}, but of timm mmformer reads plain vision transformers and DeiT's distilled ones")
+    parts = [type(part).__name__ for part in (model.patch_embed, model.blocks[0])]
+    if parts != ["PatchEmbed", "Block"]:
+        raise ValueError(f"a vision transformer of {' and '.join(parts)}, not of plain patches and layers")
     first, distilled = model.blocks[0], kind == "VisionTransformerDistilled"
     pooled, final = isinstance(model.fc_norm, nn.LayerNorm), isinstance(model.norm, nn.LayerNorm)
     activation = type(getattr(first.mlp, "act", None)).__name__
