@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,9 +13,12 @@ from torch import Tensor
 from mmformer.errors import InputError
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
+from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.position import LearnedPositionSpec
 from mmformer.surgery.remade import Remade
+from mmformer.tokenizers.any_vocabulary import AnyVocabulary
+from mmformer.tokenizers.opening import open_vocabulary
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
 
@@ -30,12 +33,11 @@ def with_vocabulary(spec: ModelSpec, file: str) -> ModelSpec:
     """
 
     def other(tokenizer: TextTokensSpec) -> TextTokensSpec:
-        changed = dataclasses.replace(tokenizer, vocabulary=file, ids=None, rows=None)
-        if tokenizer.rows is not None:
-            changed = dataclasses.replace(changed, rows=len(_pieces(changed)))
-        if tokenizer.ids is not None and not changed.words().ids.all:
-            changed = dataclasses.replace(changed, ids=_same_ids(tokenizer, changed))
-        return changed
+        theirs = open_vocabulary(file)
+        rows = None if tokenizer.rows is None else len(theirs)
+        says = tokenizer.ids is None or bool(theirs.ids.all)
+        ids = None if says else _same_ids(tokenizer, dict(_numbered(theirs)))
+        return dataclasses.replace(tokenizer, vocabulary=file, ids=ids, rows=rows)
 
     return _with_tokenizers(spec, other, "--vocabulary")
 
@@ -66,25 +68,27 @@ def with_room(spec: ModelSpec, length: int, resized: Collection[str]) -> ModelSp
     return _with_tokenizers(dataclasses.replace(spec, stacks=stacks), longest, "--context-length")
 
 
-def _same_ids(before: TextTokensSpec, after: TextTokensSpec) -> SpecialIds:
+def _same_ids(before: TextTokensSpec, places: Mapping[str, int]) -> SpecialIds:
     """The special tokens of a vocabulary that does not say them: those of the same pieces as another one's."""
     assert before.ids is not None, "they are said"
-    theirs, places = _pieces(before), {piece: index for index, piece in enumerate(_pieces(after))}
+    theirs = _pieces(before)
 
     def same(index: int) -> int:
         if theirs[index] not in places:
-            raise InputError(
-                f"--vocabulary {after.vocabulary} has no {theirs[index]!r}, which is one of the model's special tokens."
-            )
+            raise InputError(f"--vocabulary has no {theirs[index]!r}, which is one of the model's special tokens.")
         return places[theirs[index]]
 
     changes: dict[str, Any] = {}
     for each in dataclasses.fields(before.ids):
         value = getattr(before.ids, each.name)
-        changes[each.name] = (
-            tuple(map(same, value)) if isinstance(value, tuple) else None if value is None else same(value)
-        )
+        several = isinstance(value, tuple)
+        changes[each.name] = tuple(map(same, value)) if several else None if value is None else same(value)
     return SpecialIds(**changes)
+
+
+def _numbered(vocabulary: AnyVocabulary) -> Iterator[tuple[str, int]]:
+    """Each piece with its id."""
+    return ((piece, index) for index, piece in enumerate(vocabulary.pieces(range(len(vocabulary)))))
 
 
 def _with_tokenizers(spec: ModelSpec, other: Callable[[TextTokensSpec], TextTokensSpec], option: str) -> ModelSpec:
@@ -125,15 +129,24 @@ def remade_words(old: Model, new: Model, rows: NewRows) -> Iterator[tuple[str, R
     Args:
         rows: of pieces that are new: the ``mean`` of all old ones, or drawn at ``random``.
     """
+    state = new.state_dict()
+    for group, name, key in _tables(new.spec):
+        before, after = (getattr(model.spec, group)[name].tokenizer for model in (old, new))
+        if key in state and before.vocabulary != after.vocabulary:
+            yield key, _by_piece(old.state_dict()[key], state[key], _pieces(before), _pieces(after), rows)
+
+
+def _tables(spec: ModelSpec) -> Iterator[tuple[str, str, str]]:
+    """The group and the name of each part that reads texts, with the parameters that may have a row for each piece."""
     for group in ("encoders", "decoders"):
-        for name, part in getattr(new.spec, group).items():
-            before, after = getattr(old.spec, group)[name].tokenizer, part.tokenizer
-            if _reads_text(after) and before.vocabulary != after.vocabulary:
-                theirs, ours = _pieces(before), _pieces(after)
-                for own in ("tokenizer.weight", "output.weight", "output.bias"):
-                    key = f"{group}.{name}.{own}"
-                    if key in new.state_dict():
-                        yield key, _by_piece(old.state_dict()[key], new.state_dict()[key], theirs, ours, rows)
+        for name, part in getattr(spec, group).items():
+            if _reads_text(part.tokenizer):
+                yield group, name, f"{group}.{name}.tokenizer.weight"
+                yield group, name, f"{group}.{name}.output.weight"
+    for name, head in spec.heads.items():
+        if isinstance(head, LanguageHeadSpec):
+            yield "encoders", head.encoder, f"heads.{name}.output.weight"
+            yield "encoders", head.encoder, f"heads.{name}.bias"
 
 
 def _by_piece(old: Tensor, drawn: Tensor, theirs: list[str], ours: list[str], rows: NewRows) -> Remade:
@@ -153,14 +166,10 @@ def _pieces(tokenizer: TextTokensSpec) -> list[str]:
     """A vocabulary's pieces, by id.
 
     Raises:
-        InputError: there is none, or one that does not say them.
+        InputError: there is none.
     """
-    words = tokenizer.words()
-    pieces = getattr(words, "pieces", None)
-    if pieces is None:
+    if tokenizer.vocabulary is None:
         raise InputError(
-            f"--vocabulary keeps the rows of pieces that both vocabularies have, but {tokenizer.vocabulary} does not "
-            f"say its pieces."
+            "--vocabulary keeps the rows of pieces that both vocabularies have, but the model has none: it takes ids."
         )
-    found: list[str] = pieces(range(len(words)))
-    return found
+    return [piece for piece, _ in _numbered(open_vocabulary(tokenizer.vocabulary, tokenizer.ids))]

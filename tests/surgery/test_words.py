@@ -9,17 +9,22 @@ import pytest
 import torch
 from bundles import TRANSFORMS
 from tiny import VOCABULARY, tiny_batch, tiny_model
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
 
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
 from mmformer.models.encoder import EncoderSpec
+from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.position import LearnedPositionSpec
 from mmformer.surgery.edit import EditSpec, edit, edit_bundle
+from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.vocabulary import Vocabulary, VocabularySpec
 from mmformer.types import Batch, Text
+from tokenizers import Tokenizer
 
 ENCODER, DECODER = "encoders.text.tokenizer.weight", "decoders.caption.tokenizer.weight"
 
@@ -69,6 +74,22 @@ def test_pieces_of_both_keep_their_rows(new_rows: str, tied: bool, other: str) -
         assert (new_rows == "mean") == torch.allclose(new, mean.expand_as(new), atol=1e-6)
         assert len(after[name]) % 64 == 0
     assert edited.report.remade[ENCODER].startswith(f"the rows of {len(both)} of {len(pieces(VOCABULARY))} pieces are")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_over_words_goes_with_them(tied: bool, other: str) -> None:
+    dual = tiny_model()
+    heads = {"mask": LanguageHeadSpec("text", tied=tied)}
+    model = ModelSpec({"text": dual.stacks["text"]}, {"text": dual.encoders["text"]}, heads=heads).build()
+    model.initialise(0)
+    with torch.no_grad():
+        model.get_parameter("heads.mask.bias").copy_(torch.randn(len(pieces(VOCABULARY))))
+    edited = edit(model, Transforms(), EditSpec(vocabulary=other))
+    tables = {ENCODER, "heads.mask.bias", *(() if tied else ("heads.mask.output.weight",))}
+    assert set(edited.report.remade) == tables
+    for name in tables:
+        theirs, ours = rows(model.state_dict()[name], VOCABULARY), rows(edited.model.state_dict()[name], other)
+        assert all(torch.equal(ours[piece], theirs[piece]) for piece in ours.keys() & theirs.keys()), name
 
 
 def test_a_text_of_old_pieces_means_what_it_did(other: str) -> None:
@@ -139,6 +160,32 @@ def test_what_cannot_be_is_refused(other: str) -> None:
     bare = TextTokensSpec(None, 16, end=False, rows=100)
     model = dataclasses.replace(reading(16).spec, encoders={"text": EncoderSpec(bare, "text")}).build()
     with pytest.raises(
-        InputError, match=r"--vocabulary keeps the rows of pieces that both vocabularies have, but None"
+        InputError, match=r"--vocabulary keeps the rows of pieces that both vocabularies have, but the mode"
     ):
         edit(model, Transforms(), EditSpec(vocabulary=other))
+
+
+def test_words_are_added_to_a_vocabulary_from_elsewhere(tmp_path: Path) -> None:
+    """As with transformers' add_tokens: the ids that there were stay, special ones too."""
+    cutter = Tokenizer(WordLevel({"<s>": 0, "a": 1, "red": 2, "square": 3, "</s>": 4}, unk_token="a"))
+    cutter.pre_tokenizer = Whitespace()  # type: ignore[assignment]  # a property, untyped
+    cutter.save(str(tmp_path / "tokenizer.json"))
+    cutter.add_tokens(["blue", "green"])
+    cutter.save(str(tmp_path / "more.json"))
+    ids = SpecialIds(bos=0, eos=(4,))
+    words = TextTokensSpec(str(tmp_path / "tokenizer.json"), 16, prefix_space=False, rows=8, ids=ids)
+    model = dataclasses.replace(reading(16).spec, encoders={"text": EncoderSpec(words, "text")}).build()
+    model.initialise(0)
+    edited = edit(model, Transforms(), EditSpec(vocabulary=str(tmp_path / "more.json")))
+    tokenizer = edited.model.spec.encoders["text"].tokenizer
+    assert isinstance(tokenizer, TextTokensSpec)
+    assert (tokenizer.rows, tokenizer.ids) == (7, ids)
+    before, after = model.state_dict()[ENCODER], edited.model.state_dict()[ENCODER]
+    assert torch.equal(after[:5], before[:5])
+    torch.testing.assert_close(after[5:], before[:5].mean(0).expand(2, -1))
+    text = edited.model.spec.text_encoders()["text"].encode(["blue square"])
+    assert text.ids[0, :3].tolist() == [5, 3, 4]
+    fewer = Tokenizer(WordLevel({"<s>": 0, "a": 1}, unk_token="a"))
+    fewer.save(str(tmp_path / "fewer.json"))
+    with pytest.raises(InputError, match=r"--vocabulary has no '</s>', which is one of the model's special tokens"):
+        edit(model, Transforms(), EditSpec(vocabulary=str(tmp_path / "fewer.json")))
