@@ -90,12 +90,13 @@ class Text(NamedTuple):
 
     def after(self, first: int) -> Text:
         """What a decoder reads that learns to write this: a first id in every row, then all but the last place's."""
-        ids, valid, types = self.ids, self.valid, self.types
+        ids, valid, types, everywhere = self.ids, self.valid, self.types, self.everywhere
         return Text(
             torch.cat((torch.full_like(ids[:, :1], first), ids[:, :-1]), dim=1),
             self.lengths,
             None if valid is None else torch.cat((torch.ones_like(valid[:, :1]), valid[:, :-1]), dim=1),
             None if types is None else torch.cat((types[:, :1], types[:, :-1]), dim=1),
+            None if everywhere is None else torch.cat((everywhere[:, :1] & False, everywhere[:, :-1]), dim=1),
         )
 
     def rows(self, keep: Tensor | slice) -> Text:

@@ -98,14 +98,16 @@ def test_real_ids_are_the_first_unless_it_is_said_which() -> None:
 
 def test_a_decoder_reads_a_first_id_and_all_but_the_last() -> None:
     mask = torch.tensor([[False, True, True, False]])
-    text = Text(torch.tensor([[0, 5, 6, 0]]), torch.tensor([3]), mask, torch.tensor([[0, 1, 0, 0]]))
+    text = Text(torch.tensor([[0, 5, 6, 0]]), torch.tensor([3]), mask, torch.tensor([[0, 1, 0, 0]]), mask)
     read = text.after(9)
     assert read.ids.tolist() == [[9, 0, 5, 6]]
     assert read.lengths.tolist() == [3]
     assert read.valid is not None and read.types is not None
     assert read.valid.tolist() == [[True, False, True, True]], "the first id is there to be read"
     assert read.types.tolist() == [[0, 0, 1, 0]]
-    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None)
+    assert read.everywhere is not None
+    assert read.everywhere.tolist() == [[False, False, True, True]]
+    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None, None)
 
 
 def test_what_is_written_is_the_target_or_the_text() -> None:
