@@ -38,7 +38,7 @@ def tower_fields(stack: str, at: str) -> tuple[Field, ...]:
     hidden = (f"{stack}.width", f"{stack}.layer.feedforward.hidden_width")
     return (
         Field(
-            (f"{at}.width", f"{at}.mlp_ratio"), hidden, lambda width, ratio: [width, int(width * ratio)], _write_ratio
+            (f"{at}.width", f"{at}.mlp_ratio"), hidden, lambda width, ratio: [width, int(width * ratio)], write_ratio
         ),
         Field((f"{at}.layers",), (f"{stack}.depth",), _read_depth, lambda depth: [depth]),
         same(f"{at}.ls_init_value", f"{stack}.layer.layer_scale"),
@@ -77,7 +77,6 @@ def activations(*towers: tuple[str, str]) -> Field:
 def picture_fields() -> tuple[Field, ...]:
     """What a vision transformer of open_clip's own says."""
     at, stack, encoder = "vision_cfg", "stacks.image", "encoders.image"
-    end = (f"{encoder}.pool", f"{stack}.final_norm", f"{encoder}.norm", f"{stack}.layer.norm.eps")
     cut = (f"{encoder}.tokenizer.patch", f"{stack}.position.sizes", f"{encoder}.tokenizer.remainder")
     return (
         *tower_fields(stack, at),
@@ -89,16 +88,17 @@ def picture_fields() -> tuple[Field, ...]:
         ),
         Field((f"{at}.image_size", f"{at}.patch_size"), cut, read_grid, write_grid),
         Field((f"{at}.no_ln_pre",), (f"{stack}.input_norm",), lambda none: [not none], lambda has: [not has]),
-        Field(
-            tuple(f"{at}.{key}" for key in ("pool_type", "final_ln_after_pool", "norm_kwargs")),
-            end,
-            _read_end,
-            _write_end,
-        ),
         same(f"{at}.patch_dropout", f"{encoder}.patch_dropout"),
         fixed(f"{at}.pos_embed_type", "learnable"),
         fixed(f"{at}.timm_model_name", None),
     )
+
+
+def end_field() -> Field:
+    """How such a vision transformer makes one vector of its tokens."""
+    keys = tuple(f"vision_cfg.{key}" for key in ("pool_type", "final_ln_after_pool", "norm_kwargs"))
+    paths = ("encoders.image.pool", "stacks.image.final_norm", "encoders.image.norm", "stacks.image.layer.norm.eps")
+    return Field(keys, paths, _read_end, _write_end)
 
 
 def text_fields() -> tuple[Field, ...]:
@@ -110,9 +110,7 @@ def text_fields() -> tuple[Field, ...]:
         same(f"{at}.heads", f"{stack}.layer.mixer.heads"),
         same(f"{at}.context_length", f"{encoder}.tokenizer.context_length", f"{stack}.position.sizes.0"),
         same(f"{at}.vocab_size", f"{encoder}.tokenizer.rows"),
-        Field(
-            (f"{at}.norm_kwargs",), (f"{stack}.layer.norm.eps",), lambda kept: [_eps(kept)], lambda eps: [{"eps": eps}]
-        ),
+        eps_field(f"{at}.norm_kwargs", f"{stack}.layer.norm.eps"),
         Field((f"{at}.no_causal_mask", f"{at}.pool_type"), read, _read_reading, _write_reading),
         same(f"{at}.proj_bias", f"{encoder}.projection.bias"),
         fixed(f"{at}.proj_type", "linear"),
@@ -120,9 +118,18 @@ def text_fields() -> tuple[Field, ...]:
     )
 
 
+def eps_field(key: str, path: str) -> Field:
+    """What is said to norms."""
+    return Field((key,), (path,), lambda kept: [_eps(kept)], lambda eps: [{"eps": eps}])
+
+
 def layer_rules(stack: str, theirs: str) -> list[Rule]:
     """A stack's layers; ``theirs`` is what their names begin with."""
-    layer, theirs = f"{stack}.layers.{{i}}", f"{theirs}.resblocks.{{i}}"
+    return block_rules(f"{stack}.layers.{{i}}", f"{theirs}.resblocks.{{i}}")
+
+
+def block_rules(layer: str, theirs: str) -> list[Rule]:
+    """One layer, or all of a pattern."""
     return [
         named(f"{layer}.mixer_residual.norm.{{p}}", f"{theirs}.ln_1.{{p}}"),
         named(f"{layer}.mixer.qkv.{{p}}", f"{theirs}.attn.in_proj_{{p}}"),
@@ -137,21 +144,23 @@ def layer_rules(stack: str, theirs: str) -> list[Rule]:
 
 def text_rules(config: Data) -> list[Rule]:
     """A text transformer of open_clip's own; ``{base}`` is what its names begin with."""
-    projection = (
-        named("encoders.text.projection.{p}", "{base}text_projection.{p}")
-        if config["text_cfg"]["proj_bias"]
-        else transposed("encoders.text.projection.weight", "{base}text_projection")
-    )
     return [
         named("encoders.text.tokenizer.weight", "{base}token_embedding.weight"),
         named("stacks.text.position.weight", "{base}positional_embedding"),
         *layer_rules("stacks.text", "{base}transformer"),
         named("stacks.text.norm.{p}", "{base}ln_final.{p}"),
-        projection,
+        text_projection(config),
     ]
 
 
-def _write_ratio(width: int, hidden: int | None) -> Sequence[Any]:
+def text_projection(config: Data) -> Rule:
+    """A text's projection, which is a matrix from the other side where it has no bias."""
+    if config["text_cfg"]["proj_bias"]:
+        return named("encoders.text.projection.{p}", "{base}text_projection.{p}")
+    return transposed("encoders.text.projection.weight", "{base}text_projection")
+
+
+def write_ratio(width: int, hidden: int | None) -> Sequence[Any]:
     if hidden is None:
         raise ValueError("given as a number: hidden_width")
     ratio = hidden / width

@@ -90,16 +90,19 @@ def _write_square(patch: int, sizes: Sequence[int], remainder: int) -> Sequence[
 
 def _fields(stack: str, at: str, pool: str | None = None) -> tuple[Field, ...]:
     own, kinds = f"{stack}.layer", f"{stack}.layer.feedforward"
-    again = (lambda path: [f"{pool}.{path}"]) if pool else (lambda path: [])
     return (
         same(f"{at}hidden_size", f"{stack}.width"),
         same(f"{at}num_hidden_layers", f"{stack}.depth"),
-        same(f"{at}num_attention_heads", f"{own}.mixer.heads", *again("attention.heads")),
-        same(f"{at}intermediate_size", f"{kinds}.hidden_width", *again("feedforward.hidden_width")),
-        choice(f"{at}hidden_act", ACTIVATIONS, kinds, *again("feedforward")),
-        same(f"{at}layer_norm_eps", f"{own}.norm.eps", *again("norm.eps")),
+        same(f"{at}num_attention_heads", f"{own}.mixer.heads", *_at(pool, "attention.heads")),
+        same(f"{at}intermediate_size", f"{kinds}.hidden_width", *_at(pool, "feedforward.hidden_width")),
+        choice(f"{at}hidden_act", ACTIVATIONS, kinds, *_at(pool, "feedforward")),
+        same(f"{at}layer_norm_eps", f"{own}.norm.eps", *_at(pool, "norm.eps")),
         same(f"{at}attention_dropout", f"{own}.mixer.dropout"),
     )
+
+
+def _at(part: str | None, path: str) -> list[str]:
+    return [f"{part}.{path}"] if part else []
 
 
 def places(config: Data) -> int:
