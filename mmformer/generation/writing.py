@@ -40,6 +40,8 @@ def write_texts(
     if placeholder is not None:
         begun = [spread(given, placeholder, places) for given in begun]
     rows = [[*special.before(given), *given] for given in begun]
+    if special.languages:
+        rows = _with_languages(rows, decoding)
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.full((len(rows), int(lengths.max())), special.pad or 0, dtype=torch.int64)  # B L
     for row, whole in zip(ids, rows, strict=True):
@@ -47,3 +49,18 @@ def write_texts(
     written = spec.write(decoding, Text(ids, lengths).to(decoding.device), numbers)
     texts = [vocabulary.decode([*given, *text.ids]) for given, text in zip(begun, written, strict=True)]
     return [text.removeprefix(" ") for text in texts] if tokenizer.prefix_space else texts
+
+
+@torch.inference_mode()
+def _with_languages(rows: list[list[int]], decoding: Decoding) -> list[list[int]]:
+    """Rows with the likeliest language after the first id, where they have none there."""
+    languages = decoding.decoder.tokenizer.special.languages
+    if all(row[1:2] and row[1] in languages for row in rows):
+        return rows
+    first = torch.full((len(rows), 1), decoding.decoder.tokenizer.start, device=decoding.device)
+    logits, _ = decoding.begin(Text(first, torch.ones_like(first[:, 0])))
+    likeliest = logits[:, list(languages)].argmax(dim=1).tolist()
+    return [
+        row if row[1:2] and row[1] in languages else [row[0], languages[found], *row[1:]]
+        for row, found in zip(rows, likeliest, strict=True)
+    ]

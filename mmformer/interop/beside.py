@@ -99,12 +99,14 @@ def special_ids(found: Found, rows: int, notes: list[str]) -> SpecialIds:
     def one(key: str) -> int | None:
         return next(iter(known(key)), None)
 
+    config["banned"] = [words[0] for words in config.get("bad_words_ids") or () if len(words) == 1]
+
     return SpecialIds(
         pad=one("pad_token_id"),
         bos=one("bos_token_id"),
         eos=tuple(dict.fromkeys(known("eos_token_id"))),
         start=one("decoder_start_token_id"),
-        unwritten=tuple(dict.fromkeys(known("suppress_tokens"))),
+        unwritten=tuple(dict.fromkeys([*known("banned"), *known("suppress_tokens")])),
         unwritten_first=tuple(dict.fromkeys(known("begin_suppress_tokens"))),
     )
 
@@ -121,6 +123,8 @@ def _with_own(ids: SpecialIds, found: Found) -> SpecialIds:
 def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:
     """A decoder's special ids: one that reads something begins with its start, whatever its library puts first."""
     ids, before = vocabulary.ids, vocabulary.before
+    if ids.languages:  # the folder may say one for all
+        return dataclasses.replace(ids, prompt=before, languages=()) if set(before) & set(ids.languages) else ids
     begins = not decoder.reads or before[:1] == (ids.first,)
     return dataclasses.replace(ids, prompt=before) if begins and before != (ids.first,) else ids
 

@@ -23,6 +23,8 @@ class SpecialIds:
         unwritten_first: what it does not begin with, after its prompt: for Whisper a blank, and the end.
         prompt: what stands before what a decoder goes on from: nothing for GPT-2, language and task for Whisper. None:
             ``start``, which an empty text begins with in any case.
+        languages: of these, Whisper's, the decoder itself puts the likeliest after its start, unless what it goes on
+            from begins with one, which then says the task as well.
     """
 
     pad: int | None = None
@@ -33,12 +35,13 @@ class SpecialIds:
     unwritten: tuple[int, ...] = ()
     unwritten_first: tuple[int, ...] = ()
     prompt: tuple[int, ...] | None = None
+    languages: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("pad", "bos", "mask", "start"):
             number = getattr(self, name)
             require(number is None or number >= 0, self, name, "None or an id, which is at least 0")
-        for name in ("eos", "unwritten", "unwritten_first"):
+        for name in ("eos", "unwritten", "unwritten_first", "languages"):
             numbers = getattr(self, name)
             good = all(number >= 0 for number in numbers) and len(set(numbers)) == len(numbers)
             require(good, self, name, "ids, each once and at least 0")
@@ -48,13 +51,14 @@ class SpecialIds:
     def all(self) -> tuple[int, ...]:
         """Every id that is named."""
         one = (self.pad, self.bos, self.mask, self.start)
-        several = (*self.eos, *self.unwritten, *self.unwritten_first, *(self.prompt or ()))
+        several = (*self.eos, *self.unwritten, *self.unwritten_first, *self.languages, *(self.prompt or ()))
         return (*(index for index in one if index is not None), *several)
 
     def before(self, prompt: Sequence[int]) -> tuple[int, ...]:
         """What a decoder puts before a prompt's own ids."""
         begin = () if self.first is None else (self.first,)
-        return begin if self.prompt is None or not (self.prompt or prompt) else self.prompt
+        said = bool(prompt) and prompt[0] in self.languages
+        return begin if self.prompt is None or said or not (self.prompt or prompt) else self.prompt
 
     @property
     def first(self) -> int | None:

@@ -1,0 +1,99 @@
+"""Whisper from sounds to texts: transformers' vocabulary, languages and tasks, by ``transcribe``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from parity import imported, saved
+from vocabulary_folders import FOLDERS
+
+from mmformer.generation.sampling import GreedySpec
+from mmformer.predictor import Predictor
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SOUNDS = [(0.1 * np.random.default_rng(seed).standard_normal(4000 * seed)).astype(np.float32) for seed in (1, 2, 3, 4)]
+
+
+class Both(NamedTuple):
+    reference: Any
+    tokenizer: Any
+    extractor: Any
+    ours: Predictor
+
+    def theirs(self, **options: Any) -> list[str]:
+        heard = self.extractor(SOUNDS, sampling_rate=16_000, return_tensors="pt")["input_features"]
+        with torch.no_grad():
+            rows = self.reference.generate(heard, max_new_tokens=12, do_sample=False, **options)
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    def written(self, **options: Any) -> list[str]:
+        found = self.ours.transcribe([(sound, 16_000) for sound in SOUNDS], spec=GreedySpec(max_length=12), **options)
+        assert isinstance(found, list)
+        return found
+
+
+def made(folder: Path, languages: bool) -> Both:
+    folder.mkdir()
+    FOLDERS["whisper"](folder)
+    tokenizer = transformers.WhisperTokenizer.from_pretrained(folder)
+    ids = tokenizer.get_added_vocab()
+    end, stamps = ids["<|endoftext|>"], [index for token, index in ids.items() if token[2].isdigit()]
+    config = transformers.WhisperConfig(
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=40,
+        vocab_size=len(tokenizer),
+        num_mel_bins=20,
+        max_source_positions=50,
+        max_target_positions=40,
+        pad_token_id=end,
+        bos_token_id=end,
+        eos_token_id=end,
+        decoder_start_token_id=ids["<|startoftranscript|>"],
+        begin_suppress_tokens=[end],
+        suppress_tokens=[1, 2, 7, *stamps],
+    )
+    reference = transformers.WhisperForConditionalGeneration(config)
+    said = reference.generation_config
+    said.no_timestamps_token_id, said.is_multilingual = ids["<|notimestamps|>"], languages
+    if languages:
+        said.lang_to_id = {name: ids[name] for name in ("<|en|>", "<|zh|>")}
+        said.task_to_id = {name: ids[f"<|{name}|>"] for name in ("transcribe", "translate")}
+    extractor = transformers.WhisperFeatureExtractor(feature_size=20, chunk_length=1)
+    extractor.save_pretrained(folder)
+    case = saved(reference, folder)
+    return Both(case.reference, tokenizer, extractor, imported(case, folder.parent / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    return made(tmp_path_factory.mktemp("whisper") / "in", languages=True)
+
+
+def test_the_language_is_heard(several: Both) -> None:
+    theirs = several.theirs(task="transcribe")
+    assert several.written() == theirs
+    assert len(set(theirs)) > 1
+    one = [several.theirs(language=name, task="transcribe") for name in ("en", "zh")]
+    chosen = [[text == other[row] for other in one].index(True) for row, text in enumerate(theirs)]
+    assert len(set(chosen)) > 1, "some sounds are taken for the one, some for the other"
+
+
+@pytest.mark.parametrize(("language", "task"), [("zh", "translate"), ("en", "transcribe")])
+def test_a_prompt_says_language_and_task(several: Both, language: str, task: str) -> None:
+    theirs = several.theirs(language=language, task=task)
+    assert several.written(prompt=f"<|{language}|><|{task}|><|notimestamps|>") == theirs
+
+
+def test_where_there_is_one_language_none_is_put(tmp_path: Path) -> None:
+    both = made(tmp_path / "in", languages=False)
+    assert both.written() == both.theirs()
