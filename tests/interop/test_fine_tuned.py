@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,62 @@ def test_import_tune_merge_export(classes: int, tmp_path: Path, capsys: pytest.C
     assert [reference.config.id2label[number] for number in range(len(COLOURS))] == list(COLOURS)
     picture = pixels[0].permute(1, 2, 0).numpy()
     assert mmformer.load(tmp_path / "run" / "bundle").classify(picture).keys() <= set(COLOURS)
+
+
+def test_a_language_model_learns_captions_with_lora(tmp_path: Path) -> None:
+    """Its matrix of queries, keys and values is one in both, and applied from the other side there."""
+    import tokenizers
+
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(list(COLOURS), vocab_size=300, special_tokens=["<|endoftext|>"])
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "vocab_size": bpe.get_vocab_size()}
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    reference.save_pretrained(tmp_path / "theirs")
+    bpe.save(str(tmp_path / "theirs" / "tokenizer.json"))
+    assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "bundle")]) == 0
+    data = {
+        "model": {"from": str(tmp_path / "bundle")},
+        "objectives": {"words": {"class_path": "CaptioningSpec", "init_args": {"decoder": "text"}}},
+        "data": {
+            "source": str(write_shards(tmp_path / "shards")),
+            "batch_size": 8,
+            "order": {"lanes": 2, "block": 8},
+            "text": {"caption": {"class_path": "FieldCaptionSpec", "init_args": {"field": "names.en"}}},
+        },
+        "initial": {"path": str(tmp_path / "bundle")},
+        "adapters": {"lora": {"class_path": "LoRASpec", "init_args": {"rank": 4}}},
+        "optimizer": {"class_path": "AdamWSpec", "init_args": {"lr": 0.01}},
+        "trainer": {"max_steps": 20, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+        "logging": {"tensorboard": False},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(data))
+    assert main(["fit", "--config", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "run")]) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < losses[0] - 0.05, "it learns, of queries and values of a model that was drawn"
+    assert main(["export", str(tmp_path / "run" / "bundle"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    tuned = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(["a red square"], return_tensors="pt").input_ids
+    ours = mmformer.load(tmp_path / "run" / "bundle").logits(ids)
+    with torch.no_grad():
+        torch.testing.assert_close(ours, tuned(ids).logits, atol=1e-5, rtol=1e-5)
+    before, after = reference.state_dict(), tuned.state_dict()
+    moved = {name.rpartition("attn.")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"c_attn.weight"}
+    changed = (after["transformer.h.0.attn.c_attn.weight"] - before["transformer.h.0.attn.c_attn.weight"]).split(32, 1)
+    assert [int(torch.linalg.matrix_rank(part, atol=1e-5)) for part in changed] == [4, 0, 4], "queries and values"
+
+
+def test_an_edited_model_goes_out_in_its_new_size(tmp_path: Path) -> None:
+    made(tmp_path / "theirs", 3)
+    assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "bundle")]) == 0
+    assert main(["edit", str(tmp_path / "bundle"), str(tmp_path / "large"), "--image-size", "32", "--patch", "4"]) == 0
+    assert main(["export", str(tmp_path / "large"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    reference = transformers.ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert (reference.config.image_size, reference.config.patch_size) == (32, 4)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    values = (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    with torch.no_grad():
+        ours = load_bundle(tmp_path / "large")[0](Batch((), {}, pixels)).logits["classes"]
+        torch.testing.assert_close(ours, reference(values).logits, atol=1e-5, rtol=1e-5)
