@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from mmformer.nn.ability import Ability
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View
+from mmformer.nn.norm import NormSpec
 from mmformer.nn.precision import exact_dtype, without_autocast
 from mmformer.nn.scan import RESET, selective_scan
 from mmformer.spec import require
@@ -36,6 +38,8 @@ class MambaSpec(MixerSpec):
             over its step size tokens.
         bias: whether the projections in and out have biases.
         convolution_bias: whether the convolution has one.
+        norm: of what is chosen, each by itself: the projection that step sizes come from, inflow and reading (Jamba,
+            Lieber et al. 2024, §6.4, which keeps large models stable by it); None: none.
         bidirectional: a second scan runs backwards, with a convolution and a choice of its own, and the two are added
             (Vision Mamba, Zhu et al. 2024, §3.2): every token sees all. It cannot be causal then.
     """
@@ -51,6 +55,7 @@ class MambaSpec(MixerSpec):
     bias: bool = False
     convolution_bias: bool = True
     bidirectional: bool = False
+    norm: NormSpec | None = None
 
     def __post_init__(self) -> None:
         require(self.expand >= 1, self, "expand", "at least 1")
@@ -171,6 +176,7 @@ class SelectiveStateSpace(nn.Module):
         self.kernel = nn.Parameter(torch.empty(spec.convolution, channels))
         self.kernel_bias = nn.Parameter(torch.empty(channels)) if spec.convolution_bias else None
         self.select = nn.Linear(channels, sum(self.parts), bias=False)
+        self.norms = None if spec.norm is None else nn.ModuleList(map(spec.norm.build, self.parts))
         self.step = nn.Parameter(torch.empty(channels, rank))
         self.step_bias = nn.Parameter(torch.empty(channels))
         self.log_decay = nn.Parameter(torch.empty(channels, spec.states))
@@ -197,7 +203,7 @@ class SelectiveStateSpace(nn.Module):
         exact = exact_dtype(u)
         with without_autocast(u):  # what is chosen compounds along the row, and is little to compute
             selected = F.linear(u.to(exact), self.select.weight.to(exact))
-            chosen, b, c = torch.split(selected, list(self.parts), dim=-1)
+            chosen, b, c = self._normalised(torch.split(selected, list(self.parts), dim=-1))
             step = F.softplus(F.linear(chosen, self.step.to(exact)) + self.step_bias)  # B L E
         if line is not None:
             step = step.masked_fill(~line.valid[..., None], 0.0)
@@ -208,6 +214,11 @@ class SelectiveStateSpace(nn.Module):
         decay = -self.log_decay.to(exact).exp().T
         y, hidden = selective_scan(flow, step, decay, b, c, None if past is None else past.hidden)
         return y + self.skip * u, MambaState(tail, hidden)
+
+    def _normalised(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.norms is None:
+            return parts
+        return [norm(part.to(norm.weight.dtype)).to(part.dtype) for norm, part in zip(self.norms, parts, strict=True)]
 
     def _convolved(self, u: Tensor, line: Line | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         """B L E, and the tail of what was convolved."""

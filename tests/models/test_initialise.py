@@ -97,7 +97,7 @@ PARTS: dict[type, list[Any]] = {
         PerformerSpec(2, features=4),
         LinformerSpec(2, 64, 4),
         ShawAttentionSpec(4),
-        MambaSpec(states=3, bidirectional=True),
+        MambaSpec(states=3, bidirectional=True, norm=RMSNormSpec()),
         GlobalAttentionSpec(2),
     ],
     FeedForwardSpec: [

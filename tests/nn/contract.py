@@ -111,6 +111,7 @@ MIXERS: dict[str, MixerSpec] = {
     "performer": PerformerSpec(heads=4, features=12),
     "linformer": LinformerSpec(heads=4, length=12, projected=3),
     "mamba": MambaSpec(states=3),
+    "mamba_normed": MambaSpec(expand=1, states=3, norm=RMSNormSpec()),
     "mamba_both_ways": MambaSpec(1, 2, 3, rank=1, bias=True, convolution_bias=False, bidirectional=True),
 }
 CHOOSY: tuple[type[MixerSpec], ...] = (LSHAttentionSpec,)

@@ -43,11 +43,17 @@ def last_output(part: nn.Module, u: Array) -> Array:
     offset = 0.0 if part.kernel_bias is None else array(part.kernel_bias)
     states, rank = decay.shape[1], part.step.shape[1]
     h, y = np.zeros_like(decay), np.zeros(len(decay))
+    norms = part.norms or ()
     for t in range(len(u)):
         taps = [kernel[-1 - back] * u[t - back] for back in range(min(len(kernel), t + 1))]
         v = silu(sum(taps) + offset)
         chosen = projected(part.select, v)
         low, b, c = chosen[:rank], chosen[rank : rank + states], chosen[rank + states :]
+        if norms:
+            low, b, c = (
+                each / np.sqrt((each**2).mean() + norm.eps) * array(norm.weight)
+                for norm, each in zip(norms, (low, b, c), strict=True)
+            )
         step = np.log1p(np.exp(array(part.step) @ low + array(part.step_bias)))
         h = np.exp(step[:, None] * decay) * h + (step * v)[:, None] * b[None, :]
         y = h @ c + array(part.skip) * v

@@ -198,6 +198,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "states": Change(8, PARAMETERS),
         "convolution": Change(3, PARAMETERS),
         "rank": Change(2, PARAMETERS),
+        "norm": Change(RMSNormSpec(), PARAMETERS),
         "steps": Change((0.01, 0.2), START),
         "bias": Change(True, PARAMETERS),
         "convolution_bias": Change(False, PARAMETERS),
