@@ -159,8 +159,11 @@ def _add(tokenizer: Tokenizer, folder: Path, settings: Settings, names: Mapping[
     if not waiting:
         legacy = _json(folder, "added_tokens.json").items()
         waiting = [(at, {"content": token, "special": token in spelt}) for token, at in legacy]
+    own = [
+        token for name, token in settings.items() if name.endswith("_token") and name not in NAMED and text_of(token)
+    ]
     more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
-    tokens = [token for _, token in sorted(waiting, key=lambda pair: pair[0])] + list(names.values())
+    tokens = [token for _, token in sorted(waiting, key=lambda pair: pair[0])] + [*names.values(), *own]
     tokens += list(more.values()) if isinstance(more, Mapping) else list(more)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token in tokens:
