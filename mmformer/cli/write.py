@@ -87,7 +87,8 @@ def _add_transcribe(parser: Parser) -> None:
     parser.description = f"Write down what sounds say, with a model whose decoder reads them: {WAYS}.\n{SOUNDS}"
     parser.epilog = """examples:
   mmformer transcribe BUNDLE word.wav
-  mmformer transcribe BUNDLE calls/ --beams 5 --json"""
+  mmformer transcribe BUNDLE calls/ --beams 5 --json
+  mmformer transcribe WHISPER word.wav --prompt '<|de|><|translate|><|notimestamps|>'"""
     parser.add_argument("sounds", metavar="SOUND", nargs="+", help="a file, a folder or a pattern")
     parser.add_argument("--prompt", default="", metavar="TEXT", help="what each transcript begins with")
     add_generation(parser)
