@@ -62,6 +62,14 @@ def gpt2(folder: Path) -> Path:
     return write(folder, config__json={"model_type": "gpt2", "n_positions": 64}, **lists(byte_level("<|endoftext|>")))
 
 
+def own_tokens(folder: Path) -> Path:
+    """GPT-2's lists, and tokens that only tokenizer_config.json has."""
+    settings = {"image_token": "<image>", "additional_special_tokens": ["<video>", "<audio>"], "pad_token": "<pad>"}
+    settings |= {"tokenizer_class": "GPT2Tokenizer"}
+    made = lists(byte_level("<|endoftext|>"))
+    return write(folder, config__json={"model_type": "gpt2"}, tokenizer_config__json=settings, **made)
+
+
 def roberta(folder: Path) -> Path:
     made = lists(byte_level("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
     special = {"mask_token": {"content": "<mask>", "lstrip": True, "normalized": False}}
@@ -219,6 +227,7 @@ def saved(make: Callable[[Path], Path]) -> Callable[[Path], Path]:
 FOLDERS: dict[str, Callable[[Path], Path]] = {
     "gpt2": gpt2,
     "gpt2 saved": saved(gpt2),
+    "own tokens": own_tokens,
     "roberta": roberta,
     "neo x": neo_x,
     "neo x saved": saved(neo_x),

@@ -38,7 +38,13 @@ WRITTEN = [
         "[CLS] [SEP] [MASK] [UNK] [PAD]",
         "<|endoftext|><|startoftext|> a<|endoftext|>b",
     ),
-    *("<|en|><|transcribe|> <|0.00|> said <|2.50|>", "<extra_id_0> and <extra_id_99>", "<0x41><0xE4>", "##ing ## a##b"),
+    *(
+        "<|en|><|transcribe|> <|0.00|> said <|2.50|>",
+        "<extra_id_0> and <extra_id_99>",
+        "<0x41><0xE4>",
+        "##ing ## a##b",
+        "see <image>it<video> <audio>",
+    ),
     *("<start_of_text>a<end_of_text>", "!!<start_of_text> it's<end_of_text>", ">>de<< translate me", "a >>de<< b"),
     *(
         "&lt;b&gt; &amp;amp; caf&eacute; &#128512;",
