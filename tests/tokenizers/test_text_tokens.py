@@ -352,3 +352,16 @@ def test_ids_past_the_vocabulary_are_no_rows_of_another() -> None:
     model = tiny_model().build()
     with pytest.raises(IndexError):
         model(batch)
+
+
+def test_what_stands_before_a_prompt() -> None:
+    """A prompt that begins with a language says all that follows the start."""
+    spoken = SpecialIds(start=7, prompt=(7, 20, 21), languages=(10, 11))
+    assert spoken.before([]) == spoken.before([1, 10]) == (7, 20, 21)
+    assert spoken.before([11, 22]) == (7,)
+    assert SpecialIds(bos=7).before([1]) == (7,)
+    assert SpecialIds(bos=7, prompt=()).before([1]) == ()
+    assert SpecialIds(bos=7, prompt=()).before([]) == (7,), "something has to stand there"
+    assert {7, 20, 21, 10, 11} <= set(spoken.all)
+    with pytest.raises(InputError, match=r"SpecialIds.languages must be ids, each once and at least 0"):
+        SpecialIds(languages=(3, 3))
