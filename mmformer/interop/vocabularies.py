@@ -70,7 +70,7 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
     if "source.spm" in files:
         return _marian(files, settings, config, generation, side, clean)
     if kind == "Siglip":
-        return _siglip(files, settings, config, generation)
+        return _siglip(files, settings, config, generation, clean)
     known = CLASSES.get(kind, TokenizerClass())
     if "tokenizer.json" in files:
         tokenizer = read_tokenizer(files["tokenizer.json"], str(folder / "tokenizer.json"))
@@ -288,7 +288,11 @@ def _marian(
 
 
 def _siglip(
-    files: Files, settings: Settings, config: Mapping[str, Any], generation: Mapping[str, Any]
+    files: Files,
+    settings: Settings,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    clean: Cleaning | None,
 ) -> FoundVocabulary:
     """transformers reads spiece.model, whatever tokenizer.json says."""
     expected = {"do_lower_case": True, "sp_model_kwargs": {}, "legacy": True}
@@ -297,7 +301,7 @@ def _siglip(
         raise InputError(f"tokenizer_config.json has {other}, but SigLIP's are {expected}.")
     special = tuple(dict.fromkeys(text_of(settings.get(name)) or token for name, token in SIGLIP.items()))
     tidy = bool(settings.get("clean_up_tokenization_spaces", False))
-    content = pack(Options(tidy=tidy, cutter="siglip", special=special), files)
+    content = pack(Options(clean, tidy, cutter="siglip", special=special), files)
     processor = processor_of(files, "spiece.model", "the folder's vocabulary")
     ends = processor.PieceToId(text_of(settings.get("eos_token")) or SIGLIP["eos_token"])
     ids = _with_generation(SpecialIds(pad=ends, eos=(ends,)), generation, len(processor))

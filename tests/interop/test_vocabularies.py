@@ -195,7 +195,7 @@ def test_whispers_language_and_task_stand_before_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clean", ["whitespace", "canonicalize"])
-@pytest.mark.parametrize("name", ["bert cased", "t5"])
+@pytest.mark.parametrize("name", ["bert cased", "t5", "siglip"])
 def test_open_clip_cleans_texts_for_vocabularies_of_transformers_too(name: str, clean: Any, tmp_path: Path) -> None:
     """Its HFTokenizer, as SigLIP and CLIPA with BERT's pieces have it: rows are whole, cut and padded alike."""
     open_clip = pytest.importorskip("open_clip.tokenizer", reason="its tokenizers are what this is compared with")
