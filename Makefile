@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 QUICKSTART := runs/emoji_quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint docs format bench numbers lock vocabulary emoji clean
+.PHONY: help install quickstart test test-slow lint docs format bench systems numbers lock vocabulary emoji clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -50,6 +50,10 @@ bench: $(STAMP)  ## repeat the recorded numbers (half an hour; OPENMOJI=DIR for 
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.peers
+
+systems: $(STAMP)  ## measure named systems against their libraries again, and their speed
+	$(BIN)/python -m pytest -q tests/interop --systems benchmarks/results/systems.json
+	$(BIN)/python -m benchmarks.systems
 
 numbers: $(STAMP)  ## measure quality on public sets (hours; DATA=DIR has a folder of each as it was published)
 	$(BIN)/python -m benchmarks.numbers all $(if $(DATA),--data $(DATA))

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import io
 import itertools
+import json
 import os
 import pkgutil
 import re
@@ -33,6 +34,7 @@ from mmformer.cli.main import COMMANDS, GROUPS
 from mmformer.config import to_data
 from mmformer.docstrings import attributes, before_sections, sections_of, summary
 from mmformer.evaluation.recipe import RecipeSpec
+from mmformer.interop.systems import systems
 from mmformer.schema import is_family, members
 from mmformer.training.run import RunSpec
 
@@ -55,7 +57,8 @@ def pages() -> dict[str, str]:
         for unit in units
     )
     written = {"runs.md": runs_page(), "configs.md": configs_page(), "commands.md": commands_page()}
-    written["parts.md"] = parts_page()
+    written |= {"parts.md": parts_page(), "systems.md": systems_page()}
+    written["systems_speed.md"] = (RESULTS / "systems.md").read_text(encoding="utf-8")
     written |= {f"{name}.md": (RESULTS / f"{name}.md").read_text(encoding="utf-8") for name in ("growth", "peers")}
     return {**written, "api/index.md": index, **api}
 
@@ -196,6 +199,28 @@ def parts_page() -> str:
             part = f"[`{entry.name}`](configs.md#{entry.name.lower()}): {inline(entry.what)}"
             able, needed = ", ".join(entry.supports), ", ".join(entry.needs)
             text += f"| {part} | {inline(entry.cost)} | {able} | {needed} | {inline(entry.source)} |\n"
+    return text
+
+
+def systems_page() -> str:
+    """The named systems, and how far what they compute is from what the libraries do that they come from."""
+    measured = json.loads((RESULTS / "systems.json").read_text(encoding="utf-8"))
+    text = (
+        "# Named systems\n\nEach is a file under `configs/models/`, made of [parts](parts.md) alone. "
+        "`mmformer import` takes models of these classes, of any size, with their weights, and `mmformer export` gives "
+        "them back to the bit. How far outputs and gradients are from the library's own, relative to the largest, is "
+        "the most that the tests measured on small models with random weights, in float32 (`make systems`); a dash: "
+        "this class was not measured by itself. [Their speed](systems_speed.md) is measured too.\n\n"
+        "| system | file | lines | parameters | class | largest difference |\n|---|---|---|---|---|---|\n"
+    )
+    for system in systems():
+        for place, name in enumerate(system.classes):
+            row = measured.get(name, {})
+            told = ", ".join(f"{what} {error:.0e}" for what, error in sorted(row.items())) or "–"
+            first = (
+                f"{inline(system.title)} | `{system.file}` | {system.lines} | {system.size}" if not place else " | | | "
+            )
+            text += f"| {first} | {inline(name)} | {told} |\n"
     return text
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -81,6 +82,19 @@ def read_tensors(file: Path) -> State:
     if wrong:
         raise InputError(f"{file} must hold a mapping of names to tensors, but {wrong[0] or 'it'} is none.")
     return dict(state)
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """What a safetensors file says of itself.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged, it cannot be read: {error}.") from error
 
 
 def write_weights(state: Mapping[str, Tensor], file: Path) -> None:

@@ -15,11 +15,13 @@ from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
 from mmformer.interop.ids import id_config
 from mmformer.interop.origin import FOLDER, Origin, read_origin
+from mmformer.interop.pictures import PictureReading, write_folder_pictures
 from mmformer.interop.rules import to_theirs
 from mmformer.interop.sounds import write_folder_sounds
 from mmformer.interop.source import families_of
 from mmformer.interop.vocabularies import write_vocabularies
 from mmformer.models.model import Model
+from mmformer.tokenizers.image import ImageTokenizerSpec
 from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
 Writer = Callable[[Path, Family, str, Mapping[str, Any], State], None]
@@ -41,7 +43,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
         InputError: an unknown library; no family of it has such models, and how each differs.
     """
     if library not in TARGETS:
-        raise InputError(f"--to must be one of {', '.join(TARGETS)}, but is '{library}'.{nearest(library, TARGETS)}")
+        known = (*TARGETS, "safetensors")
+        raise InputError(f"--to must be one of {', '.join(known)}, but is '{library}'.{nearest(library, known)}")
     model, transforms = load_bundle(bundle)
     origin = read_origin(bundle)
     family, layout, config = expressed(model, library, origin, str(bundle))
@@ -72,6 +75,12 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
             assert isinstance(tokenizer, SpectrogramSpec) and transforms.audio is not None
             write_folder_sounds(partial, tokenizer, transforms.audio, str(bundle))
         TARGETS[library](partial, family, layout, config, theirs)
+        if family.picture and family.has(family.picture, layout) and transforms.image is not None:
+            tokenizer = model.spec.encoders[family.picture.split(".")[1]].tokenizer
+            assert isinstance(tokenizer, ImageTokenizerSpec)
+            reading = PictureReading(transforms.image, tokenizer.mean, tokenizer.std)
+            if not same or library != "open_clip":  # whose config says a part of it elsewhere
+                write_folder_pictures(partial, reading, library)
     return f"{family.name} ({layout})"
 
 

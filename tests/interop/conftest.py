@@ -1,4 +1,4 @@
-"""``pytest tests/interop --systems FILE`` writes what was measured, a row a test file, for ``docs/systems.md``."""
+"""``pytest tests/interop --systems FILE`` writes what was measured of each class, for ``docs/systems.md``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ ROWS: dict[str, dict[str, float]] = {}
 
 
 @pytest.fixture(autouse=True)
-def _measured(request: pytest.FixtureRequest) -> Iterator[None]:
+def _measured() -> Iterator[None]:
     parity.MEASURED.clear()
+    parity.IMPORTED.clear()
     yield
-    row = ROWS.setdefault(Path(request.node.fspath).stem.removeprefix("test_"), {})
-    for what, error in parity.MEASURED:
-        kind = "gradients" if what.startswith("gradient") else what
-        row[kind] = max(error, row.get(kind, 0.0))
+    for name in dict.fromkeys(parity.IMPORTED):
+        row = ROWS.setdefault(name, {})
+        for what, error in parity.MEASURED:
+            row[what] = max(error, row.get(what, 0.0))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

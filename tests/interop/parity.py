@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import mmformer
@@ -46,7 +44,10 @@ GRADIENT = 1e-4
 more."""
 
 MEASURED: list[tuple[str, float]] = []
-"""What was compared, and by how much it differed: ``docs/systems.md`` is made of it (``conftest.py``)."""
+"""What a test compared, and by how much it differed: ``docs/systems.md`` is made of it (``conftest.py``)."""
+
+IMPORTED: list[str] = []
+"""What it imported: "hf gpt2 (GPT2LMHeadModel)"."""
 
 
 def close(
@@ -79,7 +80,7 @@ def saved(reference: Any, folder: Path, size: float = 1.0) -> Case:
 
 
 def imported(case: Case, bundle: Path, library: str = "hf") -> Predictor:
-    import_model(f"{library}:{case.folder}", bundle)
+    IMPORTED.append(import_model(f"{library}:{case.folder}", bundle).family)
     return mmformer.load(bundle)
 
 
@@ -131,14 +132,6 @@ def _as_saved(reference: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
     saved: dict[str, Tensor] = revert_weight_conversion(reference, tensors)
     return saved
-
-
-def _as_loaded(state: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
-    """A state as the reference has it in memory: transformers stacks experts when it loads them."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(case.folder / "config.json", folder)
-        save_file({name: value.contiguous() for name, value in state.items()}, Path(folder) / "model.safetensors")
-        return dict(type(case.reference).from_pretrained(folder).named_parameters())
 
 
 def check_writing(model: Model, reference: Any, prompt: Tensor, eos: int = 2, length: int = 9, beams: int = 3) -> None:
