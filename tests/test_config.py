@@ -11,6 +11,10 @@ import pytest
 import yaml
 from tiny import tiny_run, write_shards
 
+from mmformer.adapters.dora import DoRASpec
+from mmformer.adapters.ia3 import IA3Spec
+from mmformer.adapters.lora import LoRASpec
+from mmformer.adapters.whole import BitFitSpec, WholeSpec
 from mmformer.config import parse, read_yaml, to_yaml
 from mmformer.data import augment, augment_policy, augment_sound, caption
 from mmformer.errors import InputError
@@ -26,8 +30,10 @@ from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import GreedySpec, SamplingSpec
 from mmformer.models.exits import EarlyExitHeadSpec
-from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec
+from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, MeanLogitsHeadSpec
+from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import ModelSpec
+from mmformer.models.transform import TransformSpec
 from mmformer.nn.feedforward import FeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
@@ -72,7 +78,14 @@ MEMBERS: list[Any] = [  # those of mmformer.nn are tried in tests/nn/test_yaml.p
     WhisperLogMelSpec(),
     ContrastiveHeadSpec(0.5, 0.1),
     ClassificationHeadSpec("image", 3, 0.1),
-    EarlyExitHeadSpec("image", 3, 0.1, (0, 4), 0.7),
+    EarlyExitHeadSpec("image", 3, 0.1, exits=(0, 4), threshold=0.7),
+    MeanLogitsHeadSpec(heads=("one", "other")),
+    LanguageHeadSpec("text", False, TransformSpec("relu")),
+    LoRASpec(("stacks.*", "encoders.*"), None, 3, 5.0, 0.1, True),
+    DoRASpec(("stacks.*",), ("query", "output"), 3),
+    IA3Spec(("stacks.*.down",), None, "inputs"),
+    WholeSpec(("heads.*", "*.norm.*")),
+    BitFitSpec(("stacks.*.bias",)),
     ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7, 0.1),
     ClassificationSpec(0.5, "colour", "hue", 0.1),
     CaptioningSpec(0.5, "writer"),
