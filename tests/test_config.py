@@ -79,7 +79,7 @@ MEMBERS: list[Any] = [  # those of mmformer.nn are tried in tests/nn/test_yaml.p
     ContrastiveHeadSpec(0.5, 0.1),
     ClassificationHeadSpec("image", 3, 0.1),
     EarlyExitHeadSpec("image", 3, 0.1, exits=(0, 4), threshold=0.7),
-    MeanLogitsHeadSpec(heads=("one", "other")),
+    MeanLogitsHeadSpec("image", 3, ("one", "other")),
     LanguageHeadSpec("text", False, TransformSpec("relu")),
     LoRASpec(("stacks.*", "encoders.*"), None, 3, 5.0, 0.1, True),
     DoRASpec(("stacks.*",), ("query", "output"), 3),
