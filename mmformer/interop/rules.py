@@ -131,9 +131,14 @@ def turned_grid(ours: str, theirs: str, sizes: tuple[int, int], special: int) ->
     )
 
 
+def constant(theirs: str, value: Callable[[], Tensor]) -> Rule:
+    """What weights may have beside their parameters, and is always the same. Ours compute it."""
+    return Rule((), (theirs,), lambda found, _: found, lambda _: [value()], optional=True)
+
+
 def counted(theirs: str, number: int) -> Rule:
     """What older weights have beside their parameters: 0, 1, … , in one row. Ours count by themselves."""
-    return Rule((), (theirs,), lambda found, _: found, lambda _: [torch.arange(number)[None]], optional=True)
+    return constant(theirs, lambda: torch.arange(number)[None])
 
 
 def rooted(rules: Iterable[Rule], old: str, new: str) -> list[Rule]:
@@ -171,9 +176,11 @@ def to_ours(rules: Sequence[Rule], theirs: Mapping[str, Tensor], shapes: Mapping
                 continue
             if missing:
                 absent += missing
-            elif not torch.equal(theirs[there[0]], rule.to_theirs([made[name] for name in ours])[0]):
-                told = "what it is tied to" if ours else "0, 1, …"
-                problems.append(f"{there[0]} differs from {told}")
+            elif all(name in made for name in ours):
+                wanted = rule.to_theirs([made[name] for name in ours])[0].to(theirs[there[0]].dtype)
+                told = "what it is tied to" if ours else "what is computed in its place"
+                if not torch.equal(theirs[there[0]], wanted):
+                    problems.append(f"{there[0]} differs from {told}")
             used.update(there)
             continue
         used.update(there)
