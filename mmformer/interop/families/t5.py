@@ -14,13 +14,14 @@ from mmformer.interop.plain import Data, Named
 from mmformer.interop.rules import Rule, joined, tied
 from mmformer.interop.rules import same as named
 
-_STACKS = ("stacks.reader", "stacks.writer")
-_PARTS = ("encoders.source.tokenizer", "decoders.target.tokenizer")
+STACKS = ("stacks.reader", "stacks.writer")
+PARTS = ("encoders.source.tokenizer", "decoders.target.tokenizer")
 _MIXERS = ("stacks.reader.layer.mixer", "stacks.writer.layer.mixer", "stacks.writer.layer.cross")
-_FEEDFORWARDS = tuple(f"{stack}.layer.feedforward" for stack in _STACKS)
+_FEEDFORWARDS = tuple(f"{stack}.layer.feedforward" for stack in STACKS)
 
 
-def _of(places: tuple[str, ...], *names: str) -> list[str]:
+def at_each(places: tuple[str, ...], *names: str) -> list[str]:
+    """Paths: names in several places."""
     return [f"{place}.{name}" for name in names for place in places]
 
 
@@ -52,8 +53,10 @@ def _scale(factor: float, width: int) -> list[bool]:
     return [factor != 1.0]
 
 
-def _layers(stack: str, theirs: str, readers: Mapping[str, str], number: int) -> list[Rule]:
-    """A stack's: ``readers`` is what our mixers are called there; ``number`` is that of the feed-forward."""
+def stack_rules(
+    stack: str, theirs: str, readers: Mapping[str, str], number: int, dense: str = "DenseReluDense"
+) -> list[Rule]:
+    """A stack's: ``readers`` is what our mixers are called there; ``number`` and ``dense`` are the feed-forward's."""
     ours, block = f"stacks.{stack}.layers.{{i}}", f"{theirs}.block.{{i}}.layer"
     first = f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     rules = [named(f"stacks.{stack}.position.weight", first)]
@@ -64,7 +67,7 @@ def _layers(stack: str, theirs: str, readers: Mapping[str, str], number: int) ->
         rules += entering if name == "mixer" else apart
         rules.append(named(f"{ours}.{name}.out.weight", f"{block}.{place}.{mixer}.o.weight"))
         rules.append(named(f"{ours}.{name}_residual.norm.weight", f"{block}.{place}.layer_norm.weight"))
-    hidden = f"{block}.{number}.DenseReluDense"
+    hidden = f"{block}.{number}.{dense}"
     return [
         *rules,
         named(f"{ours}.feedforward_residual.norm.weight", f"{block}.{number}.layer_norm.weight"),
@@ -75,11 +78,12 @@ def _layers(stack: str, theirs: str, readers: Mapping[str, str], number: int) ->
     ]
 
 
-def _rules(config: Data) -> list[Rule]:
+def whole_rules(config: Data, dense: str = "DenseReluDense") -> list[Rule]:
+    """All of a model's; ``dense`` is what its feed-forwards are called."""
     return [
         named("encoders.source.tokenizer.weight", "shared.weight"),
-        *_layers("reader", "encoder", {"mixer": "SelfAttention"}, 1),
-        *_layers("writer", "decoder", {"mixer": "SelfAttention", "cross": "EncDecAttention"}, 2),
+        *stack_rules("reader", "encoder", {"mixer": "SelfAttention"}, 1, dense),
+        *stack_rules("writer", "decoder", {"mixer": "SelfAttention", "cross": "EncDecAttention"}, 2, dense),
         named("decoders.target.output.weight", "lm_head.weight"),
         *(tied("encoders.source.tokenizer.weight", f"{each}.embed_tokens.weight") for each in ("encoder", "decoder")),
         tied("encoders.source.tokenizer.weight", "lm_head.weight"),
@@ -98,26 +102,30 @@ def _scaled(config: Mapping[str, Any]) -> bool:
     return config.get("tie_word_embeddings") is not False if said is None else bool(said)
 
 
+SHARED = (
+    same("vocab_size", *at_each(PARTS, "rows")),
+    same("n_positions", *at_each(PARTS, "context_length")),
+    same("d_model", *at_each(STACKS, "width")),
+    same("relative_attention_num_buckets", *at_each(STACKS, "position.buckets")),
+    same("relative_attention_max_distance", *at_each(STACKS, "position.max_distance")),
+    fixed("is_decoder", False),
+)
+"""What Switch's configs say, too."""
 _FIELDS = (
-    same("vocab_size", *_of(_PARTS, "rows")),
-    same("n_positions", *_of(_PARTS, "context_length")),
-    same("d_model", *_of(_STACKS, "width")),
+    *SHARED,
     same("num_layers", "stacks.reader.depth"),
     same("num_decoder_layers", "stacks.writer.depth"),
-    same("num_heads", *_of(_MIXERS, "heads")),
-    same("d_kv", *_of(_MIXERS, "head_width"), *_of(_STACKS, "initialisation.head_width")),
-    same("d_ff", *_of(_FEEDFORWARDS, "hidden_width")),
+    same("num_heads", *at_each(_MIXERS, "heads")),
+    same("d_kv", *at_each(_MIXERS, "head_width"), *at_each(STACKS, "initialisation.head_width")),
+    same("d_ff", *at_each(_FEEDFORWARDS, "hidden_width")),
     _ACTIVATION,
-    same("relative_attention_num_buckets", *_of(_STACKS, "position.buckets")),
-    same("relative_attention_max_distance", *_of(_STACKS, "position.max_distance")),
-    same("layer_norm_epsilon", *_of(_STACKS, "layer.norm.eps")),
+    same("layer_norm_epsilon", *at_each(STACKS, "layer.norm.eps")),
     same(
         "dropout_rate",
-        *_of(_STACKS, "input_dropout", "output_dropout", "layer.dropout"),
-        *_of((*_MIXERS, *_FEEDFORWARDS), "dropout"),
+        *at_each(STACKS, "input_dropout", "output_dropout", "layer.dropout"),
+        *at_each((*_MIXERS, *_FEEDFORWARDS), "dropout"),
     ),
     same("tie_word_embeddings", "decoders.target.tied"),
-    fixed("is_decoder", False),
     fixed("tie_encoder_decoder", False),
 )
 _SCALED = Field(
@@ -126,25 +134,28 @@ _SCALED = Field(
     lambda scaled, width: [width**-0.5 if scaled else 1.0, width],
     lambda factor, width: [*_scale(factor, width), width],
 )
-_DEFAULTS = {
+SHARED_DEFAULTS: Data = {
     "num_decoder_layers": lambda config: config["num_layers"],
     "n_positions": 512,
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
     "dropout_rate": 0.1,
     "layer_norm_epsilon": 1e-6,
+    "tie_word_embeddings": True,
+    "is_decoder": False,
+}
+_DEFAULTS = {
+    **SHARED_DEFAULTS,
     "dense_act_fn": lambda config: {"gated-gelu": "gelu_new"}.get(
         config["feed_forward_proj"], config["feed_forward_proj"].rpartition("-")[2]
     ),
     "is_gated_act": lambda config: config["feed_forward_proj"].startswith("gated-"),
-    "tie_word_embeddings": True,
-    "is_decoder": False,
     "tie_encoder_decoder": False,
 }
 _IGNORED = ("is_encoder_decoder", "classifier_dropout")
-_WITHOUT = ("decoders.target", "stacks.writer")
+ENCODER_ALONE = ("decoders.target", "stacks.writer")
 _OLD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_WHOLE, _ALONE = Layout(unread=(_OLD,)), Layout(without=_WITHOUT, unread=("decoder.*", "lm_head.*"))
+_WHOLE, _ALONE = Layout(unread=(_OLD,)), Layout(without=ENCODER_ALONE, unread=("decoder.*", "lm_head.*"))
 
 T5 = Family(
     library="hf",
@@ -152,11 +163,11 @@ T5 = Family(
     template="t5.yaml",
     layouts={"T5ForConditionalGeneration": _WHOLE, "T5EncoderModel": _ALONE},
     fields=(*_FIELDS, _SCALED),
-    rules=_rules,
+    rules=whole_rules,
     seen=_seen,
     defaults={**_DEFAULTS, "feed_forward_proj": "relu", "scale_decoder_outputs": _scaled},
     ignored=_IGNORED,
-    text=_PARTS,
+    text=PARTS,
 )
 
 MT5 = Family(
@@ -165,9 +176,9 @@ MT5 = Family(
     template="t5.yaml",
     layouts={"MT5ForConditionalGeneration": _WHOLE, "MT5EncoderModel": _ALONE},
     fields=(*_FIELDS, Field((), ("decoders.target.logit_scale",), lambda: [1.0], lambda _: [])),
-    rules=_rules,
+    rules=whole_rules,
     seen=_seen,
     defaults={**_DEFAULTS, "feed_forward_proj": "gated-gelu"},
     ignored=(*_IGNORED, "scale_decoder_outputs"),
-    text=_PARTS,
+    text=PARTS,
 )
