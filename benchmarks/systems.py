@@ -32,7 +32,7 @@ from mmformer.types import Batch
 
 RESULT = Path("benchmarks/results/systems.md")
 BOUND = 1.05
-DEEP = {"num_hidden_layers": 4}
+DEEP: dict[str, Any] = {"num_hidden_layers": 4}
 IDS = torch.randint(5, 1000, (4, 256), generator=torch.Generator().manual_seed(0))
 SHORT = IDS[:, :64]
 PICTURES = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(1))
@@ -68,14 +68,14 @@ def gpt2() -> Case:
 def llama() -> Case:
     from transformers import LlamaConfig
 
-    sizes = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
+    sizes: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
     return _language(LlamaConfig(**sizes, **DEEP), "LlamaForCausalLM")
 
 
 def mixtral() -> Case:
     from transformers import MixtralConfig
 
-    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
     return _language(MixtralConfig(**sizes, **DEEP, vocab_size=4096), "MixtralForCausalLM")
 
 
@@ -113,8 +113,8 @@ def t5() -> Case:
 def marian() -> Case:
     from transformers import MarianConfig, MarianMTModel
 
-    layers = {"encoder_layers": 4, "decoder_layers": 4, "vocab_size": 8192, "pad_token_id": 0, "d_model": 512}
-    ends = {"decoder_start_token_id": 0, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
+    layers: dict[str, Any] = {"encoder_layers": 4, "decoder_layers": 4, "vocab_size": 8192, "pad_token_id": 0, "d_model": 512}
+    ends: dict[str, Any] = {"decoder_start_token_id": 0, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     reference = MarianMTModel(MarianConfig(**layers, **ends, encoder_ffn_dim=2048, decoder_ffn_dim=2048))
     return Case(
         reference,
@@ -164,7 +164,7 @@ def clip() -> Case:
 def blip() -> Case:
     from transformers import BlipConfig, BlipForConditionalGeneration
 
-    sizes = {"vision_config": {**DEEP, "image_size": 224}, "text_config": DEEP}
+    sizes: dict[str, Any] = {"vision_config": {**DEEP, "image_size": 224}, "text_config": DEEP}
     return Case(
         BlipForConditionalGeneration(BlipConfig(**sizes)),
         "4 pictures, 4 × 64 ids",

@@ -70,7 +70,11 @@ OVERRIDES: list[tuple[list[str], str, object]] = [
         [{"parameters": "heads.*", "lr_scale": 2.0, "weight_decay": None}],
     ),
     (["--logging.wandb", "mine"], "logging.wandb", "mine"),
-    (["--initial.path", "a/bundle"], "initial", {"path": "a/bundle", "parameters": ["*"], "resize": False, "partial": False}),
+    (
+        ["--initial.path", "a/bundle"],
+        "initial",
+        {"path": "a/bundle", "parameters": ["*"], "resize": False, "partial": False},
+    ),
     (["--seed", "7", "--trainer.max_steps", "3"], "trainer.max_steps", 3),
 ]
 

@@ -86,7 +86,7 @@ def test_padding_that_is_read_is_part_of_every_text() -> None:
     assert text.ids.shape == (2, 20) and text.lengths.tolist() == [20, 20] and bool(text.real.all())
     assert torch.equal(text.ids[0, :number], short.ids[0, :number])
     assert set(text.ids[0, number:].tolist()) == {WORDS.ids.pad or 0}
-    with pytest.raises(InputError, match="DecoderSpec.tokenizer must be one that is not padded"):
+    with pytest.raises(InputError, match=r"DecoderSpec.tokenizer must be one that is not padded"):
         DecoderSpec(TextTokensSpec("x", padded=True), "text")
 
 
