@@ -79,7 +79,7 @@ def tower_of(name: str) -> Tower:
     if name not in _names():
         raise ValueError(f"the name of one of timm's towers of SigLIP.{nearest(name, _names())}")
     with torch.device("meta"):
-        trunk = timm.create_model(name, pretrained=False, num_classes=0, global_pool="map")
+        trunk: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="map")
     first, pool, (height, width), (patch, _) = (
         *(trunk.blocks[0], trunk.attn_pool),
         *(trunk.patch_embed.img_size, trunk.patch_embed.patch_size),

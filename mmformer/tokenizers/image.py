@@ -121,7 +121,7 @@ class ImagePatchesSpec(ImageTokenizerSpec):
 class ImagePatches(ImageTokenizer):
     def __init__(self, spec: ImagePatchesSpec, width: int) -> None:
         super().__init__(spec)
-        self.patch = spec.patch
+        self.patch, self.remainder = spec.patch, spec.remainder
         self.projection = nn.Linear(3 * spec.patch**2, width, bias=spec.bias)
 
     def forward(self, image: Tensor | Patches) -> Tokens:  # B 3 H W
@@ -141,7 +141,7 @@ class ImagePatches(ImageTokenizer):
 
     def _whole(self, image: Tensor) -> Tensor:
         """Pictures without what remains past their last whole patch."""
-        remainder = self.spec.remainder
+        remainder = self.remainder
         if not remainder or image.ndim != 4:
             return image
         height, width = image.shape[2:]
