@@ -68,14 +68,24 @@ def gpt2() -> Case:
 def llama() -> Case:
     from transformers import LlamaConfig
 
-    sizes: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+    }
     return _language(LlamaConfig(**sizes, **DEEP), "LlamaForCausalLM")
 
 
 def mixtral() -> Case:
     from transformers import MixtralConfig
 
-    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+    }
     return _language(MixtralConfig(**sizes, **DEEP, vocab_size=4096), "MixtralForCausalLM")
 
 
@@ -113,7 +123,13 @@ def t5() -> Case:
 def marian() -> Case:
     from transformers import MarianConfig, MarianMTModel
 
-    layers: dict[str, Any] = {"encoder_layers": 4, "decoder_layers": 4, "vocab_size": 8192, "pad_token_id": 0, "d_model": 512}
+    layers: dict[str, Any] = {
+        "encoder_layers": 4,
+        "decoder_layers": 4,
+        "vocab_size": 8192,
+        "pad_token_id": 0,
+        "d_model": 512,
+    }
     ends: dict[str, Any] = {"decoder_start_token_id": 0, "encoder_attention_heads": 8, "decoder_attention_heads": 8}
     reference = MarianMTModel(MarianConfig(**layers, **ends, encoder_ffn_dim=2048, decoder_ffn_dim=2048))
     return Case(
@@ -177,7 +193,7 @@ def llava() -> Case:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     text = LlamaConfig(hidden_size=512, intermediate_size=1408, num_attention_heads=8, vocab_size=4096, **DEEP)
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**DEEP), text_config=text, image_token_id=4000)
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**DEEP), text_config=text, image_token_index=4000)
     ids = IDS[:, :128].clone()
     ids[:, 5:54] = 4000
     return Case(

@@ -43,8 +43,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
         InputError: an unknown library; no family of it has such models, and how each differs.
     """
     if library not in TARGETS:
-        known = (*TARGETS, "safetensors")
-        raise InputError(f"--to must be one of {', '.join(known)}, but is '{library}'.{nearest(library, known)}")
+        targets = (*TARGETS, "safetensors")
+        raise InputError(f"--to must be one of {', '.join(targets)}, but is '{library}'.{nearest(library, targets)}")
     model, transforms = load_bundle(bundle)
     origin = read_origin(bundle)
     family, layout, config = expressed(model, library, origin, str(bundle))
