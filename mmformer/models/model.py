@@ -23,9 +23,6 @@ from mmformer.types import AXES, Batch, Outputs
 
 S = TypeVar("S")
 
-TABLE = ("vocabulary", "rows")
-"""What of text tokens determines the rows of their table."""
-
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -131,7 +128,9 @@ class ModelSpec:
         if not isinstance(theirs, TextTokensSpec):
             raise InputError(f"{told}, but that reads {theirs.modality}: name a text encoder, or leave shares out.")
         widths = self.stacks[encoder.stack].width, self.stacks[decoder.stack].width
-        found = {"width of the stack": widths, **{key: (getattr(theirs, key), getattr(ours, key)) for key in TABLE}}
+        found: dict[str, tuple[object, object]] = {"width of the stack": widths, "rows": (theirs.rows, ours.rows)}
+        if ours.rows is None:  # otherwise ids may be of other words where they are written (Marian's two halves)
+            found["vocabulary"] = theirs.vocabulary, ours.vocabulary
         for key, (there, here) in found.items():
             if there != here:
                 raise InputError(f"{told}, but its {key} is {here!r}, and there it is {there!r}: make them the same.")
@@ -167,7 +166,7 @@ class ModelSpec:
         """The encoders, as heads know them."""
         tokens, embeddings = self.token_widths, self.embedding_widths
         return {
-            name: Source(embeddings[name], tokens[name], encoder.special, encoder.reads_text)
+            name: Source(embeddings[name], tokens[name], encoder.special, encoder.reads_text, encoder.patches)
             for name, encoder in self.encoders.items()
         }
 
@@ -221,7 +220,8 @@ class Model(nn.Module):
             exits = exits_of(name, self.heads.values(), self.training)
             if exits is not None and exits.sure is not None:
                 self.spec.require_one_reader(name)
-            encoded = encoder(value, self.stack_of(encoder.spec.stack), wanted.get(name, ()), exits)
+            seen = batch.seen if encoder.spec.tokenizer.modality == "image" else None
+            encoded = encoder(value, self.stack_of(encoder.spec.stack), wanted.get(name, ()), exits, seen)
             if encoded.early is not None:
                 outputs.early[name] = encoded.early
             outputs.tokens[name] = encoded.tokens
@@ -245,6 +245,9 @@ class Model(nn.Module):
                 value = None if made is None else getattr(made, kind)
                 if value is not None:
                     getattr(outputs, kind)[name] = value
+            if made is not None and made.loss is not None:
+                outputs.losses[name] = made.loss
+                outputs.aux.update({f"{name}/{key}": term for key, term in made.aux.items()})
         return outputs
 
     def _texts(self) -> dict[str, TextTokens]:

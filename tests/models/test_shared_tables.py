@@ -109,7 +109,7 @@ def test_logits_are_scaled_and_moved() -> None:
     assert_close(gradient, torch.autograd.grad(wanted, bias))
 
 
-OTHER = TextTokensSpec(None, 16, rows=99)
+OTHER, ELSE = TextTokensSpec(None, 16, rows=99), TextTokensSpec("other.model", 16)
 EYE = EncoderSpec(ImagePatchesSpec(patch=SIDE), "reader")
 
 
@@ -120,7 +120,11 @@ EYE = EncoderSpec(ImagePatchesSpec(patch=SIDE), "reader")
         (lambda: spec(width=8), r"its width of the stack is 16, and there it is 8: make them the same"),
         (
             lambda: dataclasses.replace(spec(), encoders={"source": EncoderSpec(OTHER, "reader")}),
-            "shares the token embeddings of model.encoders.source, but its vocabulary is '.*', and there it is None",
+            "shares the token embeddings of model.encoders.source, but its rows is None, and there it is 99: make",
+        ),
+        (
+            lambda: dataclasses.replace(spec(), encoders={"source": EncoderSpec(ELSE, "reader")}),
+            "but its vocabulary is '.*emoji-12.model', and there it is 'other.model': make them the same",
         ),
         (
             lambda: dataclasses.replace(spec(), encoders={"source": EYE}),
