@@ -145,15 +145,21 @@ def _transforms(old: Transforms, spec: ModelSpec, edit: EditSpec) -> Transforms:
     image, audio = (old.image if "image" in read else None), (old.audio if "audio" in read else None)
     if edit.image_size is not None:
         if image is None:
-            raise InputError("--image-size is of pictures, but no encoder of the model reads them.")
+            raise InputError(f"--image-size is of pictures, but {_unread('image', read)}.")
         image = _sized(image, edit.image_size)
     if edit.audio_seconds is not None:
         if audio is None:
-            raise InputError("--audio-seconds is of sounds, but no encoder of the model reads them.")
+            raise InputError(f"--audio-seconds is of sounds, but {_unread('audio', read)}.")
         audio = dataclasses.replace(audio, seconds=edit.audio_seconds)
     if edit.patch is not None and image is not None and image.patch is not None:
         image = dataclasses.replace(image, patch=edit.patch)
     return Transforms(image, audio, {name: names for name, names in old.classes.items() if name in spec.heads})
+
+
+def _unread(modality: str, read: Collection[str]) -> str:
+    if modality not in read:
+        return "no encoder of the model reads them"
+    return f"the bundle does not say how they are prepared ({modality} of transforms.yaml is null)"
 
 
 def _sized(image: ImageTransformSpec, size: tuple[int, int]) -> ImageTransformSpec:

@@ -21,16 +21,19 @@ def places(encoder: EncoderSpec, transforms: Transforms) -> tuple[int, ...]:
     """How many places an encoder's tokens take on each axis, for what the transforms hand it.
 
     Raises:
-        InputError: its tokenizer refuses that.
+        InputError: its tokenizer refuses that, or there is no such transform.
     """
     value: Any
-    if encoder.tokenizer.modality == "image":
-        assert transforms.image is not None, "a bundle that reads pictures says of which size"
+    if encoder.tokenizer.modality == "image" and transforms.image is not None:
         value = torch.zeros(1, 3, *transforms.image.size, dtype=torch.uint8)
-    else:
-        assert transforms.audio is not None, "a bundle that reads sounds says of which length"
+    elif encoder.tokenizer.modality == "audio" and transforms.audio is not None:
         number = transforms.audio.most
         value = Audio(torch.zeros(1, number), torch.tensor([number]), transforms.audio.rate)
+    else:
+        raise InputError(
+            f"The bundle has no transform that says how large its {encoder.tokenizer.modality} inputs are: import it "
+            f"from a folder that has its preprocessor_config.json, or write one into transforms.yaml."
+        )
     with torch.no_grad():
         pos = encoder.tokenizer.build(8).eval()(value).pos
     return tuple(int(pos[..., axis].max()) + 1 for axis in range(AXES))

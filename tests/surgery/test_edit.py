@@ -243,6 +243,20 @@ def test_pictures_are_asked_of_what_reads_them() -> None:
         edit(model, for_size(16), EditSpec(patch=4))
 
 
+def test_sizes_have_to_be_known() -> None:
+    model = seeing(LearnedPositionSpec((1, 2), (2, 2)))
+    with pytest.raises(
+        InputError, match=r"the bundle does not say how they are prepared \(image of transforms\.yaml is"
+    ):
+        edit(model, Transforms(), EditSpec(image_size=(32, 32)))
+    with pytest.raises(InputError, match=r"The bundle has no transform that says how large its image inputs are"):
+        edit(model, Transforms(), EditSpec(patch=4))
+    with pytest.raises(
+        InputError, match=r"the bundle does not say how they are prepared \(audio of transforms\.yaml is"
+    ):
+        edit(hearing(8), Transforms(), EditSpec(audio_seconds=2.0))
+
+
 def test_tables_for_other_sizes_than_are_used_are_not_stretched() -> None:
     model = seeing(LearnedPositionSpec((1, 2), (6, 6)))
     grown = edit(model, for_size(16), EditSpec(image_size=(48, 48)))
