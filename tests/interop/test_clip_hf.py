@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import vocabulary_folders
 from parity import Case, check_gradients, check_round_trip, close, imported, saved
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -52,7 +53,8 @@ def normalised(pictures: Tensor) -> Tensor:
 
 def outputs(model: Model, pictures: Tensor | None = PICTURES, ids: Tensor | None = IDS) -> Outputs:
     text = None if ids is None else Text(ids, torch.full((len(ids),), ids.shape[1]), VALID)
-    return model(Batch((), {}, image=pictures, text=text))
+    made: Outputs = model(Batch((), {}, image=pictures, text=text))
+    return made
 
 
 def logits_per_image(made: Outputs) -> Tensor:
@@ -105,6 +107,22 @@ def test_the_highest_id_ends_a_text_where_an_old_config_says_2(tmp_path: Path) -
     with torch.no_grad():
         theirs = case.reference.get_text_features(IDS).pooler_output
         close(outputs(imported(case, tmp_path / "bundle").model, None).embedding["text"], theirs)
+
+
+@pytest.mark.filterwarnings("ignore::mmformer.errors.CutWarning")
+def test_texts_as_people_have_them(tmp_path: Path) -> None:
+    """With a small vocabulary of CLIP's kind beside the model: padded with eos in the reference, and cut here."""
+    folder = vocabulary_folders.clip(tmp_path / "in")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = TEXT | {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id}
+    text |= {"eos_token_id": tokenizer.eos_token_id}
+    made = transformers.CLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=24)
+    case = saved(transformers.CLIPModel(made), folder)
+    texts = ["a dog", "A man in a  red hat is standing on a street."]
+    read = tokenizer(texts, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        theirs = case.reference.get_text_features(**read).pooler_output
+        close(imported(case, tmp_path / "bundle").embed(text=texts), F.normalize(theirs, dim=-1))
 
 
 def test_gradients(case: Case, model: Predictor) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity import Case, check_gradients, close, imported, randomise
+from parity import SHALLOW, Case, check_gradients, close, imported, randomise
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,7 +34,7 @@ IDS[torch.arange(3), LENGTHS - 1] = 98
 IDS[~VALID] = 0
 
 
-def saved(config: dict[str, Any], folder: Path, **options: Any) -> Case:
+def saved(config: dict[str, Any], folder: Path) -> Case:
     """A model of open_clip with random weights, in a folder as it is pushed to the hub."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": COLOURS}))
@@ -53,7 +54,8 @@ def normalised(pictures: Tensor, colours: dict[str, Any] = COLOURS) -> Tensor:
 
 
 def outputs(model: Model, valid: Tensor | None = VALID) -> Outputs:
-    return model(Batch((), {}, image=PICTURES, text=Text(IDS, torch.full((3,), 12), valid)))
+    made: Outputs = model(Batch((), {}, image=PICTURES, text=Text(IDS, torch.full((3,), 12), valid)))
+    return made
 
 
 def scores(made: Outputs) -> Tensor:
@@ -62,12 +64,18 @@ def scores(made: Outputs) -> Tensor:
     return scaled + made.bias["contrastive"] if made.bias else scaled
 
 
-def check_embeddings(case: Case, model: Model, valid: Tensor | None = VALID, colours: Any = COLOURS) -> None:
+DEEP = 1e-4
+"""Tolerance at published depth."""
+
+
+def check_embeddings(
+    case: Case, model: Model, valid: Tensor | None = VALID, colours: Any = COLOURS, tolerance: float = SHALLOW
+) -> None:
     with torch.no_grad():
         ours, pixels = outputs(model, valid), normalised(PICTURES, colours)
-        close(ours.embedding["image"], case.reference.encode_image(pixels), measured="image embeddings")
-        close(ours.embedding["text"], case.reference.encode_text(IDS), measured="text embeddings")
-        close(scores(ours), case.reference.get_logits(pixels, IDS)[0], measured="logits")
+        close(ours.embedding["image"], case.reference.encode_image(pixels), tolerance, measured="image embeddings")
+        close(ours.embedding["text"], case.reference.encode_text(IDS), tolerance, measured="text embeddings")
+        close(scores(ours), case.reference.get_logits(pixels, IDS)[0], tolerance, measured="logits")
 
 
 def check_out(case: Case, bundle: Path, folder: Path) -> None:
@@ -111,6 +119,36 @@ def test_gradients(case: Case, tmp_path: Path) -> None:
 def test_the_way_out(case: Case, tmp_path: Path) -> None:
     imported(case, tmp_path / "bundle", "open_clip")
     check_out(case, tmp_path / "bundle", tmp_path / "out")
+
+
+TEXTS = [
+    "a photo of a cat",
+    "Two  DOGS &amp; a bird!!",
+    "I can't \u2026 42 \U0001f600",
+    "a text that is longer than its context is " * 4,
+]
+
+
+@pytest.mark.filterwarnings("ignore::mmformer.errors.CutWarning")
+def test_texts_and_pictures_as_people_have_them(tmp_path: Path) -> None:
+    """With CLIP's vocabulary beside the model, and the way in which it reads pictures in its config."""
+    case = saved({**MODEL, "text_cfg": TEXT | {"vocab_size": 49408}}, tmp_path / "in")
+    merges = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+    (tmp_path / "in" / merges.name).write_bytes(merges.read_bytes())
+    model = imported(case, tmp_path / "bundle", "open_clip")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{case.folder}")
+    pictures = [Image.fromarray(PICTURES[row].permute(1, 2, 0).numpy()).resize((37, 53)) for row in range(3)]
+    prepare = open_clip.create_model_and_transforms(f"local-dir:{case.folder}")[2]
+    with torch.no_grad():
+        close(model.embed(text=TEXTS), case.reference.encode_text(tokenizer(TEXTS), normalize=True))
+        pixels = torch.stack([prepare(picture) for picture in pictures])
+        close(model.embed(image=pictures), case.reference.encode_image(pixels, normalize=True))
+
+
+@pytest.mark.slow
+def test_at_published_depth(tmp_path: Path) -> None:
+    case = saved({**MODEL, "vision_cfg": PICTURE | {"layers": 24}, "text_cfg": TEXT | {"layers": 12}}, tmp_path / "in")
+    check_embeddings(case, imported(case, tmp_path / "bundle", "open_clip").model, tolerance=DEEP)
 
 
 CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-3}}
@@ -196,7 +234,7 @@ def test_weights_of_openai(original: Path, tmp_path: Path) -> None:
     assert opened(tmp_path / "out").visual.transformer.resblocks[0].mlp.gelu.__class__.__name__ == "QuickGELU"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:'torch.load' received:UserWarning")
 def test_an_archive_with_code_is_refused(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "ViT-B-32.pt")
     with pytest.raises(InputError, match="cannot be read as tensors alone"):

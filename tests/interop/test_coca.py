@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from parity import Case, check_gradients, close, imported, randomise
+from parity import SHALLOW, Case, check_gradients, close, imported, randomise
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
+from mmformer.generation.decoding import Decoding
+from mmformer.generation.sampling import GreedySpec
 from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits
@@ -68,18 +71,20 @@ def scores(made: Outputs) -> Tensor:
     return made.scale["contrastive"] * image @ read.T
 
 
-def check_all(case: Case, model: Model) -> None:
+def check_all(case: Case, model: Model, tolerance: float = SHALLOW) -> None:
     with torch.no_grad():
-        made, theirs = outputs(model), case.reference(PIXELS, IDS)
-        close(
-            made.embedding["image"], case.reference.encode_image(PIXELS, normalize=False), measured="image embeddings"
+        made, theirs, read = outputs(model), case.reference(PIXELS, IDS), VALID[:, :-1]
+        seen, cosines = (
+            case.reference._encode_image(PIXELS, normalize=False),
+            theirs["image_features"] @ theirs["text_features"].T,
         )
-        close(made.embedding["text"], case.reference.encode_text(IDS, normalize=False), measured="text embeddings")
-        close(scores(made), theirs["logit_scale"] * theirs["image_features"] @ theirs["text_features"].T)
-        close(made.tokens["image"].x, case.reference._encode_image(PIXELS)[1])
-        read = VALID[:, :-1]
+        close(made.embedding["image"], seen[0], tolerance, measured="image embeddings")
+        close(made.tokens["image"].x, seen[1], tolerance)
+        words = case.reference.encode_text(IDS, normalize=False)
+        close(made.embedding["text"], words, tolerance, measured="text embeddings")
+        close(scores(made), theirs["logit_scale"] * cosines, tolerance, measured="similarities")
         ours = text_logits(model, None, text(10), None, {"image": PICTURES})
-        close(ours[read], theirs["logits"][read], measured="logits")
+        close(ours[read], theirs["logits"][read], tolerance, measured="logits")
 
 
 def check_out(case: Case, bundle: Path, folder: Path) -> None:
@@ -120,11 +125,34 @@ def test_gradients(case: Case, tmp_path: Path) -> None:
     case.reference.eval()
 
 
+@pytest.mark.slow
+def test_at_published_depth(tmp_path: Path) -> None:
+    parts = {"vision_cfg": PICTURE, "text_cfg": TEXT, "multimodal_cfg": CAPTIONER}
+    case = saved({**MODEL, **{name: part | {"layers": 12} for name, part in parts.items()}}, tmp_path / "in")
+    check_all(case, imported(case, tmp_path / "bundle", "open_clip").model, 1e-4)
+
+
+def test_texts_as_people_have_them(tmp_path: Path) -> None:
+    """With CLIP's vocabulary beside the model; the reference's is padded with zeros, of which it reads the first."""
+    parts = {"text_cfg": TEXT | {"vocab_size": 49408}, "multimodal_cfg": CAPTIONER | {"vocab_size": 49408}}
+    case = saved({**MODEL, **parts}, tmp_path / "in")
+    merges = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+    (tmp_path / "in" / merges.name).write_bytes(merges.read_bytes())
+    model, texts = imported(case, tmp_path / "bundle", "open_clip"), ["a cat", "two dogs and a bird", "ten " * 9]
+    ids = open_clip.get_tokenizer(f"local-dir:{case.folder}")(texts)
+    with torch.no_grad():
+        close(model.embed(text=texts), case.reference.encode_text(ids))
+        ids = torch.tensor([[49406]])
+        for _ in range(5):
+            logits = case.reference(PIXELS[:1], ids, output_labels=False)["logits"]
+            ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
+    picture = Image.fromarray(PICTURES[0].permute(1, 2, 0).numpy())
+    words = model.reader.text_encoders["target"].vocabulary
+    assert model.caption(picture, spec=GreedySpec(max_length=5)) == words.decode(ids[0, 1:].tolist())
+
+
 def test_greedy_captions(case: Case, tmp_path: Path) -> None:
     """Token by token, with a cache, against the reference, which begins anew for each."""
-    from mmformer.generation.decoding import Decoding
-    from mmformer.generation.sampling import GreedySpec
-
     model = imported(case, tmp_path / "bundle", "open_clip").model
     with torch.no_grad():
         memory = outputs(model).tokens

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import vocabulary_folders
 from parity import Case, check_gradients, check_round_trip, close, imported, saved
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +35,8 @@ IDS[torch.arange(12) >= LENGTHS[:, None] - 1] = 1  # eos, and padding, which is 
 
 
 def outputs(model: Model) -> Outputs:
-    return model(Batch((), {}, image=PICTURES, text=Text(IDS, torch.full((3,), 12))))
+    made: Outputs = model(Batch((), {}, image=PICTURES, text=Text(IDS, torch.full((3,), 12))))
+    return made
 
 
 def scores(made: Outputs) -> Tensor:
@@ -60,6 +62,20 @@ def test_embeddings_tokens_and_scores(case: Case, tmp_path: Path) -> None:
         close(ours.embedding["image"], theirs.vision_model_output.pooler_output, measured="image embeddings")
         close(ours.embedding["text"], theirs.text_model_output.pooler_output, measured="text embeddings")
         close(scores(ours), theirs.logits_per_image, measured="logits")
+
+
+@pytest.mark.filterwarnings("ignore::mmformer.errors.CutWarning")
+def test_texts_as_people_have_them(tmp_path: Path) -> None:
+    """With a small vocabulary of SigLIP's kind beside the model: padded to the context, and all of that is read."""
+    folder = vocabulary_folders.siglip(tmp_path / "in")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    made = transformers.SiglipConfig(text_config=TEXT | {"vocab_size": len(tokenizer)}, vision_config=PICTURE)
+    case = saved(transformers.SiglipModel(made), folder)
+    texts = ["a dog", 'A man in a red hat, standing: "hello!"']
+    read = tokenizer(texts, padding="max_length", truncation=True, max_length=12, return_tensors="pt")
+    with torch.no_grad():
+        theirs = case.reference.get_text_features(read.input_ids).pooler_output
+        close(imported(case, tmp_path / "bundle").embed(text=texts), F.normalize(theirs, dim=-1))
 
 
 def test_gradients(case: Case, tmp_path: Path) -> None:

@@ -45,7 +45,14 @@ def vit_mite_patch8_siglip_35(pretrained: bool = False, **options: Any) -> Any:
     """timm's towers are large; 3 pixels of each side of a picture are not read."""
     from timm.models.vision_transformer import VisionTransformer
 
-    sizes = {"img_size": 35, "patch_size": 8, "embed_dim": 40, "depth": 3, "num_heads": 5, "mlp_ratio": 1.7}
+    sizes: dict[str, Any] = {
+        "img_size": 35,
+        "patch_size": 8,
+        "embed_dim": 40,
+        "depth": 3,
+        "num_heads": 5,
+        "mlp_ratio": 1.7,
+    }
     made = sizes | {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"} | options
     return VisionTransformer(**{key: made[key] for key in made if key != "cache_dir" and "cfg" not in key})
 
@@ -81,7 +88,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 def outputs(model: Model) -> Outputs:
-    return model(Batch((), {}, image=PICTURES, text=Text(IDS, torch.full((3,), 12))))
+    made: Outputs = model(Batch((), {}, image=PICTURES, text=Text(IDS, torch.full((3,), 12))))
+    return made
 
 
 def scores(made: Outputs) -> Tensor:
