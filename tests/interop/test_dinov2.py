@@ -12,6 +12,7 @@ from parity import Case, check_gradients, check_round_trip, close, imported, sav
 from torch import Tensor
 
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.model import Model
 from mmformer.types import Batch, Outputs
@@ -106,3 +107,16 @@ def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str,
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match=told):
         import_model(f"hf:{tmp_path}", tmp_path / "bundle")
+
+
+def test_how_pictures_are_prepared_goes_out_too(case: Case, tmp_path: Path) -> None:
+    """Of a model that did not come from there: a processor of the class that such models have."""
+    imported(case, tmp_path / "bundle")
+    for file in (tmp_path / "bundle/origin").iterdir():
+        file.unlink()
+    export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    first = transformers.AutoImageProcessor.from_pretrained(case.folder)
+    for picture in torch.randint(0, 256, (2, 3, 60, 50), generator=torch.Generator().manual_seed(3)).to(torch.uint8):
+        theirs, ours = (each(picture, return_tensors="pt")["pixel_values"] for each in (first, processor))
+        assert torch.equal(theirs, ours)

@@ -138,3 +138,20 @@ def test_names_of_classes_come_along(tmp_path: Path) -> None:
     (tmp_path / "bundle/origin/origin.json").unlink()
     export_model(tmp_path / "bundle", "timm", tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["label_names"] == list("abcde")
+
+
+def test_how_pictures_are_prepared_goes_out_too(tmp_path: Path) -> None:
+    """Of a model without an origin, for timm's defaults are others; and where it was changed since it came."""
+    case = made("vit", tmp_path / "in")
+    imported(case, tmp_path / "bundle", "timm")
+    (tmp_path / "bundle/origin/origin.json").rename(tmp_path / "origin.json")
+    export_model(tmp_path / "bundle", "timm", tmp_path / "out")
+    said = timm.data.resolve_data_config({}, model=opened(tmp_path / "out"))
+    assert [tuple(said[key]) for key in ("input_size", "mean", "std")] == [(3, 24, 24), MEAN, STD]
+    assert said["crop_pct"] == 1.0
+    (tmp_path / "origin.json").rename(tmp_path / "bundle/origin/origin.json")
+    file = tmp_path / "bundle/model.yaml"
+    file.write_text(file.read_text().replace("0.46", "0.5"))
+    export_model(tmp_path / "bundle", "timm", tmp_path / "changed")
+    config = json.loads((tmp_path / "changed/config.json").read_text())
+    assert config["pretrained_cfg"]["mean"] == [0.48, 0.5, 0.4]

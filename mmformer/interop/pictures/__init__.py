@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from mmformer.errors import InputError
-from mmformer.interop.checkpoint import read_json
+from mmformer.interop.checkpoint import read_json, write_json
 from mmformer.interop.pictures import open_clip, timm, transformers
 from mmformer.interop.pictures.reading import PictureReading
 from mmformer.spec import told
 
-__all__ = ["PictureReading", "folder_pictures", "picture_config", "picture_transform"]
+__all__ = ["PictureReading", "folder_pictures", "picture_config", "picture_transform", "write_folder_pictures"]
+
+_PARTS: Mapping[str, str | None] = {
+    "processor_config.json": "image_processor",
+    "preprocessor_config.json": None,
+    "open_clip_config.json": "preprocess_cfg",
+    "config.json": "pretrained_cfg",
+}
+"""The files that say how pictures are prepared, in the order in which they count, and what part of them does."""
 
 
 def picture_transform(data: Mapping[str, Any], where: str, kind: str | None = None) -> PictureReading:
@@ -77,16 +85,37 @@ def folder_pictures(folder: Path) -> PictureReading | None:
     Raises:
         InputError: a file that cannot be read, or what cannot be expressed.
     """
-    parts = {
-        "processor_config.json": "image_processor",
-        "preprocessor_config.json": None,
-        "open_clip_config.json": "preprocess_cfg",
-        "config.json": "pretrained_cfg",
-    }
-    found = {name: read_json(folder / name) for name in parts if (folder / name).is_file()}
-    kind = transformers.OF_MODELS.get(str(found.get("config.json", {}).get("model_type")))
+    found = _files(folder)
     for name, data in found.items():
-        part = parts[name]
+        part = _PARTS[name]
         if part is None or part in data:
-            return picture_transform(data, str(folder / name), kind)
+            return picture_transform(data, str(folder / name), _class(found))
     return None
+
+
+def write_folder_pictures(folder: Path, reading: PictureReading, library: str) -> None:
+    """Let the files beside a model say how it reads pictures; where they do, they stay as they are.
+
+    Args:
+        library: ``hf``, ``open_clip`` or ``timm``; its config is in the folder.
+
+    Raises:
+        InputError: the library has no way to say it; both sides are told.
+    """
+    if folder_pictures(folder) == reading:
+        return
+    found = _files(folder)
+    kind = (_class(found) or "ViTImageProcessor") if library == "hf" else library
+    names = {"hf": "preprocessor_config.json", "open_clip": "open_clip_config.json", "timm": "config.json"}
+    name = next((name for name in found if _PARTS[name] == "image_processor"), names[library])
+    part, made, data = _PARTS[name], picture_config(kind, reading), found.get(name, {})
+    write_json(folder / name, made if part is None else {**data, part: {**data.get(part, {}), **made}})
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: read_json(folder / name) for name in _PARTS if (folder / name).is_file()}
+
+
+def _class(found: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The class of transformers whose processor a model has, where the processor's config does not name it."""
+    return transformers.OF_MODELS.get(str(found.get("config.json", {}).get("model_type")))
