@@ -41,6 +41,9 @@ class LayerSpec:
         skip_scale: a factor on what passes each branch by; 1: none.
         dropout: on what a branch adds.
         mixer_dropout: in its place, on what the mixers' branches add; None: as on the feed-forward's.
+        gated: what each branch adds is multiplied by the tanh of a learned number, 0 at first, so that the layer begins
+            as if it were not there: what reads pictures is put between the layers of a language model that is trained
+            already (Flamingo, Alayrac et al. 2022, §2.2).
         layer_scale: where a learned gain on each channel of what a branch adds starts (CaiT, Touvron et al. 2021,
             §2.1): small values let a deep or young stack begin near the identity; None: there is no such gain.
         branch_scale: a factor on what each branch adds (Granite's residual multiplier, 0.22, say); 1: none.
@@ -58,6 +61,7 @@ class LayerSpec:
     branch_scale: float = 1.0
     memory_norm: bool = False
     mixer_dropout: float | None = None
+    gated: bool = False
 
     def __post_init__(self) -> None:
         require(self.layer_scale is None or self.layer_scale > 0, self, "layer_scale", "None or positive")
@@ -76,6 +80,9 @@ class LayerSpec:
         fits = whole and self.placement == "pre" and self.skip_scale == 1
         allowed = "false, unless placement is 'pre' and skip_scale 1, with mixer and feedforward and without cross"
         require(fits or not self.parallel, self, "parallel", allowed)
+        alone = self.layer_scale is None and not self.parallel and self.placement != "deep"
+        only = "false beside layer_scale or parallel, or where placement is 'deep'"
+        require(alone or not self.gated, self, "gated", only)
         if self.cross is not None:
             require_abilities("LayerSpec.cross", self.cross, ["cross"], "A reader of memory")
 
@@ -103,7 +110,7 @@ class LayerState(NamedTuple):
 
 
 class Residual(nn.Module):
-    """The norms, the gain, the dropout and the sum of one branch; the branch itself is the layer's."""
+    """The norms, the gain or the gate, the dropout and the sum of one branch; the branch itself is the layer's."""
 
     def __init__(
         self, spec: LayerSpec, width: int, branches: int, normed: bool = True, dropout: float | None = None
@@ -113,6 +120,7 @@ class Residual(nn.Module):
         # DeepNorm's α, (2 × depth)^¼, or (3 × depth)^¼ where layers read memory: each layer has so many branches.
         self.skip_scale = branches**0.25 if spec.placement == "deep" else spec.skip_scale
         self.gain = None if spec.layer_scale is None else nn.Parameter(torch.empty(width))
+        self.gate = nn.Parameter(torch.empty(1)) if spec.gated else None
         self.norm = spec.norm.build(width) if normed else nn.Identity()
         self.inner_norm = spec.norm.build(width) if spec.placement == "sandwich" else nn.Identity()
         self.dropout = Dropout(spec.dropout if dropout is None else dropout)
@@ -121,6 +129,8 @@ class Residual(nn.Module):
     def reset_parameters(self) -> None:
         if self.gain is not None and self.spec.layer_scale is not None:
             nn.init.constant_(self.gain, self.spec.layer_scale)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
 
     def enter(self, x: Tensor) -> Tensor:
         return x if self.post else self.norm(x)
@@ -129,7 +139,9 @@ class Residual(nn.Module):
         """The sum of what came in and what the branch made of it, which some samples go without by chance."""
         if self.spec.placement == "sandwich":
             y = self.inner_norm(y.to(x.dtype))  # autocast leaves a branch's end in half the precision
-        y = self._dropped(self.dropout(y if self.gain is None else y * self.gain), drop_path)
+        y = y if self.gain is None else y * self.gain
+        y = y if self.gate is None else y * self.gate.tanh()
+        y = self._dropped(self.dropout(y), drop_path)
         y = y if self.spec.branch_scale == 1 else y * self.spec.branch_scale
         x = (x if self.skip_scale == 1 else x * self.skip_scale) + y
         return self.norm(x) if self.post else x

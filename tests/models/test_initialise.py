@@ -137,7 +137,8 @@ def models() -> list[ModelSpec]:
         )
         mixer = min((each for each in PARTS[MixerSpec] if position.needs <= each.abilities), key=used.__getitem__)
         used[mixer] += 1
-        layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=0.1 if index % 3 else None)
+        gain = 0.1 if index % 3 else None
+        layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=gain, gated=gain is None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
         if index % 4 == 1:
             encoder = dataclasses.replace(encoder, resampler=PARTS[ResamplerSpec][0])

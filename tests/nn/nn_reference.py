@@ -313,6 +313,8 @@ def stack_output(stack: Stack, inputs: Inputs) -> Array:
     def branch(x: Array, residual: nn.Module, f: Callable[[Array], Array], entered: Array | None = None) -> Array:
         gain, skip = 1.0 if layer_spec.layer_scale is None else array(residual.gain), layer_spec.skip_scale
         gain = gain * layer_spec.branch_scale
+        if layer_spec.gated:
+            gain = gain * np.tanh(array(residual.gate))
         if layer_spec.placement == "deep":  # α of all branches, two or three a layer
             branches = 1 + (layer_spec.feedforward is not None) + (layer_spec.cross is not None)
             skip = (spec.depth * branches) ** 0.25

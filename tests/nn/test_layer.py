@@ -40,16 +40,28 @@ class Scaled(Case):
         return dataclasses.replace(spec, layer=dataclasses.replace(spec.layer, branch_scale=0.3))
 
 
+class Gated(Case):
+    """A point of the contract's space whose branches are gated."""
+
+    @property
+    def spec(self) -> StackSpec:
+        spec = super().spec
+        return dataclasses.replace(spec, layer=dataclasses.replace(spec.layer, gated=True, layer_scale=None))
+
+
 CASES = [
     Deep("attention_grouped", "rotary", "causal", True, False, "layer_norm", "post", "gelu", "other_width", False),
     Deep("attention", "sinusoidal", "full", False, True, "rms_norm", "post", "none", "none", True),
     Scaled("attention", "learned", "prefix", True, True, "rms_norm", "parallel", "swiglu", "none", True),
     Scaled("attention_grouped", "rotary", "causal", True, False, "layer_norm", "sandwich", "gelu", "same_width", False),
+    Gated("attention", "rotary", "causal", True, False, "layer_norm", "pre", "gelu", "other_width", True),
+    Gated("attention", "learned", "full", False, True, "rms_norm", "sandwich", "swiglu", "same_width", False),
+    Gated("attention", "sinusoidal", "prefix", True, True, "layer_norm", "post", "gelu", "none", False),
 ]
 
 
 @pytest.mark.parametrize(("check", "case"), [(check, case) for check in CHECKS for case in CASES], ids=str)
-def test_deepnorm_and_branch_scales_hold_the_contract(check: Check, case: Case) -> None:
+def test_deepnorm_branch_scales_and_gates_hold_the_contract(check: Check, case: Case) -> None:
     for taken in check.cases([case]):
         check(taken)
 
@@ -73,6 +85,27 @@ def test_a_branch_scale_is_a_gain_that_is_not_learned(placement: str) -> None:
             gained.get_parameter(name).fill_(0.3)
     inputs = make_inputs(CASE)
     assert_close(inputs(scaled), inputs(gained), rtol=1e-12, atol=1e-12)
+
+
+def test_gated_layers_begin_as_if_they_were_not_there() -> None:
+    """Before layers that are trained already; and what makes a branch is reached as soon as its gate has moved."""
+    seeing = LayerSpec(None, GELUFeedForwardSpec(), AttentionSpec(4), gated=True)
+    mixed = StackSpec(32, 4, pattern=(seeing, LAYER)).build().double()
+    plain = StackSpec(32, 2, LAYER).build().double()
+    inner = {f"layers.{2 * i + 1}.{name}": x for i in range(2) for name, x in plain.layers[i].state_dict().items()}
+    mixed.load_state_dict(
+        {**mixed.state_dict(), **inner, **{f"norm.{n}": x for n, x in plain.norm.state_dict().items()}}
+    )
+    tokens = make_inputs(CASE).tokens
+    memory = Tokens(torch.randn(len(tokens.x), 3, 32).double(), tokens.pos[:, :3])
+    made = mixed(tokens, memory=memory).tokens.x
+    assert torch.equal(made, plain(tokens).tokens.x)
+    (made * torch.randn_like(made)).sum().backward()
+    gates = [name for name, _ in mixed.named_parameters() if name.endswith(".gate")]
+    assert len(gates) == 4 and all(mixed.get_parameter(name).grad.item() != 0 for name in gates)
+    assert mixed.layers[0].cross.q.weight.grad.abs().max() == 0
+    torch.nn.init.constant_(mixed.layers[0].cross_residual.gate, 0.5)
+    assert not torch.allclose(mixed(tokens, memory=memory).tokens.x, made)
 
 
 def test_dropout_may_be_the_feedforwards_alone() -> None:

@@ -131,6 +131,15 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: StackSpec(16, 1, halting=HaltingSpec()), "StackSpec.halting must be None where there is one layer"),
     (lambda: StackSpec(16, 1, input_dropout=1.0), "StackSpec.input_dropout must be at least 0 and below 1, but is 1"),
     (lambda: LayerSpec(layer_scale=0.0), "LayerSpec.layer_scale must be None or positive, but is 0.0."),
+    (
+        lambda: LayerSpec(gated=True, layer_scale=0.1),
+        "LayerSpec.gated must be false beside layer_scale or parallel, or",
+    ),
+    (lambda: LayerSpec(gated=True, parallel=True), "LayerSpec.gated must be false beside layer_scale or parallel, or"),
+    (
+        lambda: LayerSpec(gated=True, placement="deep"),
+        "LayerSpec.gated must be false beside layer_scale or parallel, or",
+    ),
     (lambda: WindowSpec(before=-1), "WindowSpec.before must be at least 0, but is -1."),
     (lambda: WindowSpec(after=-1), "WindowSpec.after must be at least 0, but is -1."),
     (lambda: WindowSpec(dilation=0), "WindowSpec.dilation must be at least 1, but is 0."),

@@ -241,6 +241,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "branch_scale": Change(0.5, OUTPUT),
         "memory_norm": Change(True, PARAMETERS, {"cross": AttentionSpec(heads=4)}),
         "mixer_dropout": Change(0.5, TRAINING),
+        "gated": Change(True, PARAMETERS),
     },
     PositionSpec: {},
     LearnedPositionSpec: {
