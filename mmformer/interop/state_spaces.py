@@ -7,7 +7,7 @@ from mmformer.interop.rules import same as named
 
 
 def mixer_rules(ours: str, theirs: str, channels: int, kernel: int) -> list[Rule]:
-    """The rules of a ``MambaSpec``'s parameters."""
+    """The rules of a ``MambaSpec``'s parameters but for those of ``out``, which other mixers have as well."""
     scan = f"{ours}.forwards"
     return [
         named(f"{ours}.enter.{{p}}", f"{theirs}.in_proj.{{p}}"),
@@ -18,7 +18,6 @@ def mixer_rules(ours: str, theirs: str, channels: int, kernel: int) -> list[Rule
         named(f"{scan}.step_bias", f"{theirs}.dt_proj.bias"),
         named(f"{scan}.log_decay", f"{theirs}.A_log"),
         named(f"{scan}.skip", f"{theirs}.D"),
-        named(f"{ours}.out.{{p}}", f"{theirs}.out_proj.{{p}}"),
     ]
 
 

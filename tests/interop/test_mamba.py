@@ -70,8 +70,10 @@ def test_the_way_out(case: Case, tmp_path: Path) -> None:
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.MambaForCausalLM.from_pretrained)
 
 
-def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
-    case = saved(transformers.MambaModel(transformers.MambaConfig(**SIZES)), tmp_path / "in")
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_trunk_alone_goes_both_ways(tied: bool, tmp_path: Path) -> None:
+    config = transformers.MambaConfig(**SIZES, tie_word_embeddings=tied)
+    case = saved(transformers.MambaModel(config), tmp_path / "in")
     imported(case, tmp_path / "bundle")
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.MambaModel.from_pretrained)
 

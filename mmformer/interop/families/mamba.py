@@ -19,6 +19,7 @@ def _rules(config: Data) -> list[Rule]:
     return [
         named("decoders.text.tokenizer.weight", "{base}embeddings.weight"),
         named(f"{layer}.mixer_residual.norm.weight", f"{theirs}.norm.weight"),
+        named(f"{layer}.mixer.out.{{p}}", f"{theirs}.mixer.out_proj.{{p}}"),
         *state_spaces.mixer_rules(
             f"{layer}.mixer", f"{theirs}.mixer", config["intermediate_size"], config["conv_kernel"]
         ),
@@ -38,7 +39,7 @@ FAMILY = Family(
     library="hf",
     name="mamba",
     template="mamba.yaml",
-    layouts={"MambaForCausalLM": Layout("backbone."), "MambaModel": Layout()},
+    layouts={"MambaForCausalLM": Layout("backbone."), "MambaModel": Layout("", (f"{_TEXT}.tied",))},
     fields=(
         same("vocab_size", f"{_TEXT}.tokenizer.rows"),
         Field(
