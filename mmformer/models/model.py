@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,12 +13,13 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec, exits_of
+from mmformer.models.fit import require_fit, require_places
 from mmformer.models.head import Head, HeadSpec, Source
 from mmformer.nn.ability import Ability
 from mmformer.nn.initialisation import own_stream
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokens, TextTokensSpec
-from mmformer.types import AXES, Batch, Outputs
+from mmformer.types import Batch, Outputs
 
 S = TypeVar("S")
 
@@ -45,7 +45,7 @@ class ModelSpec:
             raise InputError("model.encoders and model.decoders are empty: a model has one of them at least.")
         for name, encoder in self.encoders.items():
             _require_known(f"model.encoders.{name}.stack", encoder.stack, self.stacks, "stacks")
-            _require_fit(name, encoder, self.stacks[encoder.stack])
+            require_fit(name, encoder, self.stacks[encoder.stack])
         for name, decoder in self.decoders.items():
             _require_known(f"model.decoders.{name}.stack", decoder.stack, self.stacks, "stacks")
             for read in decoder.reads:
@@ -112,10 +112,10 @@ class ModelSpec:
         needed: list[Ability] = ["causal", "cache", "padding"]
         needed += ["prefix"] if decoder.read_as("prefix") else []
         stack.require_able(f"model.stacks.{decoder.stack}", needed, where)
-        _require_places(where, decoder.tokenizer.places, decoder.tokenizer, decoder.stack, stack)
+        require_places(where, decoder.tokenizer.places, decoder.tokenizer, decoder.stack, stack)
         for read in decoder.read_as("prefix"):
             encoder = self.encoders[read]
-            _require_places(where, encoder.places, encoder.resampler or encoder.tokenizer, decoder.stack, stack)
+            require_places(where, encoder.places, encoder.resampler or encoder.tokenizer, decoder.stack, stack)
 
     def _require_shareable(self, name: str, decoder: DecoderSpec) -> None:
         """Refuse a decoder whose token embeddings cannot be those of the encoder that it is to share with."""
@@ -296,52 +296,6 @@ class Model(nn.Module):
                 raise InputError(f"'{item}' names no hidden state: write encoder/layer, such as {' or '.join(known)}.")
             wanted.setdefault(name, []).append(int(layer))
         return wanted
-
-
-def _require_fit(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
-    """Refuse a stack that an encoder cannot run, or that has no place for all of its tokens."""
-    if any(layer.cross is not None for layer in stack.layers[: encoder.layers]):
-        raise InputError(
-            f"model.stacks.{encoder.stack}.layer has a cross mixer, which reads a memory, but model.encoders.{name} "
-            f"has none to hand in: leave layer.cross out, or let the encoder run the layers before it alone."
-        )
-    needed: list[Ability] = ["causal" if encoder.causal else "bidirectional"]
-    needed += ["packing"] if encoder.packed else []
-    if encoder.layers is not None and (encoder.layers >= stack.depth or stack.halting or stack.reversible):
-        raise InputError(
-            f"model.encoders.{name}.layers is {encoder.layers}, but model.stacks.{encoder.stack} has {stack.depth}, of "
-            f"which fewer can be run alone, where it neither halts nor is reversible: leave layers out."
-        )
-    stack.require_able(f"model.stacks.{encoder.stack}", needed, f"model.encoders.{name}")
-    _require_places(f"model.encoders.{name}", encoder.entering_places, encoder.tokenizer, encoder.stack, stack)
-    _require_length(name, encoder, stack)
-
-
-def _require_length(name: str, encoder: EncoderSpec, stack: StackSpec) -> None:
-    """Refuse a stack with a mixer for shorter rows than an encoder has, where that is known."""
-    places = [number for number in encoder.tokenizer.places if number is not None]
-    if len(places) < AXES:  # how many tokens a row has depends on what it is handed
-        return
-    number = math.prod(places) + encoder.class_token + encoder.registers
-    for mixer in stack.mixers:
-        if mixer.longest is not None and mixer.longest < number:
-            raise InputError(
-                f"model.stacks.{encoder.stack} has a {type(mixer).__name__} over rows of at most {mixer.longest} "
-                f"tokens, but those of model.encoders.{name} have up to {number}: raise its length to {number}, or let "
-                f"the tokenizer make fewer."
-            )
-
-
-def _require_places(where: str, made: tuple[int | None, ...], by: object, name: str, stack: StackSpec) -> None:
-    """Refuse a stack whose learned positions have no row for some of the places of tokens that a spec makes."""
-    for axis, size in stack.position.limits.items():
-        places = made[axis]
-        if places is not None and places > size:
-            raise InputError(
-                f"model.stacks.{name}.position has {size} places on axis {axis}, but the tokens of {where} stand at up "
-                f"to {places} ({type(by).__name__}): raise {type(stack.position).__name__}.sizes to {places}, "
-                f"or let the tokenizer make fewer."
-            )
 
 
 def _built(kind: str, specs: Mapping[str, S], build: Callable[[S], nn.Module]) -> nn.ModuleDict:
