@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar, NamedTuple, TypeVar
 
 from mmformer.errors import InputError
@@ -86,3 +87,4 @@ class Parts(NamedTuple):
     heads: Mapping[str, object]  # head -> its spec
     decoders: Mapping[str, object]  # decoder -> its spec
     labels: tuple[str, ...]  # of the data
+    patches: Mapping[str, int] = MappingProxyType({})  # encoder of patches of pictures -> their side

@@ -178,6 +178,9 @@ class Batch(NamedTuple):
     references: tuple[tuple[str, ...], ...] | None = None  # B: all texts that are right for each, to measure against
     mixed: Mixed | None = None  # in training, where pictures are mixed; None: they are not
     notes: Notes | None = None  # of the whole batch: some of its rows have none
+    seen: Tensor | None = None
+    """B K, int64: the patches of pictures that encoders see, by their numbers, row by row; an objective draws them. None:
+    all."""
 
     @property
     def written(self) -> Text | None:
@@ -201,6 +204,7 @@ class Batch(NamedTuple):
             None if self.positions is None else self.positions[keep],
             None if self.references is None else self.references[keep],
             None if self.mixed is None else self.mixed.rows(keep),
+            seen=None if self.seen is None else self.seen[keep],
         )
 
     def to(self, device: torch.device | str) -> Batch:
@@ -216,6 +220,7 @@ class Batch(NamedTuple):
             self.references,
             None if self.mixed is None else self.mixed.to(device),
             self.notes,
+            None if self.seen is None else self.seen.to(device),
         )
 
 
@@ -254,10 +259,10 @@ class Outputs(NamedTuple):
     logits: dict[str, Tensor]  # head -> B classes; of a language head B L V
     scale: dict[str, Tensor]  # head -> (1,), the factor on cosine similarities (the inverse temperature)
     bias: dict[str, Tensor]  # head -> (1,), added to scaled similarities (the sigmoid loss's)
-    losses: dict[str, LossTerm]  # decoder -> cross-entropy of what it was to write, over tokens
-    aux: dict[
-        str, LossTerm
-    ]  # "encoder/name" or "decoder/name" -> what layers ask to be minimised (a router's balance, say)
+    losses: dict[str, LossTerm]
+    """decoder -> cross-entropy of what it was to write, over tokens; head -> the loss that it measures itself."""
+    aux: dict[str, LossTerm]
+    """"encoder/name", "decoder/name" or "head/name" -> what layers ask to be minimised (a router's balance, say)."""
     intermediates: dict[str, Tensor]  # "encoder/layer" -> B L D, those that were asked for
     early: dict[str, Early]  # encoder -> of exits before the end of its stack, where a head has some
     exits: dict[str, Tensor]  # head -> B exits classes, the logits of its exits, where none leaves at them

@@ -79,9 +79,9 @@ def attention_rules(layer: str, theirs: str) -> list[Rule]:
     ]
 
 
-def layer_rules() -> list[Rule]:
-    """The layers of ViT and DeiT."""
-    layer, theirs = f"{STACK}.layers.{{i}}", "{base}encoder.layer.{i}"
+def layer_rules(stack: str = STACK, theirs: str = "{base}encoder.layer.{i}") -> list[Rule]:
+    """The layers of ViT and DeiT, or of a stack with others' names."""
+    layer = f"{stack}.layers.{{i}}"
     return [
         named(f"{layer}.mixer_residual.norm.{{p}}", f"{theirs}.layernorm_before.{{p}}"),
         *attention_rules(layer, theirs),

@@ -20,6 +20,7 @@ from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.resampler import ResamplerSpec
 from mmformer.nn.stack import Stack
 from mmformer.spec import require, require_probability, told
+from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
 from mmformer.types import SPECIAL, Audio, Aux, Early, Patches, Text, Tokens
@@ -53,7 +54,8 @@ class EncoderSpec:
             the same (in training, but for what is by row: drop_path, and experts' balance and capacity); it pays where
             most are much shorter than the longest.
         patch_dropout: in training, the share of a picture's patches (or a sound's) that the stack never sees, drawn
-            anew each time; an update costs as much less (FLIP, Li et al. 2023, §3). Special tokens stay.
+            anew each time; an update costs as much less (FLIP, Li et al. 2023, §3). Special tokens stay. Where a batch
+            says which patches are seen (``Batch.seen``), none are dropped besides.
     """
 
     tokenizer: TokenizerSpec
@@ -126,6 +128,11 @@ class EncoderSpec:
         return 0 if self.resampler is not None else self.class_token + self.registers
 
     @property
+    def patches(self) -> ImagePatchesSpec | None:
+        """What cuts a picture into patches, where the others are those, one for each; None: they are not."""
+        return self.tokenizer if self.resampler is None and isinstance(self.tokenizer, ImagePatchesSpec) else None
+
+    @property
     def reads_text(self) -> bool:
         """Whether the others are those of a text, one for each id."""
         return self.resampler is None and isinstance(self.tokenizer, TextTokensSpec)
@@ -173,6 +180,7 @@ class Encoder(nn.Module):
         stack: Stack,
         intermediates: Collection[int] = (),
         exits: Exits | None = None,
+        seen: Tensor | None = None,
     ) -> Encoded:
         """Encode one modality of a batch.
 
@@ -181,6 +189,7 @@ class Encoder(nn.Module):
             stack: the stack that the spec names.
             intermediates: layers of it whose outputs are to be returned.
             exits: where samples may leave it before its end; None: nowhere.
+            seen: B K, the numbers of the tokens of the tokenizer's that the stack sees; None: all.
 
         Raises:
             InputError: the tokenizer packs several segments into a row; one embedding would mix them. Ids are to stand
@@ -196,7 +205,9 @@ class Encoder(nn.Module):
                 f"{type(self.spec.tokenizer).__name__} packs several segments into a row, but an encoder makes one "
                 f"embedding of a row, with one class token and one set of registers: hand in one segment a row."
             )
-        if self.training and self.spec.patch_dropout:
+        if seen is not None:
+            tokens = _kept(tokens, seen)
+        elif self.training and self.spec.patch_dropout:
             tokens = _some(tokens, 1 - self.spec.patch_dropout)
         entered = tokens
         if self.special is not None and self.spec.class_last:
@@ -277,11 +288,13 @@ def _some(tokens: Tokens, share: float) -> Tokens:
     keep = keep.sort(1).values
     if valid is not None:
         valid, keep = keep < length, keep.clamp(max=length - 1)
+    return _kept(tokens, keep)._replace(valid=valid)
 
-    def kept(x: Tensor) -> Tensor:
-        return x.gather(1, keep[..., None].expand(-1, -1, x.shape[2]))
 
-    return Tokens(kept(tokens.x), kept(tokens.pos), valid)
+def _kept(tokens: Tokens, keep: Tensor) -> Tokens:
+    """Each row's tokens of these numbers, B K, in their order."""
+    x, pos = (value.gather(1, keep[..., None].expand(-1, -1, value.shape[2])) for value in tokens[:2])
+    return Tokens(x, pos, None if tokens.valid is None else tokens.valid.gather(1, keep))
 
 
 def _put_first(special: Tensor, tokens: Tokens) -> Tokens:

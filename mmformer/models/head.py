@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,8 +19,9 @@ from mmformer.errors import InputError, nearest
 from mmformer.nn.norm import NormSpec
 from mmformer.nn.pool import PoolSpec
 from mmformer.spec import family, require, require_probability, told
+from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokens
-from mmformer.types import Batch, Outputs
+from mmformer.types import Aux, Batch, LossTerm, Outputs
 
 
 class Source(NamedTuple):
@@ -30,6 +31,9 @@ class Source(NamedTuple):
     tokens: int  # the width of the tokens that it hands on
     special: int  # how many of those, the first, are special
     text: bool  # whether the others are those of a text, one for each id
+    patches: ImagePatchesSpec | None = (
+        None  # what cuts a picture into patches, where the others are those, one for each
+    )
 
 
 @family
@@ -80,10 +84,12 @@ class Head(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class HeadOutput:
-    logits: Tensor | None = None  # B classes; over a vocabulary B L V
+    logits: Tensor | None = None  # B classes; over a vocabulary B L V; pixels of patches B L (P P 3)
     scale: Tensor | None = None  # (1,)
     bias: Tensor | None = None  # (1,)
     exits: Tensor | None = None  # B exits classes
+    loss: LossTerm | None = None  # where it measures one itself
+    aux: Aux = field(default_factory=dict)  # what layers of its own ask to be minimised
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ class LearnedPositionSpec(PositionSpec):
         learned: sizes of the table that is learned, which each pass resizes to ``sizes`` (bicubic over two axes, linear
             over one): weights that were trained at one size serve another. None: as ``sizes``.
         antialias: whether a table that shrinks is smoothed first (timm; DINOv2's own code does not).
+        fixed: training leaves the table as it is, and it starts as waves, the last axis' first, and zero for special
+            tokens (MAE, He et al. 2021, its published code): a table, for it travels with a model's weights.
     """
 
     cost: ClassVar[str] = "L·D"
@@ -111,6 +113,7 @@ class LearnedPositionSpec(PositionSpec):
     learned: tuple[int, ...] | None = None
     special: int = 1
     antialias: bool = True
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         require_axes(self, self.axes)
@@ -125,6 +128,8 @@ class LearnedPositionSpec(PositionSpec):
         return dict(zip(self.axes, self.sizes, strict=True))
 
     def build(self, width: int, heads: Heads | None) -> LearnedPosition:
+        if self.fixed:
+            _require_width(self, self.axes, width)
         return LearnedPosition(self, width)
 
 
@@ -135,11 +140,16 @@ class LearnedPosition(Position):
         super().__init__()
         self.axes, self.sizes, self.special = spec.axes, spec.sizes, spec.special
         self.learned, self.antialias = spec.learned or spec.sizes, spec.antialias
-        self.weight = nn.Parameter(torch.empty(spec.special + math.prod(self.learned), width))  # special tokens first
+        number = spec.special + math.prod(self.learned)
+        self.weight = nn.Parameter(torch.empty(number, width), requires_grad=not spec.fixed)  # special tokens first
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.trunc_normal_(self.weight, std=0.02)
+        if self.weight.requires_grad:
+            nn.init.trunc_normal_(self.weight, std=0.02)
+            return
+        with torch.no_grad():
+            self.weight.zero_()[self.special :] = _waves(self.learned, self.weight.shape[1], self.weight.device)
 
     def embed(self, x: Tensor, pos: Tensor) -> Tensor:
         shared = unexpanded(pos)
@@ -191,11 +201,7 @@ class SinusoidalPositionSpec(PositionSpec):
         require(self.base > 1, self, "base", "above 1")
 
     def build(self, width: int, heads: Heads | None) -> SinusoidalPosition:
-        if width % (2 * len(self.axes)):
-            raise InputError(
-                f"SinusoidalPositionSpec over {len(self.axes)} axes needs a width that is a multiple of "
-                f"{2 * len(self.axes)}, but the stack's width is {width}."
-            )
+        _require_width(self, self.axes, width)
         return SinusoidalPosition(self, width)
 
 
@@ -210,6 +216,15 @@ class SinusoidalPosition(Position):
         angle = angles(shared, self.axes, turning)  # B L axes F
         wave = torch.cat((angle.sin(), angle.cos()), dim=-1).flatten(-2)  # B L D
         return x + wave.masked_fill(is_special(shared)[..., None], 0.0).to(x.dtype)
+
+
+def _waves(sizes: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """A row of waves for every place on a grid, in float64: places width."""
+    number = width // (2 * len(sizes))
+    turning = 10_000.0 ** (-torch.arange(number, device=device, dtype=torch.float64) / number)
+    places = torch.meshgrid(*(torch.arange(size, device=device) for size in sizes), indexing="ij")
+    angle = [place.flatten()[:, None] * turning for place in reversed(places)]
+    return torch.cat([wave for each in angle for wave in (each.sin(), each.cos())], dim=1)
 
 
 def rates(frequencies: int, base: float, device: torch.device) -> Tensor:
@@ -230,6 +245,14 @@ def angles(pos: Tensor, axes: tuple[int, ...], turning: Tensor) -> Tensor:
 def unexpanded(pos: Tensor) -> Tensor:
     """One row instead of B, when all rows of a batch were expanded from it (images of one size)."""
     return pos[:1] if pos.stride(0) == 0 else pos
+
+
+def _require_width(spec: PositionSpec, axes: tuple[int, ...], width: int) -> None:
+    if width % (2 * len(axes)):
+        raise InputError(
+            f"{type(spec).__name__} over {len(axes)} axes needs a width that is a multiple of {2 * len(axes)}, but the "
+            f"stack's width is {width}."
+        )
 
 
 def require_axes(spec: PositionSpec, axes: tuple[int, ...]) -> None:

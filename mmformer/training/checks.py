@@ -56,7 +56,8 @@ def _check_names(run: RunSpec) -> None:
 def _check_parts(run: RunSpec) -> None:
     """Refuse objectives and metrics that read what is not there."""
     model = run.model
-    parts = Parts(model.embedding_widths, model.heads, model.decoders, tuple(run.data.all_labels))
+    patches = {name: each.patches.patch for name, each in model.encoders.items() if each.patches is not None}
+    parts = Parts(model.embedding_widths, model.heads, model.decoders, tuple(run.data.all_labels), patches)
     for objective in run.objectives.values():
         objective.check(parts)
     measured = parts._replace(labels=tuple(run.data.labels))  # the first source's held-out splits

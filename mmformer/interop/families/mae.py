@@ -1,0 +1,90 @@
+"""Masked autoencoders as transformers keeps them (``models/vit_mae``): the encoder with its decoder, or alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mmformer.interop import vits
+from mmformer.interop.family import Family, Layout
+from mmformer.interop.fields import ACTIVATIONS, Field, choice, fixed, same
+from mmformer.interop.plain import Data
+from mmformer.interop.rules import Rule, viewed
+from mmformer.interop.rules import same as named
+from mmformer.interop.towers import read_grid, write_grid
+from mmformer.interop.vits import IMAGE, STACK
+
+_HEAD = "heads.pixels"
+_STACKS = {"": STACK, "decoder_": f"{_HEAD}.stack"}
+_SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "layer.mixer.heads",
+    "intermediate_size": "layer.feedforward.hidden_width",
+}
+
+
+def _both(path: str) -> list[str]:
+    return [f"{stack}.{path}" for stack in _STACKS.values()]
+
+
+def _read_grid(size: Any, patch: Any) -> Sequence[Any]:
+    side, sizes, remainder = read_grid(size, patch)
+    if remainder or sizes[0] != sizes[1]:
+        raise ValueError("a square image_size that patch_size divides")
+    return [side, remainder, sizes, sizes]
+
+
+def _rules(config: Data) -> list[Rule]:
+    width = config["decoder_hidden_size"]
+    places = 1 + math.prod(read_grid(config["image_size"], config["patch_size"])[1])
+    return [
+        *vits.embedding_rules(config, {"cls_token": 1}, 1),
+        *vits.layer_rules(),
+        *vits.layer_rules(f"{_HEAD}.stack", "{deep}.{i}"),
+        named(f"{_HEAD}.enter.{{p}}", "decoder.decoder_embed.{p}"),
+        viewed(f"{_HEAD}.unseen", "decoder.mask_token", (1, 1, width)),
+        viewed(f"{_HEAD}.stack.position.weight", "decoder.decoder_pos_embed", (1, places, width)),
+        named(f"{_HEAD}.stack.norm.{{p}}", "decoder.decoder_norm.{p}"),
+        named(f"{_HEAD}.projection.{{p}}", "decoder.decoder_pred.{p}"),
+    ]
+
+
+_NEWER = "decoder.decoder_encoder.layer"  # so transformers 5 writes them, and it reads both
+
+MAE = Family(
+    library="hf",
+    name="vit_mae",
+    template="mae.yaml",
+    layouts={
+        "ViTMAEForPreTraining": Layout("vit.", words={"deep": "decoder.decoder_layers"}),
+        "ViTMAEForPreTraining newer": Layout("vit.", words={"deep": _NEWER}, mark=_NEWER),
+        "ViTMAEModel": Layout(without=(_HEAD,)),
+    },
+    fields=(
+        *(same(f"{at}{key}", f"{stack}.{path}") for at, stack in _STACKS.items() for key, path in _SIZES.items()),
+        same("layer_norm_eps", *_both("layer.norm.eps")),
+        same("attention_probs_dropout_prob", *_both("layer.mixer.dropout")),
+        same("hidden_dropout_prob", *_both("layer.dropout")),
+        choice("hidden_act", ACTIVATIONS, *_both("layer.feedforward")),
+        Field(
+            ("image_size", "patch_size"),
+            (f"{IMAGE}.tokenizer.patch", f"{IMAGE}.tokenizer.remainder", *_both("position.sizes")),
+            _read_grid,
+            lambda patch, remainder, sizes, _: write_grid(patch, sizes, remainder),
+        ),
+        same("norm_pix_loss", f"{_HEAD}.normalised"),
+        fixed("num_channels", 3),
+        fixed("qkv_bias", True),
+    ),
+    rules=_rules,
+    defaults={
+        **vits.DEFAULTS,
+        **{"intermediate_size": 3072, "layer_norm_eps": 1e-12, "norm_pix_loss": False},
+        **{"decoder_hidden_size": 512, "decoder_num_hidden_layers": 8, "decoder_num_attention_heads": 16},
+        "decoder_intermediate_size": 2048,
+    },
+    ignored=("mask_ratio",),  # an objective's, not the model's
+    picture=f"{IMAGE}.tokenizer",
+)
