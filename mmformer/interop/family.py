@@ -42,7 +42,7 @@ COMMON: Mapping[Library, tuple[str, ...]] = {
         *("id2label", "label2id", "num_labels", "problem_type", "tokenizer_class", "_name_or_path", "name_or_path"),
         *("initializer_range", "initializer_factor", "output_attentions", "output_hidden_states", "output_past"),
         *("gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation", "_attn_implementation*"),
-        *("task_specific_params", "finetuning_task", "prefix", "_num_labels", "_commit_hash", "language"),
+        *("is_encoder_decoder", "task_specific_params", "finetuning_task", "prefix", "_num_labels", "_commit_hash", "language"),
         *GENERATION,
     ),
     "open_clip": (),
@@ -50,6 +50,14 @@ COMMON: Mapping[Library, tuple[str, ...]] = {
 }
 """Keys of all configs of a library that change nothing of what a model computes, or are read apart (special ids,
 classes)."""
+
+
+TRAINING = (
+    *("dropout", "mixer_dropout", "input_dropout", "output_dropout", "drop_path", "patch_dropout", "jitter"),
+    *("smoothing", "initialisation", "packed", "chunk", "balance_loss", "z_loss"),
+)
+"""Fields of specs that say how a model is trained, and change nothing of what it computes: a model that was trained
+with others goes out all the same."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,7 @@ class Family:
                 plain.get(data, path)
         except KeyError as error:
             raise InputError(f"{where} is no {self.name} ({layout}): it has no {error.args[0]}.") from None
+        _without_training(data, template, {path for each in self.fields for path in each.paths})
         return data
 
     def _unsaid(self) -> list[str]:
@@ -207,6 +216,18 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
     known = named if len(named) == number and isinstance(named, list) else [f"LABEL_{i}" for i in range(number)]
     labels = config.get("id2label") or {str(i): name for i, name in enumerate(known)}
     return [labels[key] for key in sorted(labels, key=int)]
+
+
+def _without_training(data: Any, template: Any, kept: set[str], path: str = "") -> None:
+    """Put the template's own in place of what is of training alone, but for the paths that a config says."""
+    if not isinstance(data, dict) or not isinstance(template, dict):
+        return
+    for key in data.keys() & template.keys():
+        place = path if key == "init_args" else f"{path}{'.' if path else ''}{key}"
+        if key in TRAINING and place not in kept:
+            data[key] = template[key]
+        else:
+            _without_training(data[key], template[key], kept, place)
 
 
 def _difference(ours: Any, theirs: Any, path: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
 
+from mmformer.bundle import Transforms, save_bundle
+from mmformer.config import parse, read_yaml, to_data
 from mmformer.errors import InputError
 from mmformer.generation.sampling import GreedySpec
+from mmformer.interop import plain
 from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
+from mmformer.models.model import ModelSpec
 
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers", reason="the reference")
@@ -111,3 +116,29 @@ def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str,
     with pytest.raises(InputError, match=told):
         import_model(f"hf:{tmp_path}", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_model_that_was_trained_here_goes_out(tmp_path: Path) -> None:
+    """Made from a spec, with options of training that no config says."""
+    data = to_data(parse(ModelSpec, read_yaml("configs/models/gpt2.yaml"), "gpt2"))
+    for path, value in {
+        **{"stacks.text.width": 32, "stacks.text.depth": 2, "stacks.text.layer.mixer.heads": 4},
+        **{"stacks.text.layer.feedforward.hidden_width": 48, "stacks.text.layer.feedforward.dropout": 0.2},
+        **{"stacks.text.drop_path": 0.1, "decoders.text.smoothing": 0.1, "decoders.text.tokenizer.rows": 99},
+        "decoders.text.tokenizer.ids": {"bos": 98, "eos": [98]},
+    }.items():
+        plain.put(data, path, value)
+    model = parse(ModelSpec, data, "").build().eval()
+    model.initialise(1)
+    save_bundle(tmp_path / "bundle", model, Transforms(), "")
+    export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    reference = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        close(text_logits(model, None, text_of(IDS), None, {}), reference(IDS).logits)
+    assert reference.config.eos_token_id == 98
+    wide = dataclasses.replace(model.spec.stacks["text"], final_norm=False)
+    other = dataclasses.replace(model.spec, stacks={"text": wide}).build()
+    other.initialise(1)
+    save_bundle(tmp_path / "other", other, Transforms(), "")
+    with pytest.raises(InputError, match=r"no gpt2 \(GPT2LMHeadModel\): its stacks.text.final_norm is False"):
+        export_model(tmp_path / "other", "hf", tmp_path / "refused")
