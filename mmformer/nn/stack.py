@@ -220,6 +220,7 @@ class Stack(nn.Module):
         causal: bool = False,
         prefix: Tensor | None = None,
         memory: Tokens | None = None,
+        media: Tensor | None = None,
         state: StackState | None = None,
         intermediates: Collection[int] = (),
         span: range | None = None,
@@ -232,6 +233,8 @@ class Stack(nn.Module):
             prefix: B, int64; with causal, the first prefix[b] tokens are seen by all. With a state, it is handed in at
                 the first call, whose tokens hold all of it, and remembered.
             memory: read by the layers' cross mixers; needed when they have them, refused when not.
+            media: B L, int64: which segment of the memory each token sees, none where there is none of that number
+                (Flamingo's pictures, from 1; see ``models/media.py``). None: those of its own segment.
             state: what the last call returned, or ``empty_state()`` to begin.
             intermediates: layers, 0 the first, whose outputs are to be returned; of a layer that is applied several
                 times, each application counts.
@@ -239,12 +242,13 @@ class Stack(nn.Module):
                 the last: a pass in several spans, each over the tokens that left the one before, is the whole pass.
 
         Raises:
-            InputError: memory is missing or is not read; a prefix or a state without causal; an intermediate that is
-                no layer; a span with a state, with halting or of reversible layers; what a mixer or a feed-forward
-                cannot.
+            InputError: memory is missing, is not read, or has no segments for media; a prefix or a state without
+                causal; an intermediate that is no layer; a span with a state, with halting or of reversible layers;
+                what a mixer or a feed-forward cannot.
         """
         span = range(self.spec.depth) if span is None else span
         self._check(causal, prefix, memory, intermediates, span)
+        _check_media(media, memory, tokens)
         self._check_span(span, state)
         self._check_abilities(tokens, causal, prefix, state)
         past = state or StackState(())
@@ -259,7 +263,8 @@ class Stack(nn.Module):
         view = self.viewing.view(tokens, pos, mask, self.position, self.training)
         reading = None
         if memory is not None:
-            seen = Mask(valid=memory.valid, query_segment=tokens.segment, key_segment=memory.segment)
+            looking = tokens.segment if media is None else media
+            seen = Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment)
             reading = View(seen, memory=memory.x)
 
         x = tokens.x  # B L D
@@ -267,7 +272,8 @@ class Stack(nn.Module):
             x = self.input_dropout(self.input_norm(self.position.embed(x, tokens.pos)))
         ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates)
         x = self.output_dropout(self.norm(ran.x)) if span.stop == self.spec.depth else ran.x
-        after = None if state is None else StackState(ran.states, pos, valid, segment, prefix)
+        last = None if media is None else media[:, -1]
+        after = None if state is None else StackState(ran.states, pos, valid, segment, prefix, last)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
         return StackOutput(Tokens(x, tokens.pos, tokens.valid, tokens.segment), after, ran.aux, ran.intermediates)
 
@@ -329,3 +335,11 @@ class Stack(nn.Module):
         }
         if not self.abilities >= {ability for ability, wanted in asked.items() if wanted}:
             self.spec.require_able("StackSpec", [ability for ability, wanted in asked.items() if wanted], "This pass")
+
+
+def _check_media(media: Tensor | None, memory: Tokens | None, tokens: Tokens) -> None:
+    if media is not None and (memory is None or memory.segment is None or tokens.segment is not None):
+        raise InputError(
+            "Media say which segment of a memory each token sees: hand in a memory that has segments, and tokens that "
+            "have none."
+        )

@@ -20,6 +20,7 @@ class StackState(NamedTuple):
     valid: Tensor | None = None  # B L
     segment: Tensor | None = None  # B L
     prefix: Tensor | None = None  # B: of the first call, whose tokens must hold it
+    media: Tensor | None = None  # B: what the last token sees of a memory in parts
 
 
 def described(past: StackState, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
