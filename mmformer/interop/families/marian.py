@@ -119,7 +119,7 @@ FAMILY = Family(
         "static_position_embeddings": True,
     },
     ignored=(
-        *("is_encoder_decoder", "num_hidden_layers", "init_std", "classif_dropout", "classifier_dropout"),
+        *("num_hidden_layers", "init_std", "classif_dropout", "classifier_dropout"),
         *("extra_pos_embeddings", "force_bos_token_to_be_generated"),
     ),
     text=(_SOURCE, _TARGET),

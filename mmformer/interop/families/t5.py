@@ -152,7 +152,7 @@ _DEFAULTS = {
     "is_gated_act": lambda config: config["feed_forward_proj"].startswith("gated-"),
     "tie_encoder_decoder": False,
 }
-_IGNORED = ("is_encoder_decoder", "classifier_dropout")
+_IGNORED = ("classifier_dropout",)
 ENCODER_ALONE = ("decoders.target", "stacks.writer")
 _OLD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 _WHOLE, _ALONE = Layout(unread=(_OLD,)), Layout(without=ENCODER_ALONE, unread=("decoder.*", "lm_head.*"))
