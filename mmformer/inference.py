@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmformer.bundle import Transforms
 from mmformer.errors import InputError, nearest
-from mmformer.models.head import ClassHeadSpec, ContrastiveHead
+from mmformer.models.head import ClassHeadSpec, ContrastiveHead, MeanLogitsHeadSpec
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
 from mmformer.reader import Reader
@@ -96,15 +96,19 @@ class Inference:
         self, modality: str, values: Sequence[Any], head: str | None, progress: Progress | None
     ) -> tuple[Tensor, list[str]]:
         """N classes, in the order of the values, and the classes' names."""
+        heads = self.model.spec.heads
         known = [
             name
-            for name, spec in self.model.spec.heads.items()
+            for name, spec in heads.items()
             if isinstance(spec, ClassHeadSpec)
             and self.model.spec.encoders[spec.encoder].tokenizer.modality == modality
             and name in self.transforms.classes
         ]
-        if head is None and len(known) == 1:
-            head = known[0]
+        # Where a mean of heads decides, as in DeiT, they themselves are asked by name alone.
+        parts = {part for name in known if isinstance(spec := heads[name], MeanLogitsHeadSpec) for part in spec.heads}
+        whole = [name for name in known if name not in parts]
+        if head is None and len(whole) == 1:
+            head = whole[0]
         if head not in known:
             raise InputError(
                 f"Without labels, a classification head is asked ({head or 'none was named'}), but the model's are "
@@ -121,6 +125,25 @@ class Inference:
         Args:
             wanted: which, where there are several.
         """
+        return float(self.contrastive_head(wanted).scale.detach())
+
+    def label_probabilities(self, similarities: Tensor, wanted: str | None = None) -> Tensor:
+        """N labels, of cosine similarities: among the labels; each label's own where the head has a bias.
+
+        A bias is there for the sigmoid loss, which asks of every pair by itself whether it belongs together (SigLIP,
+        Zhai et al. 2023, §3.2): such probabilities do not add up to 1.
+        """
+        head = self.contrastive_head(wanted)
+        with torch.inference_mode():
+            logits = head.scale.cpu() * similarities
+            return logits.softmax(-1) if head.bias is None else (logits + head.bias.cpu()).sigmoid()
+
+    def contrastive_head(self, wanted: str | None = None) -> ContrastiveHead:
+        """What compares pictures or sounds with texts.
+
+        Args:
+            wanted: which, where there are several.
+        """
         heads = {name: head for name, head in self.model.heads.items() if isinstance(head, ContrastiveHead)}
         if wanted is None and len(heads) == 1:
             wanted = next(iter(heads))
@@ -131,7 +154,7 @@ class Inference:
                 if heads
                 else "Zero-shot classification needs a contrastive head, but the model has none."
             )
-        return float(heads[wanted].scale.detach())
+        return heads[wanted]
 
     def logits(
         self,

@@ -83,7 +83,7 @@ class Predictor(Writer):
         top: int | None = None,
         progress: Progress | None = None,
     ) -> Probabilities | list[Probabilities]:
-        """How probable each label is.
+        """How probable each label is: among the labels, or, by a model of the sigmoid loss (SigLIP), each by itself.
 
         Args:
             image: one picture, or a list of them; or
@@ -111,19 +111,22 @@ class Predictor(Writer):
             if tuple(templates) != ("{}",):
                 raise InputError("Prompt templates are for labels, but none are given: a head needs no prompts.")
             logits, names = self.head_logits(modality, values, head, progress)
+            probabilities = logits.softmax(-1)
         else:
             if head in self.transforms.classes:
                 raise InputError(f"head='{head}' chooses among its own classes: give either a head or labels.")
             names = checked_labels(labels)
             check_templates(templates)
-            text, scale = self.encoder_of("text"), self.scale(head)
+            text = self.encoder_of("text")
+            self.contrastive_head(head)
             self.check_comparable(modality, "text")
             with torch.inference_mode():
                 classes, encoder = [[name] for name in names], self.reader.text_encoders["text"]
                 prompts = embed_classes(self.model, encoder, classes, templates, text, self.device, self.batch_size)
-            logits = scale * self.embed_values(modality, values, progress) @ prompts.cpu().T
+            similarities = self.embed_values(modality, values, progress) @ prompts.cpu().T
+            probabilities = self.label_probabilities(similarities, head)
         answers = []
-        for row in logits.softmax(-1):
+        for row in probabilities:
             order = row.argsort(descending=True, stable=True)[:top].tolist()
             answers.append({names[i]: float(row[i]) for i in order})
         return answers[0] if single else answers

@@ -24,7 +24,10 @@ def run(command: str, words: Sequence[str]) -> int:
 
 
 def _add_classify(parser: Parser) -> None:
-    parser.description = f"Say which labels fit pictures or sounds best.\n{PICTURES}\n{SOUNDS}"
+    parser.description = (
+        "Say which labels fit pictures or sounds best: how probable each is among them, or, by a model of the sigmoid\n"
+        f"loss (SigLIP), by itself.\n{PICTURES}\n{SOUNDS}"
+    )
     parser.epilog = """examples:
   mmformer classify BUNDLE cat.png --labels "cat,dog,pizza"
   mmformer classify BUNDLE shots/ --labels-file animals.txt --template "a photo of a {}" --template "a drawing of a {}"
