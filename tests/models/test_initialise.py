@@ -37,6 +37,7 @@ from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.perceiver import PerceiverResamplerSpec
 from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.pool import (
     AttentionPoolSpec,
@@ -108,7 +109,10 @@ PARTS: dict[type, list[Any]] = {
         MixtureOfExpertsSpec(3, router=TokenChoiceSpec(balance_rate=0.001), shared=SwiGLUFeedForwardSpec()),
     ],
     NormSpec: [LayerNormSpec(), RMSNormSpec()],
-    ResamplerSpec: [AttentionResamplerSpec(3, 8, class_query=True, attention=AttentionSpec(2), final_norm=True)],
+    ResamplerSpec: [
+        AttentionResamplerSpec(3, 8, class_query=True, attention=AttentionSpec(2), final_norm=True),
+        PerceiverResamplerSpec(3, 8, class_query=True, depth=2, attention=AttentionSpec(2)),
+    ],
     HeadSpec: [
         ContrastiveHeadSpec(),
         ClassificationHeadSpec("e", 5),
@@ -141,7 +145,7 @@ def models() -> list[ModelSpec]:
         layer = LayerSpec(mixer, feedforward, norm=norm, layer_scale=gain, gated=gain is None)
         encoder = EncoderSpec(tokenizer, "s", pool, 12, class_token=True, registers=index % 2)
         if index % 4 == 1:
-            encoder = dataclasses.replace(encoder, resampler=PARTS[ResamplerSpec][0])
+            encoder = dataclasses.replace(encoder, resampler=PARTS[ResamplerSpec][index // 4 % 2])
         stack = StackSpec(16, 1 + index % 2, layer, position, input_norm=True)
         exiting = index % 2 and encoder.resampler is None
         heads = {"c": PARTS[HeadSpec][0], "k": PARTS[HeadSpec][2 if exiting else 1]}

@@ -38,6 +38,7 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
+from mmformer.nn.perceiver import PerceiverResamplerSpec
 from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, JoinedPoolSpec, LastPoolSpec
 from mmformer.nn.resampler import AttentionResamplerSpec
@@ -248,6 +249,16 @@ SPECS: list[tuple[Callable[[], object], str]] = [
         "AttentionResamplerSpec.queries must be at least 2, but is 1.",
     ),
     (lambda: AttentionResamplerSpec(width=0), "AttentionResamplerSpec.width must be None or at least 1, but is 0."),
+    (lambda: PerceiverResamplerSpec(queries=0), "PerceiverResamplerSpec.queries must be at least 1, but is 0."),
+    (lambda: PerceiverResamplerSpec(depth=0), "PerceiverResamplerSpec.depth must be at least 1, but is 0."),
+    (
+        lambda: PerceiverResamplerSpec(attention=AttentionSpec(pattern=WindowSpec())),
+        "PerceiverResamplerSpec.attention must be one without a pattern: queries stand nowhere, but is AttentionSpec(",
+    ),
+    (
+        lambda: PerceiverResamplerSpec(feedforward=MixtureOfExpertsSpec()),
+        "PerceiverResamplerSpec.feedforward must be a feed-forward without experts, but is MixtureOfExpertsSpec(",
+    ),
     (
         lambda: AttentionPoolSpec(feedforward=MixtureOfExpertsSpec()),
         "AttentionPoolSpec.feedforward must be None or a feed-forward without experts, but is MixtureOfExpertsSpec(",

@@ -61,6 +61,7 @@ from mmformer.nn.pattern import (
     StridedSpec,
     WindowSpec,
 )
+from mmformer.nn.perceiver import PerceiverResamplerSpec
 from mmformer.nn.performer import PerformerSpec, redraw
 from mmformer.nn.pool import (
     AttentionPoolSpec,
@@ -86,7 +87,7 @@ from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.spec import Catalogued
-from mmformer.types import Tokens
+from mmformer.types import SPECIAL, Tokens
 
 PARAMETERS, OUTPUT, TRAINING = "the parameters", "the output", "the output in training only"
 ASKED, START = "what is asked to be minimised", "the first weights"
@@ -334,6 +335,16 @@ FIELDS: dict[type, dict[str, Change]] = {
         "norm": Change(LayerNormSpec(eps=1.0), OUTPUT),
         "final_norm": Change(True, PARAMETERS),
     },
+    PerceiverResamplerSpec: {
+        "queries": Change(5, PARAMETERS),
+        "width": Change(32, PARAMETERS),
+        "class_query": Change(True, OUTPUT),
+        "depth": Change(2, PARAMETERS),
+        "attention": Change(AttentionSpec(heads=4, bias=False), OUTPUT),
+        "feedforward": Change(ReLUFeedForwardSpec(bias=False), OUTPUT),
+        "norm": Change(LayerNormSpec(eps=1.0), OUTPUT),
+        "content": Change(True, OUTPUT),
+    },
 }
 
 
@@ -406,6 +417,7 @@ class Built:
         if isinstance(self.place, PoolSpec):
             return self.module(tokens).detach()
         if isinstance(self.place, ResamplerSpec):
+            pos[:, 0] = SPECIAL
             made = self.module(tokens)
             return torch.cat(
                 (made.x, made.pos.double()), dim=-1
