@@ -143,6 +143,7 @@ def _tables(spec: ModelSpec) -> Iterator[tuple[str, str, str]]:
             if _reads_text(part.tokenizer):
                 yield group, name, f"{group}.{name}.tokenizer.weight"
                 yield group, name, f"{group}.{name}.output.weight"
+                yield group, name, f"{group}.{name}.logit_bias"
     for name, head in spec.heads.items():
         if isinstance(head, LanguageHeadSpec):
             yield "encoders", head.encoder, f"heads.{name}.output.weight"

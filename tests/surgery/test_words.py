@@ -92,6 +92,20 @@ def test_a_head_over_words_goes_with_them(tied: bool, other: str) -> None:
         assert all(torch.equal(ours[piece], theirs[piece]) for piece in ours.keys() & theirs.keys()), name
 
 
+def test_one_table_for_what_is_read_and_written_stays_one(other: str) -> None:
+    spec = tiny_model(caption=True)
+    decoder = dataclasses.replace(spec.decoders["caption"], shares="text", logit_bias=True)
+    model = dataclasses.replace(spec, decoders={"caption": decoder}).build()
+    model.initialise(0)
+    with torch.no_grad():
+        model.get_parameter("decoders.caption.logit_bias").copy_(torch.randn(len(pieces(VOCABULARY))))
+    edited = edit(model, TRANSFORMS, EditSpec(vocabulary=other))
+    assert list(edited.report.remade) == [ENCODER, "decoders.caption.logit_bias"]
+    for name in edited.report.remade:
+        theirs, ours = rows(model.state_dict()[name], VOCABULARY), rows(edited.model.state_dict()[name], other)
+        assert all(torch.equal(ours[piece], theirs[piece]) for piece in ours.keys() & theirs.keys()), name
+
+
 def test_a_text_of_old_pieces_means_what_it_did(other: str) -> None:
     """Whatever ids its pieces have now."""
     model = captioning()
