@@ -13,7 +13,7 @@ from tiny import COLOURS, write_shards
 import mmformer
 from mmformer.bundle import load_bundle
 from mmformer.cli.main import main
-from mmformer.types import Batch
+from mmformer.types import Batch, Text
 
 transformers = pytest.importorskip("transformers", reason="the reference")
 
@@ -153,3 +153,33 @@ def test_an_edited_model_goes_out_in_its_new_size(tmp_path: Path) -> None:
     with torch.no_grad():
         ours = load_bundle(tmp_path / "large")[0](Batch((), {}, pixels)).logits["classes"]
         torch.testing.assert_close(ours, reference(values).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_an_edited_clip_reads_larger_pictures_and_longer_texts_there_too(tmp_path: Path) -> None:
+    text = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text |= {"vocab_size": 99, "max_position_embeddings": 16, "bos_token_id": 97, "eos_token_id": 98}
+    seen = {"hidden_size": 40, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    seen |= {"image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=text, vision_config=seen, projection_dim=24)
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "theirs")
+    how = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    transformers.CLIPImageProcessor(**how, image_mean=MEAN, image_std=STD).save_pretrained(tmp_path / "theirs")
+    assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "bundle")]) == 0
+    words = ["--image-size", "40", "--context-length", "24"]
+    assert main(["edit", str(tmp_path / "bundle"), str(tmp_path / "large"), *words]) == 0
+    assert main(["export", str(tmp_path / "large"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    reference = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    model, transforms = load_bundle(tmp_path / "large")
+    assert transforms.image is not None
+    assert (transforms.image.size, transforms.image.resize) == ((40, 40), (40, 40))
+    pixels = torch.randint(0, 256, (2, 3, 40, 40), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    values = (pixels / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    ids = torch.randint(0, 97, (2, 23), generator=torch.Generator().manual_seed(2))
+    ids = torch.cat((ids, torch.full((2, 1), 98)), dim=1)
+    with torch.no_grad():
+        ours = model(Batch((), {}, pixels, Text(ids, torch.tensor([24, 24]))))
+        theirs = reference(input_ids=ids, pixel_values=values)
+    for name, embedding in (("image", theirs.image_embeds), ("text", theirs.text_embeds)):
+        made = torch.nn.functional.normalize(ours.embedding[name], dim=-1)
+        torch.testing.assert_close(made, embedding, atol=1e-5, rtol=1e-5)
