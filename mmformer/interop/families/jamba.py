@@ -11,7 +11,7 @@ from mmformer.interop.rules import same as named
 
 _STACK, _TEXT = "stacks.text", "decoders.text"
 _LAYER, _THEIRS = "stacks.text.layers.{i}", "{base}layers.{i}"
-_NORMS, _CHOSEN = f"{_LAYER}.mixer.forwards.norms", ("dt", "b", "c")
+_NORMS, _CHOSEN = f"{_LAYER}.mixer.forwards.norms", tuple(enumerate(("dt", "b", "c")))
 
 
 def _rules(config: Data) -> list[Rule]:
@@ -21,20 +21,14 @@ def _rules(config: Data) -> list[Rule]:
     fed, hidden, each = f"{_THEIRS}.feed_forward", config["intermediate_size"], range(config["num_experts"])
     up = [f"{fed}.experts.{number}.{name}_proj.weight" for number in each for name in ("gate", "up")]
     down = [f"{fed}.experts.{number}.down_proj.weight" for number in each]
-    channels, period = config["mamba_expand"] * width, config["attn_layer_period"]
+    channels, period, first = config["mamba_expand"] * width, config["attn_layer_period"], config["attn_layer_offset"]
     return [
         named(f"{_TEXT}.tokenizer.weight", "{base}embed_tokens.weight"),
         named(f"{_LAYER}.mixer_residual.norm.weight", f"{_THEIRS}.input_layernorm.weight"),
         *state_spaces.mixer_rules(f"{_LAYER}.mixer", f"{_THEIRS}.mamba", channels, config["mamba_d_conv"]),
-        *(
-            named(f"{_NORMS}.{at}.weight", f"{_THEIRS}.mamba.{name}_layernorm.weight")
-            for at, name in enumerate(_CHOSEN)
-        ),
+        *(named(f"{_NORMS}.{n}.weight", f"{_THEIRS}.mamba.{name}_layernorm.weight") for n, name in _CHOSEN),
         joined(f"{_LAYER}.mixer.qkv.{{p}}", attention, sizes),
-        *(
-            _out(number, number % period == config["attn_layer_offset"])
-            for number in range(config["num_hidden_layers"])
-        ),
+        *(_out(place, place % period == first) for place in range(config["num_hidden_layers"])),
         named(f"{_LAYER}.feedforward_residual.norm.weight", f"{_THEIRS}.pre_ff_layernorm.weight"),
         joined(f"{_LAYER}.feedforward.gate_up.{{p}}", [f"{fed}.{name}_proj.{{p}}" for name in ("gate", "up")]),
         named(f"{_LAYER}.feedforward.down.{{p}}", f"{fed}.down_proj.{{p}}"),
@@ -71,22 +65,13 @@ FAMILY = Family(
     ),
     rules=_rules,
     defaults={
-        **{
-            "max_position_embeddings": 262144,
-            "tie_word_embeddings": False,
-            "hidden_act": "silu",
-            "sliding_window": None,
-        },
-        **{
-            "output_router_logits": False,
-            "mamba_inner_layernorms": True,
-            "attn_layer_period": 8,
-            "attn_layer_offset": 4,
-        },
+        **{"max_position_embeddings": 262144, "tie_word_embeddings": False, "hidden_act": "silu"},
         **{"num_key_value_heads": lambda config: config["num_attention_heads"], "attention_dropout": 0.0},
         **{"mamba_expand": 2, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_dt_rank": "auto"},
-        **{"mamba_proj_bias": False, "mamba_conv_bias": True, "rms_norm_eps": 1e-6, "router_aux_loss_coef": 0.001},
+        **{"mamba_proj_bias": False, "mamba_conv_bias": True, "mamba_inner_layernorms": True},
         **{"num_experts": 16, "num_experts_per_tok": 2, "expert_layer_period": 2, "expert_layer_offset": 1},
+        **{"attn_layer_period": 8, "attn_layer_offset": 4, "sliding_window": None, "rms_norm_eps": 1e-6},
+        **{"output_router_logits": False, "router_aux_loss_coef": 0.001},
     },
     ignored=("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt"),
     text=(f"{_TEXT}.tokenizer",),

@@ -1,0 +1,71 @@
+"""BigBird as transformers keeps it (``models/big_bird``), where its attention is full.
+
+What it calls block-sparse has no random blocks in evaluation: each block counts the first one several times over
+instead, and the last that all see is where the longest row of a batch ends, so that what a text is worth depends on
+those beside it. Rows that are shorter than all of these blocks it attends to in full. The paper's pattern is in
+``configs/stacks/bigbird.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmformer.interop.berts import HEAD, STACK, TEXT, trunk_fields, trunk_rules
+from mmformer.interop.family import Family, Layout
+from mmformer.interop.fields import Field, fixed, same
+from mmformer.interop.plain import Data
+from mmformer.interop.rules import Rule, tied
+from mmformer.interop.rules import same as named
+
+_WORDS = "cls.predictions"
+
+
+def _rules(config: Data) -> list[Rule]:
+    return [
+        *trunk_rules("pooler"),
+        named(f"{HEAD}.transform.dense.{{p}}", f"{_WORDS}.transform.dense.{{p}}"),
+        named(f"{HEAD}.transform.norm.{{p}}", f"{_WORDS}.transform.LayerNorm.{{p}}"),
+        named(f"{HEAD}.bias", f"{_WORDS}.bias"),
+        tied(f"{HEAD}.bias", f"{_WORDS}.decoder.bias"),
+        tied(f"{TEXT}.tokenizer.weight", f"{_WORDS}.decoder.weight"),
+    ]
+
+
+def _full(kind: str, size: int, drawn: int) -> Sequence[str]:
+    if kind != "original_full":
+        raise ValueError(
+            f"attention_type 'original_full', which that is, too, for rows of up to {(5 + 2 * drawn) * size} ids: "
+            f"write it into the config to read such rows, or all in full"
+        )
+    return []
+
+
+FAMILY = Family(
+    library="hf",
+    name="big_bird",
+    template="big_bird.yaml",
+    layouts={"BigBirdForMaskedLM": Layout("bert."), "BigBirdModel": Layout("", (HEAD,))},
+    fields=(
+        *trunk_fields(),
+        same("num_hidden_layers", f"{STACK}.depth"),
+        same("max_position_embeddings", f"{TEXT}.tokenizer.context_length", f"{STACK}.position.sizes.0"),
+        Field(
+            ("rescale_embeddings", "hidden_size"),
+            (f"{TEXT}.tokenizer.scale", f"{STACK}.width"),
+            lambda rescaled, width: [width**0.5 if rescaled else 1.0, width],
+            lambda scale, width: [scale == width**0.5, width],
+        ),
+        Field(("attention_type", "block_size", "num_random_blocks"), (), _full, lambda: ["original_full", 64, 3]),
+        fixed("use_bias", True),
+        fixed("tie_word_embeddings", True),
+        fixed("is_decoder", False),
+        fixed("add_cross_attention", False),
+    ),
+    rules=_rules,
+    defaults={
+        **{"attention_type": "block_sparse", "block_size": 64, "num_random_blocks": 3, "rescale_embeddings": False},
+        **{"use_bias": True, "tie_word_embeddings": True, "is_decoder": False, "add_cross_attention": False},
+    },
+    ignored=("classifier_dropout", "pad_token_id", "gradient_checkpointing"),
+    text=(f"{TEXT}.tokenizer",),
+)

@@ -1,0 +1,114 @@
+"""BigBird, where its attention is full: the way in, the numbers of transformers' own, the way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity import Case, check_gradients, check_round_trip, close, imported, saved
+
+from mmformer.errors import InputError
+from mmformer.interop.importing import import_model
+from mmformer.models.logits import text_logits, text_of
+from mmformer.types import Batch
+
+transformers = pytest.importorskip("transformers", reason="the reference")
+
+SIZES: dict[str, Any] = {
+    **{"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48},
+    **{"max_position_embeddings": 64, "type_vocab_size": 3, "layer_norm_eps": 1e-3, "attention_type": "original_full"},
+    **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "sep_token_id": 66},
+}
+DRAWN = torch.Generator().manual_seed(1)
+IDS = torch.randint(1, 99, (3, 23), generator=DRAWN)
+TYPES = torch.randint(0, 3, (3, 23), generator=DRAWN)
+VALID = torch.tensor([[23], [17], [6]]) > torch.arange(23)
+
+
+def big_bird(name: str, folder: Path, size: float = 3.0, **more: Any) -> Case:
+    return saved(getattr(transformers, name)(transformers.BigBirdConfig(**SIZES | more)), folder, size)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "rescaled"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return big_bird("BigBirdForMaskedLM", tmp_path_factory.mktemp("big_bird"), rescale_embeddings=request.param)
+
+
+def theirs_of(case: Case) -> Any:
+    return case.reference(IDS, token_type_ids=TYPES, attention_mask=VALID.long())
+
+
+def test_logits_of_padded_rows(case: Case, tmp_path: Path) -> None:
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        theirs = theirs_of(case).logits
+    close(model.logits(IDS, valid=VALID, type_ids=TYPES)[VALID], theirs[VALID], measured="logits")
+
+
+def test_gradients(tmp_path: Path) -> None:
+    case = big_bird("BigBirdForMaskedLM", tmp_path / "in", size=1.0)  # larger ones leave attention little to change
+    model = imported(case, tmp_path / "bundle").model.train()
+    case.reference.train()
+    ours = text_logits(model, None, text_of(IDS, VALID, TYPES), None, {})[VALID]
+    check_gradients(ours, model, theirs_of(case).logits[VALID], case)
+    case.reference.eval()
+
+
+def test_the_way_out(case: Case, tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.BigBirdForMaskedLM.from_pretrained)
+
+
+def test_the_trunk_alone(tmp_path: Path) -> None:
+    case = big_bird("BigBirdModel", tmp_path / "in", hidden_act="relu")
+    model = imported(case, tmp_path / "bundle").model
+    with torch.no_grad():
+        ours, theirs = model(Batch((), {}, text=text_of(IDS, VALID, TYPES))), theirs_of(case)
+    close(ours.tokens["text"].x[VALID], theirs.last_hidden_state[VALID])
+    close(ours.embedding["text"], theirs.pooler_output, measured="embeddings")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.BigBirdModel.from_pretrained)
+
+
+def test_what_is_called_sparse_is_full_for_short_rows(tmp_path: Path) -> None:
+    """As the refusal of the other says."""
+    sparse = big_bird("BigBirdForMaskedLM", tmp_path / "in", attention_type="block_sparse", block_size=4)
+    with pytest.raises(InputError, match="'original_full', which that is, too, for rows of up to 44 ids"):
+        import_model(f"hf:{tmp_path / 'in'}", tmp_path / "bundle")
+    config = json.loads((tmp_path / "in/config.json").read_text())
+    (tmp_path / "in/config.json").write_text(json.dumps(config | {"attention_type": "original_full"}))
+    model, ids = imported(sparse, tmp_path / "bundle"), torch.randint(1, 99, (2, 64), generator=DRAWN)
+    with torch.no_grad():
+        longer = sparse.reference(ids).logits  # first: a short row makes theirs full for good
+        close(model.logits(ids[:, :44]), sparse.reference(ids[:, :44]).logits, measured="logits")
+    assert (model.logits(ids) - longer).abs().max() > 0.1
+
+
+@pytest.mark.slow
+def test_full_depth(tmp_path: Path) -> None:
+    """The large one's 24 layers, narrow."""
+    case = big_bird("BigBirdForMaskedLM", tmp_path / "in", num_hidden_layers=24)
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        ours, theirs = model.logits(IDS, valid=VALID, type_ids=TYPES), theirs_of(case).logits
+    close(ours[VALID], theirs[VALID], 1e-4, measured="logits, full depth")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"use_bias": False}, "use_bias False, but .* is True"),
+        ({"hidden_act": "tanh"}, "hidden_act 'tanh', but .* one of 'gelu'"),
+        ({"is_decoder": True}, "is_decoder True, but .* is False"),
+        ({"attention_types": []}, "has attention_types .* Did you mean 'attention_type'"),
+        ({"max_position_embeddings": 32}, "the file has .* but the config asks for"),
+    ],
+)
+def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
+    config = json.loads((case.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    (tmp_path / "model.safetensors").write_bytes((case.folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
