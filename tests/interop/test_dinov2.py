@@ -46,7 +46,7 @@ def made(kind: str, folder: Path, size: tuple[int, int], **change: Any) -> Case:
     """A processor for pictures of a size, and a model that learned positions at 40x40, five by five patches."""
     family = kind.partition("For")[0].removesuffix("Model")
     config = getattr(transformers, f"{family}Config")(**{**SIZES, **change})
-    how = {"size": {"shortest_edge": 48}, "crop_size": {"height": size[0], "width": size[1]}}
+    how = {"size": {"shortest_edge": max(size) + 16}, "crop_size": {"height": size[0], "width": size[1]}}
     transformers.BitImageProcessor(**how, image_mean=MEAN, image_std=STD).save_pretrained(folder)
     return saved(getattr(transformers, kind)(config), folder)
 
@@ -120,3 +120,15 @@ def test_how_pictures_are_prepared_goes_out_too(case: Case, tmp_path: Path) -> N
     for picture in torch.randint(0, 256, (2, 3, 60, 50), generator=torch.Generator().manual_seed(3)).to(torch.uint8):
         theirs, ours = (each(picture, return_tensors="pt")["pixel_values"] for each in (first, processor))
         assert torch.equal(theirs, ours)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Dinov2ForImageClassification", "Dinov2WithRegistersForImageClassification"])
+def test_the_published_size(kind: str, tmp_path: Path) -> None:
+    """Positions that were learned at 518, pictures of 224."""
+    size = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "mlp_ratio": 4, "patch_size": 14}
+    case = made(kind, tmp_path / "in", (224, 224), **size, image_size=518, num_labels=1000, layer_norm_eps=1e-6)
+    model = imported(case, tmp_path / "bundle").model
+    with torch.no_grad():
+        ours, theirs = outputs(model, (224, 224)), case.reference(normalised((224, 224)))
+    close(ours.logits["classes"], theirs.logits, 1e-4, measured="logits, full depth")

@@ -49,9 +49,10 @@ def outputs(model: Model, case: Case) -> Outputs:
     return found
 
 
-def made(kind: str, folder: Path, **more: Any) -> Case:
-    name, options = KINDS[kind]
-    reference = timm.create_model(name, **{**SMALL, **options, **more})
+def made(kind: str, folder: Path) -> Case:
+    """One of the kinds, small; or an architecture as it was published."""
+    name, options = KINDS[kind] if kind in KINDS else (kind, PUBLISHED[kind])
+    reference = timm.create_model(name, **{**(SMALL if kind in KINDS else {}), **options})
     randomise(reference)
     height, width = reference.patch_embed.img_size
     how = {"input_size": (3, height, width), "mean": MEAN, "std": STD, "crop_pct": 1.0}
@@ -155,3 +156,23 @@ def test_how_pictures_are_prepared_goes_out_too(tmp_path: Path) -> None:
     export_model(tmp_path / "bundle", "timm", tmp_path / "changed")
     config = json.loads((tmp_path / "changed/config.json").read_text())
     assert config["pretrained_cfg"]["mean"] == [0.48, 0.5, 0.4]
+
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_224": {},
+    "deit_base_distilled_patch16_224": {},
+    "vit_base_patch14_reg4_dinov2": {"img_size": 224},
+    "vit_base_patch16_siglip_224": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_size(name: str, tmp_path: Path) -> None:
+    case = made(name, tmp_path / "in")
+    model = imported(case, tmp_path / "bundle", "timm").model
+    with torch.no_grad():
+        ours, tokens = outputs(model, case), case.reference.forward_features(normalised(case))
+        close(ours.tokens["image"].x, tokens, 1e-4, measured="tokens, full depth")
+        made_of = ours.logits["classes"] if case.reference.num_classes else ours.embedding["image"]
+        close(made_of, case.reference.forward_head(tokens), 1e-4, measured="outputs, full depth")

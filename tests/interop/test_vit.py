@@ -133,3 +133,19 @@ def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str,
     (tmp_path / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(InputError, match=told):
         import_model(f"hf:{tmp_path}", tmp_path / "bundle")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher"])
+def test_the_published_size(kind: str, tmp_path: Path) -> None:
+    config = getattr(transformers, f"{kind.partition('For')[0]}Config")(num_labels=1000)
+    how = {"size": {"height": 224, "width": 224}, "image_mean": MEAN, "image_std": STD}
+    transformers.ViTImageProcessor(**how).save_pretrained(tmp_path / "in")
+    case = saved(getattr(transformers, kind)(config), tmp_path / "in")
+    model = imported(case, tmp_path / "bundle").model
+    pictures = torch.randint(0, 256, (1, 3, 224, 224), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    with torch.no_grad():
+        theirs = case.reference((pictures / 255 - mean) / std).logits
+        ours = classes_of(model(Batch((), {}, image=pictures)))
+    close(ours, theirs, 1e-4, measured="logits, full depth")
