@@ -170,7 +170,9 @@ class Batch(NamedTuple):
 
     keys: tuple[str, ...]  # the samples' names, as their shards have them
     labels: dict[str, Tensor]  # name -> B, int64; -1 where a sample has no such label
-    image: Tensor | Patches | None = None  # B 3 H W, uint8; patches where pictures have sizes of their own
+    image: Tensor | Patches | None = None
+    """B 3 H W, uint8, or float32 where they are normalised already; B N 3 H W where rows have several pictures; patches
+    where pictures have sizes of their own."""
     text: Text | None = None
     audio: Audio | None = None
     target: Text | None = None  # what decoders learn to write; None: ``text``
@@ -179,8 +181,8 @@ class Batch(NamedTuple):
     mixed: Mixed | None = None  # in training, where pictures are mixed; None: they are not
     notes: Notes | None = None  # of the whole batch: some of its rows have none
     seen: Tensor | None = None
-    """B K, int64: the patches of pictures that encoders see, by their numbers, row by row; an objective draws them. None:
-    all."""
+    """B K, int64: the patches of pictures that encoders see, by their numbers, row by row; an objective draws them.
+    None: all."""
 
     @property
     def written(self) -> Text | None:
@@ -188,9 +190,11 @@ class Batch(NamedTuple):
         return self.text if self.target is None else self.target
 
     def picture(self, row: int) -> Tensor:
-        """The picture of one of the samples, where there are pictures: 3 H W, uint8."""
+        """The picture of one of the samples, the first of several, where there are pictures: 3 H W, uint8."""
         assert self.image is not None, "there are pictures"
-        return self.image.picture(row) if isinstance(self.image, Patches) else self.image[row]
+        if isinstance(self.image, Patches):
+            return self.image.picture(row)
+        return self.image[row] if self.image.ndim == 4 else self.image[row, 0]
 
     def rows(self, keep: slice) -> Batch:
         """Some of the samples, each value no longer than it must be."""

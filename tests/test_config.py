@@ -33,13 +33,16 @@ from mmformer.models.exits import EarlyExitHeadSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, MeanLogitsHeadSpec
 from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import ModelSpec
+from mmformer.models.pixel_head import PixelHeadSpec
 from mmformer.models.transform import TransformSpec
 from mmformer.nn.feedforward import FeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.stack import StackSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
+from mmformer.objectives.masked_pixels import MaskedPixelsSpec
 from mmformer.objectives.sigmoid import SigmoidContrastiveSpec
 from mmformer.spec import FAMILIES, concrete
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
@@ -81,6 +84,7 @@ MEMBERS: list[Any] = [  # those of mmformer.nn are tried in tests/nn/test_yaml.p
     EarlyExitHeadSpec("image", 3, 0.1, exits=(0, 4), threshold=0.7),
     MeanLogitsHeadSpec("image", 3, ("one", "other")),
     LanguageHeadSpec("text", False, TransformSpec("relu")),
+    PixelHeadSpec("image", StackSpec(8, 2), False),
     LoRASpec(("stacks.*", "encoders.*"), None, 3, 5.0, 0.1, True),
     DoRASpec(("stacks.*",), ("query", "output"), 3),
     IA3Spec(("stacks.*.down",), None, "inputs"),
@@ -89,6 +93,7 @@ MEMBERS: list[Any] = [  # those of mmformer.nn are tried in tests/nn/test_yaml.p
     ContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7, 0.1),
     ClassificationSpec(0.5, "colour", "hue", 0.1),
     CaptioningSpec(0.5, "writer"),
+    MaskedPixelsSpec(0.5, "told", 8, 0.5),
     SigmoidContrastiveSpec(2.0, (("a", "b"), ("b", "c")), "other", False, 7),
     GreedySpec(1, 9, 1.5, 3),
     SamplingSpec(1, 9, 1.5, 3, 0.7, 5, 0.9, 11),

@@ -121,6 +121,8 @@ def take_a_step(run: RunSpec) -> None:
     told: set[str] = set()
     for source in data.each():
         batch = made_up(run, source)
+        for objective in objectives.values():
+            batch = objective.prepare(batch, 0)
         losses = accumulate(model, objectives, weights, batch, 1, lambda loss: loss.backward())
         assert all(value.isfinite() for value in losses.values())
         told |= {name.partition("/")[0] for name in losses}

@@ -26,13 +26,14 @@ def full() -> Batch:
         torch.tensor([40, 41, 42, 43]),
         (("a", "one"), ("b",), ("c", "three"), ("d",)),
         Mixed({"colour": torch.tensor([0, 2, 1, 3])}, torch.tensor([0.5, 1.0, 0.25, 0.75])),
+        seen=torch.tensor([[0], [3], [1], [2]]),
     )
 
 
 def tensors(batch: Batch) -> list[Tensor]:
     assert batch.image is not None and batch.text is not None and batch.audio is not None
     assert batch.target is not None and batch.positions is not None and batch.mixed is not None
-    assert isinstance(batch.image, Tensor) and batch.audio.hidden is not None
+    assert isinstance(batch.image, Tensor) and batch.audio.hidden is not None and batch.seen is not None
     texts = [value for text in (batch.text, batch.target) for value in text if value is not None]
     return [
         *batch.labels.values(),
@@ -44,6 +45,7 @@ def tensors(batch: Batch) -> list[Tensor]:
         batch.positions,
         *batch.mixed.labels.values(),
         batch.mixed.share,
+        batch.seen,
     ]
 
 
@@ -70,6 +72,7 @@ def test_rows_cut_everything_alike() -> None:
     assert part.references == (("c", "three"), ("d",))
     assert part.mixed.labels["colour"].tolist() == [1, 3]
     assert part.mixed.share.tolist() == [0.25, 0.75]
+    assert part.seen is not None and part.seen.tolist() == [[1], [2]]
 
 
 def test_what_is_absent_stays_absent() -> None:
@@ -81,7 +84,7 @@ def test_what_is_absent_stays_absent() -> None:
 
 def test_to_moves_every_tensor() -> None:
     moved = full().to("meta")
-    assert len(tensors(moved)) == 16
+    assert len(tensors(moved)) == 17
     assert all(tensor.is_meta for tensor in tensors(moved))
     assert moved.keys == tuple("abcd")
     assert moved.references == full().references

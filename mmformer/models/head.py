@@ -284,10 +284,10 @@ class MeanLogitsHeadSpec(ClassHeadSpec):
                     f"{', '.join(classed) or 'none'}.{nearest(name, classed)}"
                 )
             head = classed[name]
-            for field in ("encoder", "classes"):
-                theirs, ours = getattr(head, field), getattr(self, field)
+            for shared in ("encoder", "classes"):
+                theirs, ours = getattr(head, shared), getattr(self, shared)
                 if theirs != ours:
-                    raise InputError(f"{where}.{field} is {ours!r}, but that of its head '{name}' is {theirs!r}.")
+                    raise InputError(f"{where}.{shared} is {ours!r}, but that of its head '{name}' is {theirs!r}.")
 
     def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> MeanLogitsHead:
         return MeanLogitsHead(self)

@@ -21,9 +21,9 @@ from mmformer.types import Batch, LossTerm, Outputs, Tokens
 
 @dataclass(frozen=True)
 class PixelHeadSpec(HeadSpec):
-    """A masked autoencoder's decoder (MAE, He et al. 2021, §3): what the encoder made of the patches that it saw goes back
-    to their places, a learned token stands in the others, a stack of its own reads all of them, and a linear map tells
-    the pixels of each. Its loss is the squared error over patches that were not seen, the mean over their pixels.
+    """A masked autoencoder's decoder (MAE, He et al. 2021, §3): what the encoder made of the patches that it saw goes
+    back to their places, a learned token stands in the others, a stack of its own reads all of them, and a linear map
+    tells the pixels of each. Its loss is the squared error over patches that were not seen, the mean over their pixels.
 
     It has something to say where a batch says which patches are seen (``Batch.seen``), and is left out elsewhere.
 
@@ -45,8 +45,8 @@ class PixelHeadSpec(HeadSpec):
     def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
         if sources[self.encoder].patches is None:
             raise InputError(
-                f"{where}.encoder is '{self.encoder}', whose tokens are not patches of a picture, one for each: name an "
-                f"encoder with ImagePatchesSpec and without a resampler."
+                f"{where}.encoder is '{self.encoder}', whose tokens are not patches of a picture, one for each: name "
+                f"an encoder with ImagePatchesSpec and without a resampler."
             )
         if self.stack.reads_memory:
             raise InputError(f"{where}.stack has a cross mixer, but no memory to read: leave layer.cross out.")
@@ -94,7 +94,7 @@ class PixelHead(Head):
         return HeadOutput(logits=pixels, loss=LossTerm((error * hidden).sum(), hidden.sum()), aux=left.aux)
 
     def target(self, image: Tensor) -> Tensor:
-        """What it is to tell of pictures, B 3 H W: B L (P P 3), each patch row by row, its pixels' channels together."""
+        """What it is to tell of pictures, B 3 H W: B L (P P 3), each patch's pixels row by row, channels together."""
         x = F.pixel_unshuffle(self.tokenizer.normalise(image), self.patch)  # B (3 P P) rows columns
         batch, _, rows, columns = x.shape
         x = x.view(batch, 3, self.patch**2, rows, columns).permute(0, 3, 4, 2, 1)

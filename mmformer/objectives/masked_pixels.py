@@ -1,4 +1,4 @@
-"""Masked pixels: an encoder sees a few of a picture's patches, and a head tells the others (MAE, He et al. 2021, §3)."""
+"""Masked pixels: an encoder sees a few patches of a picture, a head tells the others (MAE, He et al. 2021, §3)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mmformer.types import Batch, LossTerm, Outputs, Patches
 class MaskedPixelsSpec(ObjectiveSpec):
     """The squared error of a head's pixels in patches that were not seen; the mean over those, and over their pixels.
 
-    Which patches are seen is drawn evenly for each sample. All image encoders see those alone, in every objective of the
-    run.
+    Which patches are seen is drawn evenly for each sample. All image encoders see those alone, in every objective of
+    the run.
 
     Attributes:
         head: which tells the pixels.
@@ -49,8 +49,8 @@ class MaskedPixelsSpec(ObjectiveSpec):
         side = parts.patches[encoder]
         if side != self.patch:
             raise InputError(
-                f"A masked pixels objective hides patches of {self.patch}x{self.patch} pixels, but those of the encoder "
-                f"'{encoder}' are {side}x{side}: set its patch to {side}."
+                f"A masked pixels objective hides patches of {self.patch}x{self.patch} pixels, but those of the "
+                f"encoder '{encoder}' are {side}x{side}: set its patch to {side}."
             )
 
 

@@ -86,6 +86,18 @@ def test_learned_rows_are_a_grid_in_row_major_order_after_the_special_one() -> N
     assert torch.equal(module.embed(torch.zeros(1, 13, 8), pos)[0], module.weight)
 
 
+def test_a_fixed_table_is_maes_and_does_not_train() -> None:
+    """Its published code has the columns' waves first, zero for the class token, and no gradient."""
+    module = LearnedPositionSpec((1, 2), (3, 4), fixed=True).build(24, None)
+    column, row = np.tile(np.arange(4), 3), np.repeat(np.arange(3), 4)
+    expected = np.concatenate([mae_wave(12, column), mae_wave(12, row)], axis=1)
+    assert torch.equal(module.weight[0], torch.zeros(24))
+    assert torch.equal(module.weight[1:], torch.from_numpy(expected).float())
+    assert not module.weight.requires_grad
+    with pytest.raises(InputError, match="LearnedPositionSpec over 2 axes needs a width that is a multiple of 4, but"):
+        LearnedPositionSpec((1, 2), (3, 4), fixed=True).build(10, None)
+
+
 @pytest.mark.parametrize("special", [0, 1, 2, 5])
 def test_special_tokens_have_rows_in_their_order_and_further_ones_have_none(special: int) -> None:
     module = LearnedPositionSpec(sizes=(2,), special=special).build(8, None)

@@ -251,6 +251,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "learned": Change((8,), PARAMETERS),
         "special": Change(0, PARAMETERS),
         "antialias": Change(False, OUTPUT, {"sizes": (9,), "learned": (24,)}),
+        "fixed": Change(True, START),
     },
     SinusoidalPositionSpec: {"axes": Change((1, 2), OUTPUT), "base": Change(100.0, OUTPUT)},
     RotaryPositionSpec: {
