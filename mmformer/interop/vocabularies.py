@@ -129,7 +129,7 @@ def write_vocabularies(spec: ModelSpec, folder: Path) -> list[str]:
     """The same of every vocabulary of a model that came from elsewhere; its own kind has no such files."""
     reads = [part.tokenizer for part in spec.encoders.values() if isinstance(part.tokenizer, TextTokensSpec)]
     named = [tokenizer.vocabulary for tokenizer in (*reads, *(part.tokenizer for part in spec.decoders.values()))]
-    paths = sorted({path for path in named if path is not None and Path(path).suffix == ".zip"})
+    paths = sorted({path for path in named if path is not None and Path(path).suffix in (".zip", ".json")})
     written = [write_folder(Path(path).read_bytes(), folder) for path in paths]
     return sorted({name for names in written for name in names})
 

@@ -97,7 +97,7 @@ def unpack(content: bytes, origin: str = "the vocabulary") -> Archive:
         InputError: it is no such file.
     """
     if not content.startswith(b"PK"):
-        return Archive(content, Options(), content, {})
+        return Archive(content, Options(), content, {"tokenizer.json": content})
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             found = archive.infolist()

@@ -183,3 +183,31 @@ def test_an_edited_clip_reads_larger_pictures_and_longer_texts_there_too(tmp_pat
     for name, embedding in (("image", theirs.image_embeds), ("text", theirs.text_embeds)):
         made = torch.nn.functional.normalize(ours.embedding[name], dim=-1)
         torch.testing.assert_close(made, embedding, atol=1e-5, rtol=1e-5)
+
+
+def test_a_language_model_with_more_words_goes_out_with_them(tmp_path: Path) -> None:
+    import tokenizers
+
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(list(COLOURS), vocab_size=300, special_tokens=["<|endoftext|>"])
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "vocab_size": bpe.get_vocab_size()}
+    reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+    reference.save_pretrained(tmp_path / "theirs")
+    bpe.save(str(tmp_path / "theirs" / "tokenizer.json"))
+    bpe.add_tokens(["turquoise", "magenta"])
+    bpe.save(str(tmp_path / "more.json"))
+    assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "bundle")]) == 0
+    words = ["--vocabulary", str(tmp_path / "more.json")]
+    assert main(["edit", str(tmp_path / "bundle"), str(tmp_path / "more"), *words]) == 0
+    assert main(["export", str(tmp_path / "more"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    longer = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    cut = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert longer.config.vocab_size == len(cut) == sizes["vocab_size"] + 2
+    ids = cut(["a red turquoise square"], return_tensors="pt").input_ids
+    ours = mmformer.load(tmp_path / "more").logits(ids)
+    with torch.no_grad():
+        torch.testing.assert_close(ours, longer(ids).logits, atol=1e-5, rtol=1e-5)
+        old = cut(["a red square"], return_tensors="pt").input_ids
+        before = reference(old).logits
+        torch.testing.assert_close(longer(old).logits[..., :-2], before, atol=1e-5, rtol=1e-5)
