@@ -61,10 +61,13 @@ class MaskedPixels(Objective):
     def prepare(self, batch: Batch, seed: int) -> Batch:
         if batch.image is None:
             return batch
-        if isinstance(batch.image, Patches):
+        if isinstance(batch.image, Patches) or batch.image.ndim != 4:
+            found, other = "have sizes of their own (fit: native)", "take another fit"
+            if not isinstance(batch.image, Patches):
+                found, other = f"are of shape {tuple(batch.image.shape)}", "hand in one of each sample"
             raise InputError(
-                "A masked pixels objective hides patches of pictures of one size, but these have sizes of their own "
-                "(fit: native): take another fit."
+                f"A masked pixels objective hides patches of pictures of one size, one of each sample, but these {found}: "
+                f"{other}."
             )
         positions = batch.positions
         if positions is None:
@@ -76,7 +79,7 @@ class MaskedPixels(Objective):
         if not isinstance(batch.image, Tensor):
             return {}
         hidden = self._number(batch.image) - self._seen(batch.image)
-        return {"squared_error": torch.tensor(float(len(batch.image) * hidden), device=batch.image.device)}
+        return {"squared_error": batch.image.new_full((), len(batch.image) * hidden, dtype=torch.float32)}
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
         told = outputs.losses.get(self.spec.head)

@@ -95,6 +95,9 @@ def test_pictures_in_their_own_proportions_are_refused() -> None:
     native = Patches(torch.zeros(1, 4, 3, 4, 4, dtype=torch.uint8), torch.tensor([[2, 2]]))
     with pytest.raises(InputError, match=r"sizes of their own \(fit: native\): take another fit"):
         MaskedPixelsSpec(patch=4).build().prepare(Batch((), {}, native), 0)
+    several = torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"these are of shape \(2, 3, 3, 8, 8\): hand in one of each sample"):
+        MaskedPixelsSpec(patch=4).build().prepare(Batch((), {}, several), 0)
 
 
 def parts(side: int = 8) -> Parts:
