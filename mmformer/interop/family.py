@@ -204,6 +204,8 @@ class Family:
         """What other files than the config say: vocabularies, and how pictures and sounds are prepared."""
         text = ("vocabulary", "begin", "end", "prefix_space", "ids")
         found = [f"{path}.{name}" for path in self.text for name in text]
+        said = {path for each in self.fields for path in each.paths}  # Mamba's does not say how long a text may be
+        found += [path for each in self.text if (path := f"{each}.context_length") not in said]
         found += [f"{self.picture}.{name}" for name in ("mean", "std") if self.picture]
         found += [f"{self.resizes}.sizes", f"{self.picture}.remainder"] if self.resizes else []
         sound = ("rate", "window", "hop", "lowest", "highest", "mean", "std")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
+from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, randomise, saved
 
+import mmformer
+from mmformer.bundle import Transforms, save_bundle
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
+from mmformer.interop.families.mamba import FAMILY
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 
@@ -27,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
         **{"layer_norm_epsilon": 1e-3, "tie_word_embeddings": False, "time_step_min": 0.01},
     },
 }
+CLASS = "MambaForCausalLM"
 IDS = torch.randint(3, 99, (3, 11), generator=torch.Generator().manual_seed(1))
 
 
@@ -80,6 +86,21 @@ def test_the_trunk_alone_goes_both_ways(tied: bool, tmp_path: Path) -> None:
 
 def test_writing(case: Case, tmp_path: Path) -> None:
     check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4])
+
+
+def test_a_model_that_was_made_here_goes_out(tmp_path: Path) -> None:
+    """Whatever the length of its texts, of which their config says nothing."""
+    spec = FAMILY.spec(transformers.MambaConfig(**SIZES).to_diff_dict() | {"time_step_rank": "auto"}, CLASS, "it")
+    decoder = spec.decoders["text"]
+    tokenizer = dataclasses.replace(decoder.tokenizer, context_length=24)
+    model = dataclasses.replace(spec, decoders={"text": dataclasses.replace(decoder, tokenizer=tokenizer)}).build()
+    randomise(model)
+    save_bundle(tmp_path / "bundle", model.eval(), Transforms(None, None, {}), "# It\n")
+    assert export_model(tmp_path / "bundle", "hf", tmp_path / "out") == f"mamba ({CLASS})"
+    opened = transformers.MambaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert opened.config.time_step_rank == 2
+    with torch.no_grad():
+        close(mmformer.load(tmp_path / "bundle").logits(IDS), opened(IDS).logits, measured="logits")
 
 
 @pytest.mark.slow
