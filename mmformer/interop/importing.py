@@ -117,7 +117,7 @@ def build(found: Found, scratch: Path) -> Built:
     if family.sound:
         spec, audio = with_sounds(spec, family.sound.split(".")[1], found.folder)
     heads = [path.split(".")[1] for path in family.classes if family.has(path, found.layout)]
-    classes = {head: class_names(found.config) for head in heads}
+    classes = {head: class_names(found.config) for head in heads[:1]}  # of those that a mean is taken of, the mean's
     with torch.device("meta"):
         model = spec.build()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
