@@ -66,8 +66,8 @@ class MaskedPixels(Objective):
             if not isinstance(batch.image, Patches):
                 found, other = f"are of shape {tuple(batch.image.shape)}", "hand in one of each sample"
             raise InputError(
-                f"A masked pixels objective hides patches of pictures of one size, one of each sample, but these {found}: "
-                f"{other}."
+                f"A masked pixels objective hides patches of pictures of one size, one of each sample, but these "
+                f"{found}: {other}."
             )
         positions = batch.positions
         if positions is None:
