@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmformer.errors import InputError
 from mmformer.models.head import Source
 from mmformer.models.insertion import content, inserted
+from mmformer.models.media import check_media, last_media, numbered
 from mmformer.models.projection import ProjectionSpec
 from mmformer.models.transform import TransformSpec
 from mmformer.nn.cross_entropy import linear_cross_entropy
@@ -24,7 +25,7 @@ from mmformer.spec import require, require_probability
 from mmformer.tokenizers.text import TextTokens, TextTokensSpec
 from mmformer.types import Aux, LossTerm, Text, Tokens
 
-Reading = Literal["cross", "prefix", "insert"]
+Reading = Literal["cross", "prefix", "insert", "media"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class DecoderSpec:
         stack: the name of the stack that it runs, causally. Parts that name one stack share its weights.
         reads: encoder -> how its tokens are read: ``cross`` by the layers' cross mixers (Vaswani et al. 2017; CoCa),
             ``prefix`` as tokens before the text that all of it sees (Frozen, Tsimpoukelis et al. 2021), ``insert`` in
-            the places of placeholders in the text (LLaVA, Liu et al. 2023, §4.1). Empty: it writes from nothing, as a
-            language model does.
+            the places of placeholders in the text (LLaVA, Liu et al. 2023, §4.1), ``media`` by the layers' cross
+            mixers, where each token sees the last picture before it alone (Flamingo, Alayrac et al. 2022, §2.3.1; see
+            ``models/media.py``). Empty: it writes from nothing, as a language model does.
         bridge: from an encoder's tokens to those of the text, where they are read as a prefix or inserted.
         content: leave special tokens out of what is read.
-        placeholder: the id in whose places tokens are inserted; a text that has none begins with them, after its first
-            id. It is never learned to be written.
+        placeholder: the id in whose places tokens are inserted, one for each, or that stands for one picture of media;
+            a text that has none begins with them, after its first id. It is never learned to be written.
         shares: the text encoder whose token embeddings are this decoder's too; None: it has its own. Where logits are
             tied to them as well, one matrix serves three (Vaswani et al. 2017, §3.4).
         tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
@@ -83,12 +85,16 @@ class DecoderSpec:
             bool(bridged) or self.bridge == ProjectionSpec(bias=True), self, "bridge", "left alone: nothing needs one"
         )
         require(bool(self.reads) or not self.content, self, "content", "false where nothing is read")
-        inserts = bool(self.read_as("insert"))
-        require(inserts == (self.placeholder is not None), self, "placeholder", "an id where something is inserted")
+        media = bool(self.read_as("media"))
+        require(len(self.reads) == 1 or not media, self, "reads", "one encoder alone where it is read as media")
+        holds = media or bool(self.read_as("insert"))
+        told = "an id where something is inserted, or read as media"
+        require(holds == (self.placeholder is not None), self, "placeholder", told)
         require_probability(self, "smoothing")
         require(0 < self.logit_scale < math.inf, self, "logit_scale", "positive and finite")
-        alone = not self.packed or not self.read_as("prefix")
-        require(alone, self, "packed", "false where an encoder is read as a prefix: each text would need its own row")
+        alone = not self.packed or not (media or self.read_as("prefix"))
+        only = "false where an encoder is read as a prefix or as media: each text would need its own row"
+        require(alone, self, "packed", only)
 
     def read_as(self, how: Reading) -> tuple[str, ...]:
         """The encoders that are read in one way."""
@@ -149,7 +155,8 @@ class Decoder(nn.Module):
             state: what the last call returned, or ``stack.empty_state()``; None carries nothing.
 
         Raises:
-            InputError: an encoder that the spec reads is absent from memory.
+            InputError: an encoder that the spec reads is absent from memory, or its tokens and the text's placeholders
+                do not agree.
         """
         missing = [name for name in self.spec.reads if name not in memory]
         if missing:
@@ -167,15 +174,20 @@ class Decoder(nn.Module):
             number = sum(part.x.shape[1] for part in before)
             prefix = torch.full((len(tokens.x),), number, dtype=torch.int64, device=tokens.x.device)
             tokens = concatenate([*before, tokens])
-        cross = [memory[name] for name in self.spec.read_as("cross")]
-        read = concatenate(cross) if cross else None
+        cross = [Tokens(*memory[name][:3]) for name in self.spec.read_as("cross")]  # all of it is seen by all
+        read, media = (concatenate(cross) if cross else None), None
+        for name in self.spec.read_as("media"):
+            read = numbered(memory[name])
+            media = last_media(text, self.spec.placeholder or 0, None if state is None else state.media)
+            if first:
+                check_media(media, read)
         if self.spec.packed and state is None and tokens.valid is not None:
             packed = pack(tokens)
             beside = None if read is None else pack_beside(packed, read).tokens
             output = stack(packed.tokens, causal=True, memory=beside)
             x = packed.unpack(output.tokens.x)
             return Decoded(x, Tokens(x, tokens.pos, tokens.valid), None, output.aux)
-        output = stack(tokens, causal=True, prefix=prefix, memory=read, state=state)
+        output = stack(tokens, causal=True, prefix=prefix, memory=read, media=media, state=state)
         return Decoded(output.tokens.x[:, -length:], output.tokens, output.state, output.aux)
 
     @property
@@ -202,7 +214,11 @@ class Decoder(nn.Module):
 
     def places(self, memory: Mapping[str, Tokens]) -> int:
         """How many placeholders a text needs for what was read."""
-        return sum(memory[name].x.shape[1] - self.special[name] for name in self.spec.read_as("insert"))
+        number = sum(memory[name].x.shape[1] - self.special[name] for name in self.spec.read_as("insert"))
+        for name in self.spec.read_as("media"):
+            segment = memory[name].segment
+            number += 1 if segment is None else int(segment.max())
+        return number
 
     def _with_places(self, text: Text, memory: Mapping[str, Tokens]) -> Text:
         """A batch of texts that begin with the placeholders that they need, where none of them has any."""

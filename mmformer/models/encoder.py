@@ -185,7 +185,8 @@ class Encoder(nn.Module):
         """Encode one modality of a batch.
 
         Args:
-            value: what the tokenizer reads.
+            value: what the tokenizer reads; or rows of several pictures, B N 3 H W, each of which becomes a segment of
+                what is read, where there is a resampler.
             stack: the stack that the spec names.
             intermediates: layers of it whose outputs are to be returned.
             exits: where samples may leave it before its end; None: nowhere.
@@ -193,8 +194,10 @@ class Encoder(nn.Module):
 
         Raises:
             InputError: the tokenizer packs several segments into a row; one embedding would mix them. Ids are to stand
-                everywhere, but the stack's mixers do not know such.
+                everywhere, but the stack's mixers do not know such. Rows have several pictures, but nothing resamples.
         """
+        if isinstance(value, Tensor) and value.ndim == 5:
+            return self._several(value, stack, intermediates)
         if isinstance(value, Text) and value.everywhere is not None:
             _require_everywhere(stack)
         if self.spec.class_shifted and isinstance(value, Text):
@@ -239,6 +242,24 @@ class Encoder(nn.Module):
         kept = {layer: kept[layer] for layer in intermediates}
         return Encoded(exited.tokens, exited.embedding, output.aux, kept, exited.early)
 
+    def _several(self, pictures: Tensor, stack: Stack, intermediates: Collection[int]) -> Encoded:
+        """Rows of several pictures, B N 3 H W: each by itself, then those of a row one after the other.
+
+        Segments number them, from 1. The embedding is the mean of theirs.
+        """
+        if self.resampler is None:
+            raise InputError(
+                f"A row has {pictures.shape[1]} pictures, which stand side by side as a resampler leaves them: give "
+                f"the encoder a resampler, or hand in one picture a row, of shape (batch, 3, height, width)."
+            )
+        each = self.forward(pictures.flatten(0, 1), stack, intermediates)
+        batch, number = pictures.shape[:2]
+        x, pos = (_joined(value, batch) for value in each.tokens[:2])
+        numbers = torch.arange(1, number + 1, device=x.device).repeat_interleave(each.tokens.x.shape[1])
+        kept = {layer: _joined(value, batch) for layer, value in each.intermediates.items()}
+        embedding = each.embedding.view(batch, number, -1).mean(1)
+        return Encoded(Tokens(x, pos, None, numbers.expand(batch, -1)), embedding, each.aux, kept, None)
+
     def _with_padding(self, text: Text) -> Text:
         """A text with one more token of padding, where the context has room for it."""
         assert isinstance(self.tokenizer, TextTokens)
@@ -262,6 +283,11 @@ class Encoder(nn.Module):
     def _embedded(self, left: Tokens) -> Tensor:
         embedding: Tensor = self.norm(self.pool(left))
         return embedding if self.projection is None else self.projection(embedding)
+
+
+def _joined(x: Tensor, batch: int) -> Tensor:
+    """What belongs to the pictures of a row, one after the other: (B N) L D -> B (N L) D."""
+    return x.reshape(batch, -1, x.shape[2])
 
 
 def _require_everywhere(stack: Stack) -> None:

@@ -67,8 +67,8 @@ def spread(ids: Sequence[int], placeholder: int, number: int) -> list[int]:
 
 def content(tokens: Tokens, special: int) -> Tokens:
     """Tokens without the special ones, which stand first."""
-    valid = None if tokens.valid is None else tokens.valid[:, special:]
-    return Tokens(tokens.x[:, special:], tokens.pos[:, special:], valid)
+    valid, segment = (None if each is None else each[:, special:] for each in tokens[2:])
+    return Tokens(tokens.x[:, special:], tokens.pos[:, special:], valid, segment)
 
 
 def _valid(tokens: Tokens) -> Tensor:

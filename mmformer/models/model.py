@@ -90,7 +90,8 @@ class ModelSpec:
 
     def _require_readable(self, name: str, decoder: DecoderSpec) -> None:
         """Refuse a decoder whose stack cannot read what it is to read."""
-        where, stack, cross = f"model.decoders.{name}", self.stacks[decoder.stack], decoder.read_as("cross")
+        where, stack = f"model.decoders.{name}", self.stacks[decoder.stack]
+        cross = (*decoder.read_as("cross"), *decoder.read_as("media"))
         if cross and not stack.reads_memory:
             raise InputError(
                 f"{where} reads '{cross[0]}' through cross mixers, but the layers of model.stacks.{decoder.stack} have "

@@ -55,7 +55,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: DecoderSpec(WORDS, "writer", smoothing=1.0), "DecoderSpec.smoothing must be at least 0 and below 1"),
     (
         lambda: DecoderSpec(WORDS, "writer", {"image": "gated"}),  # type: ignore[dict-item]
-        "DecoderSpec.reads must be encoders, each read as one of cross, prefix, insert, but is {'image': 'gated'}.",
+        "DecoderSpec.reads must be encoders, each read as one of cross, prefix, insert, media, but is",
     ),
     (
         lambda: model(PREFIX, stack="writr"),

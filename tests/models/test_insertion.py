@@ -109,7 +109,7 @@ def test_content_is_what_stands_somewhere() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"placeholder": None}, "placeholder must be an id where something is inserted, but is None"),
+        ({"placeholder": None}, "placeholder must be an id where something is inserted, or read as media, but is None"),
         ({"reads": {}}, "bridge must be left alone: nothing needs one"),
     ],
 )
