@@ -17,6 +17,7 @@ from mmformer.models.logits import text_logits, text_of
 from mmformer.nn import blocked
 from mmformer.types import Batch
 
+tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers", reason="the reference")
 
 PAD = 1
@@ -111,6 +112,23 @@ def test_gradients(case: Case, tmp_path: Path) -> None:
 def test_the_way_out(case: Case, tmp_path: Path) -> None:
     imported(case, tmp_path / "bundle")
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.LongformerForMaskedLM.from_pretrained)
+
+
+def test_a_folder_with_its_vocabulary(tmp_path: Path) -> None:
+    """Texts are read as transformers reads them, and the words that are likeliest in a gap are its own."""
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator(["a dog and two men in hats", "cats on a mat"], vocab_size=300, special_tokens=special)
+    (tmp_path / "in").mkdir()
+    bpe.save_model(str(tmp_path / "in"))
+    texts = ["two dogs", "a man and a cat on a long mat in hats", "Ünïcode 🦊"]
+    case = longformer("LongformerModel", tmp_path / "in", vocab_size=300, max_position_embeddings=66)
+    reader = transformers.AutoTokenizer.from_pretrained(case.folder)
+    batch = reader(texts, return_tensors="pt", padding=True)
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        theirs = case.reference(**batch).pooler_output
+    close(model.embed(text=texts), torch.nn.functional.normalize(theirs, dim=-1), measured="embeddings")
 
 
 @pytest.mark.slow

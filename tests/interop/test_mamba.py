@@ -14,11 +14,13 @@ from parity import Case, check_gradients, check_round_trip, check_writing, close
 import mmformer
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.errors import InputError
+from mmformer.generation.sampling import GreedySpec
 from mmformer.interop.exporting import export_model
 from mmformer.interop.families.mamba import FAMILY
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 
+tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers", reason="the reference")
 
 SIZES: dict[str, Any] = {
@@ -86,6 +88,20 @@ def test_the_trunk_alone_goes_both_ways(tied: bool, tmp_path: Path) -> None:
 
 def test_writing(case: Case, tmp_path: Path) -> None:
     check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4])
+
+
+def test_a_folder_with_its_vocabulary(tmp_path: Path) -> None:
+    bpe = tokenizers.ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["a dog and two men in hats"], vocab_size=300, special_tokens=["<|endoftext|>"])
+    (tmp_path / "in").mkdir()
+    bpe.save(str(tmp_path / "in/tokenizer.json"))
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = transformers.MambaConfig(**SIZES | ends | {"vocab_size": 300})
+    case = saved(transformers.MambaForCausalLM(config), tmp_path / "in")
+    reader = transformers.AutoTokenizer.from_pretrained(case.folder)
+    model, prompt = imported(case, tmp_path / "bundle"), "two men"
+    written = case.reference.generate(**reader([prompt], return_tensors="pt"), max_new_tokens=12, do_sample=False)[0]
+    assert model.generate(prompt, spec=GreedySpec(max_length=12)) == reader.decode(written, skip_special_tokens=True)
 
 
 def test_a_model_that_was_made_here_goes_out(tmp_path: Path) -> None:
