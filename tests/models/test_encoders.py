@@ -39,7 +39,7 @@ def test_a_stack_with_a_cross_mixer_cannot_encode() -> None:
         ModelSpec({"trunk": stack}, {"image": EncoderSpec(PATCHES, "trunk")})
     assert str(caught.value) == (
         "model.stacks.trunk.layer has a cross mixer, which reads a memory, but model.encoders.image has none to hand "
-        "in: leave layer.cross out."
+        "in: leave layer.cross out, or let the encoder run the layers before it alone."
     )
 
 

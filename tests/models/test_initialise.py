@@ -27,6 +27,7 @@ from mmformer.nn.feedforward import (
     GELUFeedForwardSpec,
     GLUFeedForwardSpec,
     ReLUFeedForwardSpec,
+    SiLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
 from mmformer.nn.layer import LayerSpec
@@ -104,6 +105,7 @@ PARTS: dict[type, list[Any]] = {
     FeedForwardSpec: [
         GELUFeedForwardSpec(ratio=2),
         ReLUFeedForwardSpec(squared=True),
+        SiLUFeedForwardSpec(),
         SwiGLUFeedForwardSpec(),
         GLUFeedForwardSpec(bias=True),
         MixtureOfExpertsSpec(3, router=TokenChoiceSpec(balance_rate=0.001), shared=SwiGLUFeedForwardSpec()),
