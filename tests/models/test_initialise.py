@@ -18,6 +18,7 @@ from mmformer.models.exits import EarlyExitHeadSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec, MeanLogitsHeadSpec
 from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import ModelSpec
+from mmformer.models.pixel_head import PixelHeadSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
@@ -121,6 +122,7 @@ PARTS: dict[type, list[Any]] = {
         EarlyExitHeadSpec("e", 4, exits=(0,)),
         LanguageHeadSpec("e", tied=False),
         MeanLogitsHeadSpec("e", 5, ("k", "k")),
+        PixelHeadSpec("e", "pixels"),
     ],
 }
 
@@ -155,7 +157,10 @@ def models() -> list[ModelSpec]:
             heads["w"] = PARTS[HeadSpec][3]
         elif not exiting:
             heads["m"] = PARTS[HeadSpec][4]
-        made.append(ModelSpec({"s": stack}, {"e": encoder}, heads=heads))
+        stacks = {"s": stack}
+        if encoder.patches is not None:
+            heads["p"], stacks["pixels"] = PARTS[HeadSpec][5], StackSpec(8, 1, LayerSpec(AttentionSpec(2)))
+        made.append(ModelSpec(stacks, {"e": encoder}, heads=heads))
     return made
 
 
