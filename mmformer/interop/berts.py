@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmformer.interop.fields import ACTIVATIONS, Field, choice, same
-from mmformer.interop.rules import Rule, joined
+from mmformer.interop.fields import ACTIVATIONS, Field, choice, fixed, same
+from mmformer.interop.rules import Rule, counted, joined
 from mmformer.interop.rules import same as named
 
 STACK, TEXT, HEAD = "stacks.text", "encoders.text", "heads.language"
@@ -21,9 +21,10 @@ def heads(*names: str) -> Sequence[str]:
     return [f"{THEIRS}.attention.self.{name}.{{p}}" for name in names]
 
 
-def trunk_rules(pooler: str) -> list[Rule]:
-    """Args: pooler: the name of theirs."""
+def trunk_rules(pooler: str, rows: int) -> list[Rule]:
+    """Args: pooler: the name of theirs; rows: of the table of positions."""
     return [
+        counted("{base}embeddings.position_ids", rows),
         named(f"{TEXT}.tokenizer.weight", "{base}embeddings.word_embeddings.weight"),
         named(f"{TEXT}.tokenizer.type_weight", "{base}embeddings.token_type_embeddings.weight"),
         named(f"{STACK}.position.weight", "{base}embeddings.position_embeddings.weight"),
@@ -38,6 +39,10 @@ def trunk_rules(pooler: str) -> list[Rule]:
     ]
 
 
+DEFAULTS = {"position_embedding_type": "absolute", "tie_word_embeddings": True}
+"""What a config means that does not say of them."""
+
+
 def trunk_fields() -> tuple[Field, ...]:
     return (
         same("vocab_size", f"{TEXT}.tokenizer.rows"),
@@ -49,5 +54,7 @@ def trunk_fields() -> tuple[Field, ...]:
         choice("hidden_act", ACTIVATIONS, f"{STACK}.layer.feedforward"),
         same("hidden_dropout_prob", f"{STACK}.layer.dropout", f"{STACK}.input_dropout"),
         same("attention_probs_dropout_prob", f"{STACK}.layer.mixer.dropout"),
+        fixed("position_embedding_type", "absolute"),
+        fixed("tie_word_embeddings", True),
         same("layer_norm_eps", f"{STACK}.layer.norm.eps", f"{HEAD}.transform.norm.eps"),
     )

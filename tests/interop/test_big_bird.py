@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from parity import Case, check_gradients, check_round_trip, close, imported, saved
+from safetensors.torch import load_file, save_file
 
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 from mmformer.types import Batch
@@ -70,6 +72,25 @@ def test_the_trunk_alone(tmp_path: Path) -> None:
     close(ours.tokens["text"].x[VALID], theirs.last_hidden_state[VALID])
     close(ours.embedding["text"], theirs.pooler_output, measured="embeddings")
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.BigBirdModel.from_pretrained)
+
+
+def test_what_it_was_trained_with(tmp_path: Path) -> None:
+    """The published weights' class, with positions counted, as older ones have them; another reads them in part."""
+    case = big_bird("BigBirdForPreTraining", tmp_path / "in")
+    model = imported(case, tmp_path / "bundle").model
+    with torch.no_grad():
+        ours, theirs = model(Batch((), {}, text=text_of(IDS, VALID, TYPES))).logits, theirs_of(case)
+    close(ours["language"][VALID], theirs.prediction_logits[VALID], measured="logits")
+    close(ours["follows"], theirs.seq_relationship_logits, measured="logits")
+    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.BigBirdForPreTraining.from_pretrained)
+    config, file = json.loads((case.folder / "config.json").read_text()), case.folder / "model.safetensors"
+    said = config | {"architectures": ["BigBirdForMaskedLM"], "position_embedding_type": "absolute"}
+    (case.folder / "config.json").write_text(json.dumps(said))
+    save_file(load_file(file) | {"bert.embeddings.position_ids": torch.arange(64)[None]}, file, {"format": "pt"})
+    assert tuple(imported(case, tmp_path / "other").model.spec.heads) == ("language",)
+    export_model(tmp_path / "other", "hf", tmp_path / "again")
+    first, second = (load_file(folder / "model.safetensors") for folder in (case.folder, tmp_path / "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_what_is_called_sparse_is_full_for_short_rows(tmp_path: Path) -> None:

@@ -10,22 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmformer.interop.berts import HEAD, STACK, TEXT, trunk_fields, trunk_rules
+from mmformer.interop.berts import DEFAULTS, HEAD, STACK, TEXT, trunk_fields, trunk_rules
 from mmformer.interop.family import Family, Layout
 from mmformer.interop.fields import Field, fixed, same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, tied
 from mmformer.interop.rules import same as named
 
-_WORDS = "cls.predictions"
+_WORDS, _FOLLOWS = "cls.predictions", "heads.follows"
 
 
 def _rules(config: Data) -> list[Rule]:
     return [
-        *trunk_rules("pooler"),
+        *trunk_rules("pooler", config["max_position_embeddings"]),
         named(f"{HEAD}.transform.dense.{{p}}", f"{_WORDS}.transform.dense.{{p}}"),
         named(f"{HEAD}.transform.norm.{{p}}", f"{_WORDS}.transform.LayerNorm.{{p}}"),
         named(f"{HEAD}.bias", f"{_WORDS}.bias"),
+        named(f"{_FOLLOWS}.projection.{{p}}", "cls.seq_relationship.{p}"),
         tied(f"{HEAD}.bias", f"{_WORDS}.decoder.bias"),
         tied(f"{TEXT}.tokenizer.weight", f"{_WORDS}.decoder.weight"),
     ]
@@ -44,7 +45,11 @@ FAMILY = Family(
     library="hf",
     name="big_bird",
     template="big_bird.yaml",
-    layouts={"BigBirdForMaskedLM": Layout("bert."), "BigBirdModel": Layout("", (HEAD,))},
+    layouts={
+        "BigBirdForPreTraining": Layout("bert."),
+        "BigBirdForMaskedLM": Layout("bert.", (_FOLLOWS,), unread=("cls.seq_relationship.*",)),
+        "BigBirdModel": Layout("", (HEAD, _FOLLOWS)),
+    },
     fields=(
         *trunk_fields(),
         same("num_hidden_layers", f"{STACK}.depth"),
@@ -57,14 +62,13 @@ FAMILY = Family(
         ),
         Field(("attention_type", "block_size", "num_random_blocks"), (), _full, lambda: ["original_full", 64, 3]),
         fixed("use_bias", True),
-        fixed("tie_word_embeddings", True),
         fixed("is_decoder", False),
         fixed("add_cross_attention", False),
     ),
     rules=_rules,
     defaults={
         **{"attention_type": "block_sparse", "block_size": 64, "num_random_blocks": 3, "rescale_embeddings": False},
-        **{"use_bias": True, "tie_word_embeddings": True, "is_decoder": False, "add_cross_attention": False},
+        **{"use_bias": True, "is_decoder": False, "add_cross_attention": False, **DEFAULTS},
     },
     ignored=("classifier_dropout", "pad_token_id", "gradient_checkpointing"),
     text=(f"{TEXT}.tokenizer",),

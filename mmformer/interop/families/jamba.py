@@ -73,6 +73,6 @@ FAMILY = Family(
         **{"attn_layer_period": 8, "attn_layer_offset": 4, "sliding_window": None, "rms_norm_eps": 1e-6},
         **{"output_router_logits": False, "router_aux_loss_coef": 0.001},
     },
-    ignored=("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt"),
+    ignored=("use_mamba*", "use_associative_scan", "num_logits_to_keep", "calc_logits_for_entire_prompt", "n_ctx"),
     text=(f"{_TEXT}.tokenizer",),
 )

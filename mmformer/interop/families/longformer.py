@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmformer.interop.berts import HEAD, LAYER, POOLER, STACK, TEXT, heads, trunk_fields, trunk_rules
+from mmformer.interop.berts import DEFAULTS, HEAD, LAYER, POOLER, STACK, TEXT, heads, trunk_fields, trunk_rules
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import Field, fixed
+from mmformer.interop.fields import Field
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, joined, tied
 from mmformer.interop.rules import same as named
@@ -16,7 +16,7 @@ _WINDOW = f"{STACK}.layer.mixer.pattern.patterns.0"
 
 def _rules(config: Data) -> list[Rule]:
     return [
-        *trunk_rules("pooler.dense"),
+        *trunk_rules("pooler.dense", config["max_position_embeddings"]),
         named(f"{LAYER}.mixer.global_q.{{p}}", *heads("query_global")),
         joined(f"{LAYER}.mixer.global_kv.{{p}}", heads("key_global", "value_global")),
         named(f"{HEAD}.transform.dense.{{p}}", "lm_head.dense.{p}"),
@@ -45,8 +45,8 @@ FAMILY = Family(
     name="longformer",
     template="longformer.yaml",
     layouts={
-        "LongformerForMaskedLM": Layout("longformer.", POOLER),
-        "LongformerModel": Layout("", (HEAD,), mark="pooler."),
+        "LongformerForMaskedLM": Layout("longformer.", POOLER, unread=("longformer.pooler.*",)),
+        "LongformerModel": Layout("", (HEAD,), mark="pooler.", unread=("lm_head.*",)),
         "LongformerModel unpooled": Layout("", (HEAD, *POOLER), mark="embeddings."),
     },
     fields=(
@@ -63,10 +63,9 @@ FAMILY = Family(
             lambda rows, pad: [rows - pad - 1, rows - pad - 1, pad + 1],
             lambda _, places, special: [places + special, special - 1],
         ),
-        fixed("tie_word_embeddings", True),
     ),
     rules=_rules,
-    defaults={"attention_window": 512, "pad_token_id": 1, "type_vocab_size": 2, "tie_word_embeddings": True},
+    defaults={"attention_window": 512, "pad_token_id": 1, "type_vocab_size": 2, **DEFAULTS},
     ignored=("onnx_export", "ignore_attention_mask", "attention_mode", "attention_dilation", "autoregressive"),
     text=(f"{TEXT}.tokenizer",),
 )

@@ -71,6 +71,9 @@ FAMILY = Family(
         **{"time_step_min": 0.001, "time_step_max": 0.1, "use_bias": False, "use_conv_bias": True},
         **{"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
     },
-    ignored=("residual_in_fp32", "rescale_prenorm_residual", "time_step_*", "use_mambapy", "use_associative_scan"),
+    ignored=(
+        *("residual_in_fp32", "rescale_prenorm_residual", "time_step_*", "use_mambapy", "use_associative_scan"),
+        *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm"),  # which published ones have, too
+    ),
     text=(f"{_TEXT}.tokenizer",),
 )
