@@ -38,7 +38,6 @@ from mmformer.models.transform import TransformSpec
 from mmformer.nn.feedforward import FeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mixer import MixerSpec
-from mmformer.nn.stack import StackSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
@@ -84,7 +83,7 @@ MEMBERS: list[Any] = [  # those of mmformer.nn are tried in tests/nn/test_yaml.p
     EarlyExitHeadSpec("image", 3, 0.1, exits=(0, 4), threshold=0.7),
     MeanLogitsHeadSpec("image", 3, ("one", "other")),
     LanguageHeadSpec("text", False, TransformSpec("relu")),
-    PixelHeadSpec("image", StackSpec(8, 2), False),
+    PixelHeadSpec("image", "pixels", False),
     LoRASpec(("stacks.*", "encoders.*"), None, 3, 5.0, 0.1, True),
     DoRASpec(("stacks.*",), ("query", "output"), 3),
     IA3Spec(("stacks.*.down",), None, "inputs"),

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.errors import InputError
-from mmformer.models.head import ClassificationHead, ClassificationHeadSpec, HeadOutput, Source
+from mmformer.models.head import ClassificationHead, ClassificationHeadSpec, HeadOutput, Shared, Source
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.spec import require
-from mmformer.tokenizers.text import TextTokens
 from mmformer.types import Aux, Batch, Early, Outputs, Tokens
 
 Embed = Callable[[Tokens], Tensor]
@@ -49,7 +48,7 @@ class EarlyExitHeadSpec(ClassificationHeadSpec):
             plain = getattr(self, field) is None
             require(plain, self, field, "None: each exit is a linear map of what would be the embedding there")
 
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> EarlyExitHead:
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> EarlyExitHead:
         return EarlyExitHead(self, sources[self.encoder])
 
     def check_stack(self, where: str, stack: StackSpec) -> None:

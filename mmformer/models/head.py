@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mmformer.errors import InputError, nearest
 from mmformer.nn.norm import NormSpec
 from mmformer.nn.pool import PoolSpec
+from mmformer.nn.stack import Stack
 from mmformer.spec import family, require, require_probability, told
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokens
@@ -36,6 +37,13 @@ class Source(NamedTuple):
     )
 
 
+class Shared(NamedTuple):
+    """Modules of a model that its heads may use, and that are not theirs."""
+
+    texts: Mapping[str, TextTokens]  # encoder of texts -> its tokens, whose table a head may share
+    stacks: Mapping[str, Stack]
+
+
 @family
 @dataclass(frozen=True)
 class HeadSpec(ABC):
@@ -48,6 +56,11 @@ class HeadSpec(ABC):
     def reads(self) -> tuple[str, ...]:
         """The encoders that it needs."""
         return ()
+
+    @property
+    def runs(self) -> str | None:
+        """The name of the stack that it runs; None: none."""
+        return None
 
     def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:  # noqa: B027
         """Refuse what does not fit the model.
@@ -62,12 +75,12 @@ class HeadSpec(ABC):
         """
 
     @abstractmethod
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> Head:
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> Head:
         """The module.
 
         Args:
             sources: the model's encoders.
-            texts: of those that read texts, the tokens, whose table a head may share.
+            shared: what there is before the heads are made.
         """
 
 
@@ -118,7 +131,7 @@ class ContrastiveHeadSpec(HeadSpec):
         good = self.temperature >= self.lowest_temperature
         require(good, self, "temperature", f"at least lowest_temperature ({self.lowest_temperature})")
 
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> ContrastiveHead:
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> ContrastiveHead:
         return ContrastiveHead(self)
 
 
@@ -233,7 +246,7 @@ class ClassificationHeadSpec(ClassHeadSpec):
                 f"model.encoders.{self.encoder} has {number}: set its class_token and registers, or leave pool out."
             )
 
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> ClassificationHead:
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> ClassificationHead:
         return ClassificationHead(self, sources[self.encoder])
 
 
@@ -289,7 +302,7 @@ class MeanLogitsHeadSpec(ClassHeadSpec):
                 if theirs != ours:
                     raise InputError(f"{where}.{shared} is {ours!r}, but that of its head '{name}' is {theirs!r}.")
 
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> MeanLogitsHead:
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> MeanLogitsHead:
         return MeanLogitsHead(self)
 
 

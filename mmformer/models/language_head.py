@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
-from mmformer.models.head import Head, HeadOutput, HeadSpec, Source
+from mmformer.models.head import Head, HeadOutput, HeadSpec, Shared, Source
 from mmformer.models.transform import TransformSpec
 from mmformer.tokenizers.text import TextTokens
 from mmformer.types import Batch, Outputs
@@ -45,8 +45,8 @@ class LanguageHeadSpec(HeadSpec):
                 f"text encoder without a resampler."
             )
 
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> LanguageHead:
-        return LanguageHead(self, sources[self.encoder], texts[self.encoder])
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> LanguageHead:
+        return LanguageHead(self, sources[self.encoder], shared.texts[self.encoder])
 
 
 class LanguageHead(Head):

@@ -14,7 +14,8 @@ from mmformer.models.decoder import Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec, exits_of
 from mmformer.models.fit import require_fit, require_places
-from mmformer.models.head import Head, HeadSpec, Source
+from mmformer.models.head import Head, HeadSpec, Shared, Source
+from mmformer.models.pixel_head import PixelHeadSpec
 from mmformer.nn.ability import Ability
 from mmformer.nn.initialisation import own_stream
 from mmformer.nn.stack import Stack, StackSpec
@@ -56,6 +57,9 @@ class ModelSpec:
             for encoder_name in head.reads:
                 _require_known(f"model.heads.{name}", encoder_name, self.encoders, "encoders")
             head.check(f"model.heads.{name}", self.sources, dict(islice(self.heads.items(), number)))
+            if isinstance(head, PixelHeadSpec):
+                _require_known(f"model.heads.{name}.stack", head.stack, self.stacks, "stacks")
+                head.check_stack(f"model.heads.{name}", self.stacks[head.stack])
             if isinstance(head, EarlyExitHeadSpec):
                 encoder = self.encoders[head.encoder]
                 head.check_stack(f"model.heads.{name}", self.stacks[encoder.stack])
@@ -66,8 +70,7 @@ class ModelSpec:
                     )
                 if head.threshold is not None:
                     self.require_one_reader(head.encoder)
-        used = {part.stack for part in self.encoders.values()} | {part.stack for part in self.decoders.values()}
-        unused = sorted(set(self.stacks) - used)
+        unused = sorted(set(self.stacks) - self.stacks_run)
         if unused:
             raise InputError(f"model.stacks.{unused[0]} is named by no encoder or decoder: remove it, or name it.")
         for kind in ("stacks", "encoders", "decoders", "heads"):
@@ -151,6 +154,12 @@ class ModelSpec:
             )
 
     @property
+    def stacks_run(self) -> set[str]:
+        """The names of the stacks that its other parts name."""
+        used = {part.stack for part in self.encoders.values()} | {part.stack for part in self.decoders.values()}
+        return used | {head.runs for head in self.heads.values() if head.runs is not None}
+
+    @property
     def token_widths(self) -> dict[str, int]:
         """The width of the tokens that every encoder hands on."""
         return {name: encoder.token_width(self.stacks[encoder.stack].width) for name, encoder in self.encoders.items()}
@@ -198,7 +207,8 @@ class Model(nn.Module):
         self.stacks = _built("stacks", spec.stacks, lambda stack: stack.build())
         self.encoders = _built("encoders", spec.encoders, lambda encoder: encoder.build(widths[encoder.stack]))
         self.decoders = _built("decoders", spec.decoders, self._decoder)
-        self.heads = _built("heads", spec.heads, lambda head: head.build(spec.sources, self._texts()))
+        shared = Shared(self._texts(), {name: self.stack_of(name) for name in self.stacks})
+        self.heads = _built("heads", spec.heads, lambda head: head.build(spec.sources, shared))
 
     def forward(self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True) -> Outputs:
         """Encode a batch, and weigh what decoders would write.

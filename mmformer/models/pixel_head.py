@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.errors import InputError
-from mmformer.models.head import Head, HeadOutput, HeadSpec, Source
+from mmformer.models.head import Head, HeadOutput, HeadSpec, Shared, Source
 from mmformer.nn.precision import without_autocast
-from mmformer.nn.stack import StackSpec
+from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.image import ImagePatchesSpec, ImageTokenizer
-from mmformer.tokenizers.text import TextTokens
 from mmformer.tokenizers.tokenizer import grid_tokens
 from mmformer.types import Batch, LossTerm, Outputs, Tokens
 
@@ -22,25 +21,29 @@ from mmformer.types import Batch, LossTerm, Outputs, Tokens
 @dataclass(frozen=True)
 class PixelHeadSpec(HeadSpec):
     """A masked autoencoder's decoder (MAE, He et al. 2021, §3): what the encoder made of the patches that it saw goes
-    back to their places, a learned token stands in the others, a stack of its own reads all of them, and a linear map
-    tells the pixels of each. Its loss is the squared error over patches that were not seen, the mean over their pixels.
+    back to their places, a learned token stands in the others, a stack reads all of them, and a linear map tells the
+    pixels of each. Its loss is the squared error over patches that were not seen, the mean over their pixels.
 
     It has something to say where a batch says which patches are seen (``Batch.seen``), and is left out elsewhere.
 
     Attributes:
         encoder: the image encoder, of patches.
-        stack: over all places, the encoder's special tokens first; its positions are its own.
+        stack: the name of the stack over all places, the encoder's special tokens first; of any width.
         normalised: what it is to tell is each patch less its mean, over its deviation (§4.1, table 1d); False: pixels
             as the encoder's tokenizer normalises them.
     """
 
     encoder: str
-    stack: StackSpec
+    stack: str
     normalised: bool = True
 
     @property
     def reads(self) -> tuple[str, ...]:
         return (self.encoder,)
+
+    @property
+    def runs(self) -> str:
+        return self.stack
 
     def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
         if sources[self.encoder].patches is None:
@@ -48,27 +51,38 @@ class PixelHeadSpec(HeadSpec):
                 f"{where}.encoder is '{self.encoder}', whose tokens are not patches of a picture, one for each: name "
                 f"an encoder with ImagePatchesSpec and without a resampler."
             )
-        if self.stack.reads_memory:
-            raise InputError(f"{where}.stack has a cross mixer, but no memory to read: leave layer.cross out.")
-        self.stack.require_able(f"{where}.stack", ["bidirectional"], where)
 
-    def build(self, sources: Mapping[str, Source], texts: Mapping[str, TextTokens]) -> PixelHead:
+    def check_stack(self, where: str, stack: StackSpec) -> None:
+        """Refuse a stack that cannot read all places.
+
+        Raises:
+            InputError: ``where`` is the key of the head.
+        """
+        if stack.reads_memory:
+            raise InputError(
+                f"model.stacks.{self.stack}.layer has a cross mixer, but {where} has no memory to read: leave "
+                f"layer.cross out."
+            )
+        stack.require_able(f"model.stacks.{self.stack}", ["bidirectional"], where)
+
+    def build(self, sources: Mapping[str, Source], shared: Shared) -> PixelHead:
         source = sources[self.encoder]
         assert source.patches is not None, "it is checked"
-        return PixelHead(self, source, source.patches)
+        return PixelHead(self, source, source.patches, shared.stacks[self.stack])
 
 
 class PixelHead(Head):
     undecayed = ("unseen",)
 
-    def __init__(self, spec: PixelHeadSpec, source: Source, patches: ImagePatchesSpec) -> None:
+    def __init__(self, spec: PixelHeadSpec, source: Source, patches: ImagePatchesSpec, stack: Stack) -> None:
         super().__init__()
+        width = stack.spec.width
         self.spec, self.special, self.patch = spec, source.special, patches.patch
         self.tokenizer = ImageTokenizer(patches)  # how pictures are normalised; it has no weights
-        self.enter = nn.Linear(source.tokens, spec.stack.width)
-        self.unseen = nn.Parameter(torch.empty(spec.stack.width))
-        self.stack = spec.stack.build()
-        self.projection = nn.Linear(spec.stack.width, 3 * patches.patch**2)
+        self.enter = nn.Linear(source.tokens, width)
+        self.unseen = nn.Parameter(torch.empty(width))
+        self.projection = nn.Linear(width, 3 * patches.patch**2)
+        self._stack = (stack,)  # in a tuple: it is the model's, and registered there
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -85,7 +99,7 @@ class PixelHead(Head):
         every = every.scatter(1, batch.seen[..., None].expand_as(shown), shown)  # B L W
         places = grid_tokens(every, rows, columns).pos
         pos = torch.cat((tokens.pos[:, : self.special], places), dim=1)
-        left = self.stack(Tokens(torch.cat((special, every), dim=1), pos))
+        left = self._stack[0](Tokens(torch.cat((special, every), dim=1), pos))
         pixels = self.projection(left.tokens.x[:, self.special :])  # B L (P P 3)
         with torch.no_grad(), without_autocast(pixels):
             target = self.target(batch.image[:, :, : rows * self.patch, : columns * self.patch])

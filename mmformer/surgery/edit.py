@@ -135,6 +135,7 @@ def _without(spec: ModelSpec, parts: Collection[str]) -> ModelSpec:
         for group in GROUPS
     }
     used = {part.stack for group in ("encoders", "decoders") for part in left[group].values()}
+    used |= {head.runs for head in left["heads"].values()}
     stacks = {name: stack for name, stack in spec.stacks.items() if name in used}
     return dataclasses.replace(spec, stacks=stacks, **left)
 

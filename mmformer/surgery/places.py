@@ -53,14 +53,14 @@ def with_places(
         if encoder.tokenizer.modality == "text":
             continue
         taken = places(spec.encoders[name], before), places(encoder, after)
-        if taken[0] == taken[1] or not stacks[encoder.stack].position.limits:
-            continue
-        first = wanted.setdefault(encoder.stack, (*taken, name))
-        if first[:2] != taken:
-            raise InputError(
-                f"model.stacks.{encoder.stack} has one table of positions, but the tokens of its encoders would change "
-                f"differently: {first[2]} from {first[0]} to {first[1]}, {name} from {taken[0]} to {taken[1]}."
-            )
+        run = {encoder.stack, *(head.runs for head in spec.heads.values() if head.runs and name in head.reads)}
+        for stack in sorted(each for each in run if taken[0] != taken[1] and stacks[each].position.limits):
+            first = wanted.setdefault(stack, (*taken, name))
+            if first[:2] != taken:
+                raise InputError(
+                    f"model.stacks.{stack} has one table of positions, but the tokens of its encoders would change "
+                    f"differently: {first[2]} from {first[0]} to {first[1]}, {name} from {taken[0]} to {taken[1]}."
+                )
     for stack, (took, takes, name) in wanted.items():
         position = _resized(stacks[stack].position, took, takes, f"model.stacks.{stack}", name)
         stacks[stack] = dataclasses.replace(stacks[stack], position=position)

@@ -89,7 +89,7 @@ def test_positions_do_not_train(case: Case, tmp_path: Path) -> None:
     """As theirs do not; what a file has of them is kept."""
     model = imported(case, tmp_path / "bundle").model
     still = {name for name, value in model.named_parameters() if not value.requires_grad}
-    assert still == {"stacks.image.position.weight", "heads.pixels.stack.position.weight"}
+    assert still == {"stacks.image.position.weight", "stacks.pixels.position.weight"}
     assert torch.equal(model.stacks["image"].position.weight, case.reference.vit.embeddings.position_embeddings[0])
 
 

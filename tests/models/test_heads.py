@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_batch, tiny_model
 from torch import Tensor, nn
 
-from mmformer.models.head import ContrastiveHead, ContrastiveHeadSpec, Head, HeadOutput
+from mmformer.models.head import ContrastiveHead, ContrastiveHeadSpec, Head, HeadOutput, Shared
 from mmformer.types import Batch, Outputs
 
 TEXTS = ["red", "a small blue square", "green on the left"]
@@ -60,7 +60,7 @@ def test_a_head_may_find_nothing_to_read() -> None:
 
 
 def head(log_scale: float) -> ContrastiveHead:
-    built = ContrastiveHeadSpec(0.07, 0.01).build({}, {})
+    built = ContrastiveHeadSpec(0.07, 0.01).build({}, Shared({}, {}))
     with torch.no_grad():
         built.log_scale.fill_(log_scale)
     return built
@@ -139,7 +139,7 @@ def test_the_bound_holds_in_a_compiled_pass_and_through_the_model() -> None:
 
 
 def test_without_a_bound_the_scale_is_that_of_its_parameter() -> None:
-    built = ContrastiveHeadSpec(0.1, None).build({}, {})
+    built = ContrastiveHeadSpec(0.1, None).build({}, Shared({}, {}))
     assert built.scale.item() == pytest.approx(10, rel=1e-6)
     with torch.no_grad():
         built.log_scale.fill_(LIMIT + 2)
@@ -148,7 +148,8 @@ def test_without_a_bound_the_scale_is_that_of_its_parameter() -> None:
 
 
 def test_a_bias_is_there_where_it_is_asked_for() -> None:
-    without, built = ContrastiveHeadSpec().build({}, {}), ContrastiveHeadSpec(0.1, None, -10.0).build({}, {})
+    without = ContrastiveHeadSpec().build({}, Shared({}, {}))
+    built = ContrastiveHeadSpec(0.1, None, -10.0).build({}, Shared({}, {}))
     assert [name for name, _ in without.named_parameters()] == ["log_scale"]
     assert without(Outputs.empty(), Batch((), {})).bias is None
     model = dataclasses.replace(tiny_model(), heads={"c": ContrastiveHeadSpec(bias=-10.0)}).build()
@@ -158,6 +159,6 @@ def test_a_bias_is_there_where_it_is_asked_for() -> None:
     outputs.bias["c"].sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {"heads.c.bias"}
     with torch.device("meta"):
-        meta = ContrastiveHeadSpec(bias=-10.0).build({}, {})
+        meta = ContrastiveHeadSpec(bias=-10.0).build({}, Shared({}, {}))
     meta.to_empty(device="cpu").reset_parameters()
     assert torch.equal(meta.bias, built.bias)

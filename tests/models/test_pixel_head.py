@@ -29,9 +29,9 @@ POSITION = LearnedPositionSpec((1, 2), (2, 3))
 STACK = StackSpec(16, 1, LayerSpec(AttentionSpec(2)), POSITION)
 NARROW = StackSpec(8, 1, LayerSpec(AttentionSpec(2)), POSITION)
 PATCHES = ImagePatchesSpec((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 4)
-HEAD = PixelHeadSpec("image", NARROW)
+HEAD = PixelHeadSpec("image", "deep")
 ENCODER = EncoderSpec(PATCHES, "vision", class_token=True, registers=1)
-SPEC = ModelSpec({"vision": STACK}, {"image": ENCODER}, heads={"pixels": HEAD})
+SPEC = ModelSpec({"vision": STACK, "deep": NARROW}, {"image": ENCODER}, heads={"pixels": HEAD})
 SEEN = torch.tensor([[4, 1], [0, 5], [2, 3]])
 
 
@@ -101,8 +101,9 @@ def test_what_was_seen_goes_back_to_its_place(monkeypatch: pytest.MonkeyPatch) -
     head = model.heads["pixels"]
     assert isinstance(head, PixelHead)
     entered: list[Tokens] = []
-    forward = head.stack.forward
-    monkeypatch.setattr(head.stack, "forward", lambda tokens: (entered.append(tokens), forward(tokens))[1])
+    stack = model.stack_of("deep")
+    forward = stack.forward
+    monkeypatch.setattr(stack, "forward", lambda tokens: (entered.append(tokens), forward(tokens))[1])
     with torch.no_grad():
         outputs = model(batch())
         shown = head.enter(outputs.tokens["image"].x)
@@ -123,7 +124,7 @@ def test_where_no_batch_says_what_is_seen_it_says_nothing() -> None:
     text = TextTokensSpec(VOCABULARY, context_length=8)
     words = StackSpec(16, 1, LayerSpec(AttentionSpec(2)))
     encoders = {"image": ENCODER, "text": EncoderSpec(text, "words")}
-    model = built(stacks={"vision": STACK, "words": words}, encoders=encoders)
+    model = built(stacks={"vision": STACK, "deep": NARROW, "words": words}, encoders=encoders)
     read = text.encoder().encode(["red", "blue", "two"])
     assert not model(Batch((), {}, text=read, seen=SEEN)).losses
 
@@ -135,14 +136,14 @@ def test_a_batch_that_says_what_is_seen_drops_nothing_besides() -> None:
 
 def test_what_its_layers_ask_for_is_told() -> None:
     layer = LayerSpec(AttentionSpec(2), MixtureOfExpertsSpec(2, GELUFeedForwardSpec(ratio=1.0)))
-    head = dataclasses.replace(HEAD, stack=dataclasses.replace(NARROW, layer=layer))
-    outputs = built(head).train()(batch())
+    stacks = {"vision": STACK, "deep": dataclasses.replace(NARROW, layer=layer)}
+    outputs = built(stacks=stacks).train()(batch())
     assert set(outputs.aux) == {"pixels/router_z", "pixels/balance"}
 
 
 @pytest.mark.parametrize("change", ["stem", "resampled", "text", "cross", "blind"])
 def test_what_does_not_fit_is_told(change: str) -> None:
-    encoders, head, told = {"image": ENCODER}, HEAD, "whose tokens are not patches of a picture"
+    encoders, deep, told = {"image": ENCODER}, NARROW, "whose tokens are not patches of a picture"
     match change:
         case "stem":
             encoders["image"] = EncoderSpec(ConvolutionalStemSpec(), "vision")
@@ -152,10 +153,15 @@ def test_what_does_not_fit_is_told(change: str) -> None:
             encoders["image"] = EncoderSpec(TextTokensSpec(VOCABULARY, context_length=8), "vision")
         case "cross":
             layer = LayerSpec(AttentionSpec(2), cross=AttentionSpec(2))
-            head, told = PixelHeadSpec("image", dataclasses.replace(NARROW, layer=layer)), "no memory to read"
+            deep, told = dataclasses.replace(NARROW, layer=layer), "model.heads.pixels has no memory to read"
         case "blind":
             position = dataclasses.replace(POSITION, fixed=True)
-            head = PixelHeadSpec("image", StackSpec(10, 1, LayerSpec(AttentionSpec(2)), position))
+            deep = StackSpec(10, 1, LayerSpec(AttentionSpec(2)), position)
             told = "needs a width that is a multiple of 4, but the stack's width is 10"
     with pytest.raises(InputError, match=told):
-        ModelSpec({"vision": STACK}, encoders, heads={"pixels": head}).build()
+        ModelSpec({"vision": STACK, "deep": deep}, encoders, heads={"pixels": HEAD}).build()
+
+
+def test_a_stack_that_there_is_not() -> None:
+    with pytest.raises(InputError, match=r"model.heads.pixels.stack is 'depe', but the stacks are vision, deep\. Did"):
+        dataclasses.replace(SPEC, heads={"pixels": PixelHeadSpec("image", "depe")})

@@ -16,7 +16,8 @@ from mmformer.interop.towers import read_grid, write_grid
 from mmformer.interop.vits import IMAGE, STACK
 
 _HEAD = "heads.pixels"
-_STACKS = {"": STACK, "decoder_": f"{_HEAD}.stack"}
+_DEEP = "stacks.pixels"
+_STACKS = {"": STACK, "decoder_": _DEEP}
 _SIZES = {
     "hidden_size": "width",
     "num_hidden_layers": "depth",
@@ -42,11 +43,11 @@ def _rules(config: Data) -> list[Rule]:
     return [
         *vits.embedding_rules(config, {"cls_token": 1}, 1),
         *vits.layer_rules(),
-        *vits.layer_rules(f"{_HEAD}.stack", "{deep}.{i}"),
+        *vits.layer_rules(_DEEP, "{deep}.{i}"),
         named(f"{_HEAD}.enter.{{p}}", "decoder.decoder_embed.{p}"),
         viewed(f"{_HEAD}.unseen", "decoder.mask_token", (1, 1, width)),
-        viewed(f"{_HEAD}.stack.position.weight", "decoder.decoder_pos_embed", (1, places, width)),
-        named(f"{_HEAD}.stack.norm.{{p}}", "decoder.decoder_norm.{p}"),
+        viewed(f"{_DEEP}.position.weight", "decoder.decoder_pos_embed", (1, places, width)),
+        named(f"{_DEEP}.norm.{{p}}", "decoder.decoder_norm.{p}"),
         named(f"{_HEAD}.projection.{{p}}", "decoder.decoder_pred.{p}"),
     ]
 
@@ -60,7 +61,7 @@ MAE = Family(
     layouts={
         "ViTMAEForPreTraining": Layout("vit.", words={"deep": "decoder.decoder_layers"}),
         "ViTMAEForPreTraining newer": Layout("vit.", words={"deep": _NEWER}, mark=_NEWER),
-        "ViTMAEModel": Layout(without=(_HEAD,)),
+        "ViTMAEModel": Layout(without=(_HEAD, _DEEP)),
     },
     fields=(
         *(same(f"{at}{key}", f"{stack}.{path}") for at, stack in _STACKS.items() for key, path in _SIZES.items()),
