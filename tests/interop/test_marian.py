@@ -19,7 +19,7 @@ from mmformer.generation.sampling import GreedySpec
 from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
-from mmformer.types import Batch
+from mmformer.types import Batch, Text
 
 transformers = pytest.importorskip("transformers", reason="the reference")
 
@@ -88,6 +88,17 @@ def test_two_vocabularies(tmp_path: Path) -> None:
         close(model.logits(IDS, decoder_ids=written), theirs, measured="logits")
     load = transformers.MarianMTModel.from_pretrained
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
+
+
+def test_the_loss(case: Case, tmp_path: Path) -> None:
+    """Of texts of several lengths, with what a decoder begins with put before them."""
+    model, real = imported(case, tmp_path / "bundle").model, torch.arange(15) < torch.tensor([[15], [8], [3]])
+    labels = torch.where(real, WRITTEN.roll(-1, 1), -100)
+    with torch.no_grad():
+        theirs = case.reference(IDS, attention_mask=VALID.long(), labels=labels).loss
+        target = Text(labels.clamp(min=0), real.sum(1))
+        ours = model(Batch((), {}, text=text_of(IDS, VALID), target=target)).losses["target"]
+    close(ours.total / ours.items, theirs, varied=False, measured="loss")
 
 
 def test_gradients(case: Case, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 from mmformer.predictor import Predictor
-from mmformer.types import Batch
+from mmformer.types import Batch, Text
 
 transformers = pytest.importorskip("transformers", reason="the reference")
 
@@ -93,6 +93,17 @@ def test_padded_rows(case: Case, tmp_path: Path) -> None:
     with torch.no_grad():
         theirs = theirs_of(case, VALID)
         close(model.logits(IDS, decoder_ids=WRITTEN, valid=VALID), theirs.logits, measured="logits")
+
+
+def test_the_loss(case: Case, tmp_path: Path) -> None:
+    """Of texts of several lengths, with what a decoder begins with put before them."""
+    model, real = imported(case, tmp_path / "bundle").model, torch.arange(15) < torch.tensor([[15], [8], [3]])
+    labels = torch.where(real, WRITTEN.roll(-1, 1), -100)
+    with torch.no_grad():
+        theirs = case.reference(IDS, attention_mask=VALID.long(), labels=labels).loss
+        target = Text(labels.clamp(min=0), real.sum(1))
+        ours = model(Batch((), {}, text=text_of(IDS, VALID), target=target)).losses["target"]
+    close(ours.total / ours.items, theirs, varied=False, measured="loss")
 
 
 @pytest.mark.parametrize("name", ["case", "newer"])
