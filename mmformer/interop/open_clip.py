@@ -23,7 +23,7 @@ WEIGHTS = (
 """In the order in which open_clip looks for them."""
 
 MERGES = "bpe_simple_vocab_16e6.txt.gz"
-"""CLIP's vocabulary; a folder may have it beside."""
+"""CLIP's vocabulary, which open_clip has in itself; it may lie beside a config or OpenAI's weights."""
 
 SIZES = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's weights have among them."""
@@ -100,6 +100,22 @@ def openai_config(state: State, where: str) -> dict[str, Any]:
     return config
 
 
+def family_of(config: Mapping[str, Any], where: str) -> Family:
+    """Whose model a config is of.
+
+    Raises:
+        InputError: pictures are read by a tower of timm's that is none of SigLIP's.
+    """
+    families = {family.name: family for family in families_of("open_clip")}
+    timm = config["vision_cfg"].get("timm_model_name")
+    if timm and "siglip" not in timm:
+        raise InputError(
+            f"{where} has timm_model_name {timm!r}, but of timm's towers mmformer reads SigLIP's there, beside "
+            f"open_clip's own vision transformers."
+        )
+    return families["SigLIP" if timm else "CoCa" if "multimodal_cfg" in config else "CLIP"]
+
+
 def _found(data: Mapping[str, Any], state: State, folder: Path | None, where: str) -> Found:
     config = data.get("model_cfg", data)
     for part in ("vision_cfg", "text_cfg"):
@@ -108,9 +124,10 @@ def _found(data: Mapping[str, Any], state: State, folder: Path | None, where: st
     if all(name.startswith("module.") for name in state):  # as training over several processes leaves them
         state = {name.removeprefix("module."): value for name, value in state.items()}
     said = {**data.get("preprocess_cfg", {}), "size": config["vision_cfg"].get("image_size", 224)}
-    merges = None if folder is None or not (folder / MERGES).is_file() else (folder / MERGES).read_bytes()
+    file = Path(where).with_name(MERGES)
+    merges = file.read_bytes() if file.is_file() else None
     cleaning = _cleaning(config["text_cfg"], where)
-    family = _family(config, where)
+    family = family_of(config, where)
     custom = any(name.startswith("text.") for name in state)
     layout = next(iter(family.layouts)) if len(family.layouts) == 1 else "CustomTextCLIP" if custom else "CLIP"
     return Found(
@@ -123,17 +140,6 @@ def _found(data: Mapping[str, Any], state: State, folder: Path | None, where: st
         None if merges is None else from_open_clip(merges, cleaning, config["text_cfg"].get("context_length", 77)),
         picture_transform(said, where, "open_clip"),
     )
-
-
-def _family(config: Mapping[str, Any], where: str) -> Family:
-    families = {family.name: family for family in families_of("open_clip")}
-    timm = config["vision_cfg"].get("timm_model_name")
-    if timm and "siglip" not in timm:
-        raise InputError(
-            f"{where} has timm_model_name {timm!r}, but of timm's towers mmformer reads SigLIP's there, beside "
-            f"open_clip's own vision transformers."
-        )
-    return families["SigLIP" if timm else "CoCa" if "multimodal_cfg" in config else "CLIP"]
 
 
 def _cleaning(text: Mapping[str, Any], where: str) -> Cleaning:

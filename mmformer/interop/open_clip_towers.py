@@ -8,22 +8,27 @@ from typing import Any
 
 from mmformer.interop.fields import Field, fixed, same
 from mmformer.interop.plain import Data, Named
-from mmformer.interop.rules import Rule, transposed
+from mmformer.interop.rules import Rule, transposed, viewed
 from mmformer.interop.rules import same as named
-from mmformer.interop.towers import read_grid, write_grid
+from mmformer.interop.temperature import BOUND, log_scale, temperature
+from mmformer.interop.towers import patches, read_grid, write_grid
 
 _ALWAYS = {"mlp_ratio": 4.0, "layers": 12, "ls_init_value": None, "norm_kwargs": None, "act_kwargs": None}
-_CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+CUSTOM = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 PICTURE_DEFAULTS: Mapping[str, Any] = {
-    **{**_ALWAYS, **dict.fromkeys(_CUSTOM, False)},
+    **{**_ALWAYS, **dict.fromkeys(CUSTOM, False)},
     **{"width": 768, "head_width": 64, "image_size": 224, "patch_size": 16, "patch_dropout": 0.0},
     **{"no_ln_pre": False, "final_ln_after_pool": False, "pool_type": "tok", "pos_embed_type": "learnable"},
     **{"attentional_pool": False, "timm_model_name": None},
 }
 TEXT_DEFAULTS: Mapping[str, Any] = {
-    **{**_ALWAYS, **dict.fromkeys(_CUSTOM, False)},
+    **{**_ALWAYS, **dict.fromkeys(CUSTOM, False)},
     **{"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408, "no_causal_mask": False},
     **{"pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "embed_cls": False, "hf_model_name": None},
+}
+PAIR_DEFAULTS: Mapping[str, Any] = {
+    **{"quick_gelu": False, "init_logit_scale": math.log(1 / 0.07), "init_logit_bias": None},
+    "nonscalar_logit_scale": False,
 }
 IGNORED = (
     *("custom_text", "vision_cfg.output_tokens", "vision_cfg.block_type", "vision_cfg.attn_pooler_*"),
@@ -31,6 +36,19 @@ IGNORED = (
     *("text_cfg.hf_tokenizer_name", "text_cfg.tokenizer_*", "text_cfg.hf_*", "text_cfg.final_ln_after_pool"),
 )
 """What says how weights are named, what is returned, or what others than the towers read."""
+
+
+def pair_fields() -> tuple[Field, ...]:
+    """What a config says of how pictures and texts are compared."""
+    shape = Field(("nonscalar_logit_scale",), (), lambda _: [], lambda: [False])  # of the scale's tensor alone
+    return (temperature("init_logit_scale"), BOUND, shape)
+
+
+def pair_rules(config: Data) -> list[Rule]:
+    """The scale and the bias of similarities."""
+    shape = (1,) if config["nonscalar_logit_scale"] else ()
+    scale = log_scale("logit_scale", shape, bounded=config["init_logit_bias"] is None)
+    return [scale, viewed("heads.contrastive.bias", "logit_bias", shape)]
 
 
 def tower_fields(stack: str, at: str) -> tuple[Field, ...]:
@@ -42,7 +60,7 @@ def tower_fields(stack: str, at: str) -> tuple[Field, ...]:
         ),
         Field((f"{at}.layers",), (f"{stack}.depth",), _read_depth, lambda depth: [depth]),
         same(f"{at}.ls_init_value", f"{stack}.layer.layer_scale"),
-        *(fixed(f"{at}.{key}", False) for key in _CUSTOM),
+        *(fixed(f"{at}.{key}", False) for key in CUSTOM),
     )
 
 
@@ -139,6 +157,19 @@ def block_rules(layer: str, theirs: str) -> list[Rule]:
         named(f"{layer}.feedforward.up.{{p}}", f"{theirs}.mlp.c_fc.{{p}}"),
         named(f"{layer}.feedforward.down.{{p}}", f"{theirs}.mlp.c_proj.{{p}}"),
         named(f"{layer}.feedforward_residual.gain", f"{theirs}.ls_2.gamma"),
+    ]
+
+
+def picture_rules(config: Data) -> list[Rule]:
+    """A vision transformer of open_clip's own, but for its end."""
+    seen = config["vision_cfg"]
+    return [
+        viewed("encoders.image.special", "visual.class_embedding", (seen["width"],)),
+        patches("visual.conv1.weight", seen["width"], seen["patch_size"]),
+        named("stacks.image.position.weight", "visual.positional_embedding"),
+        named("stacks.image.input_norm.{p}", "visual.ln_pre.{p}"),
+        *layer_rules("stacks.image", "visual.transformer"),
+        transposed("encoders.image.projection.weight", "visual.proj"),
     ]
 
 
