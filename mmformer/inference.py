@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mmformer.bundle import Transforms
 from mmformer.errors import InputError, nearest
-from mmformer.models.head import ClassHeadSpec, ContrastiveHead, MeanLogitsHeadSpec
+from mmformer.models.head import ClassHeadSpec, ContrastiveHead
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
 from mmformer.reader import Reader
@@ -96,19 +96,15 @@ class Inference:
         self, modality: str, values: Sequence[Any], head: str | None, progress: Progress | None
     ) -> tuple[Tensor, list[str]]:
         """N classes, in the order of the values, and the classes' names."""
-        heads = self.model.spec.heads
         known = [
             name
-            for name, spec in heads.items()
+            for name, spec in self.model.spec.heads.items()
             if isinstance(spec, ClassHeadSpec)
             and self.model.spec.encoders[spec.encoder].tokenizer.modality == modality
             and name in self.transforms.classes
         ]
-        # Where a mean of heads decides, as in DeiT, they themselves are asked by name alone.
-        parts = {part for name in known if isinstance(spec := heads[name], MeanLogitsHeadSpec) for part in spec.heads}
-        whole = [name for name in known if name not in parts]
-        if head is None and len(whole) == 1:
-            head = whole[0]
+        if head is None and len(known) == 1:
+            head = known[0]
         if head not in known:
             raise InputError(
                 f"Without labels, a classification head is asked ({head or 'none was named'}), but the model's are "

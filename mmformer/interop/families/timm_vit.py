@@ -129,4 +129,4 @@ def _family(name: str, heads: tuple[str, ...], *more: Field) -> Family:
 _EMBEDDING = Field((), ("heads.classes.pool",), lambda: [None], lambda _: [])
 
 VIT = _family("vit", ("heads.classes",), _EMBEDDING)
-DEIT = _family("deit", ("heads.own", "heads.taught", "heads.classes"))
+DEIT = _family("deit", ("heads.classes", "heads.own", "heads.taught"))
