@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("evaluate", "Measure a trained model", "measure a model on data of your own, with a report"),
     "import": ("interop", "Exchange", "make a bundle of a model of another library"),
     "export": ("interop", "Exchange", "write a model as another library opens it"),
-    "merge": ("merge", "Prepare", "merge an adapter that peft trained into a model"),
+    "merge": ("merge", "Prepare", "merge adapters, of a run or of peft, into a model"),
     "edit": ("edit", "Prepare", "change a model: picture size, patches, words; drop parts of it"),
     "shards": ("shards", "Prepare", "build sets of samples of your data; index, check and look at sets"),
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),

@@ -1,4 +1,4 @@
-"""``mmformer merge``: an adapter of peft's, merged into the weights of a bundle."""
+"""``mmformer merge``: adapters of a run, or of peft, merged into the weights of a bundle."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def _add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser = commands.add_parser(
         "merge",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Merge an adapter that peft trained (LoRA, rsLoRA, DoRA, IA3) into a bundle of the model that it "
-        "was trained on.",
-        epilog="example:\n  mmformer import hf:models/gpt2 bundles/gpt2\n"
-        "  mmformer merge bundles/gpt2 adapters/poems bundles/poet",
+        description="Merge adapters into a bundle of the model that they were trained on: the adapters/ of a run's "
+        "output, or an adapter that peft trained (LoRA, rsLoRA, DoRA, IA3).",
+        epilog="examples:\n  mmformer merge bundles/gpt2 runs/poems/adapters bundles/poet\n"
+        "  mmformer merge bundles/gpt2 downloads/songs bundles/singer",
     )
     parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle, of a model of transformers"
+        "bundle", type=Path, metavar="BUNDLE", help="the folder of a bundle; for peft, of a model of transformers"
     )
-    adapter = "a folder with adapter_config.json and adapter_model.safetensors"
+    adapter = "adapters/ of a run, or a folder with adapter_config.json and adapter_model.safetensors"
     parser.add_argument("adapter", type=Path, metavar="ADAPTER", help=adapter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder to write the new bundle to")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
@@ -39,8 +39,11 @@ def _add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _merge(args: argparse.Namespace) -> int:
     arguments.check_free(args.folder, args.overwrite)
+    from mmformer.adapters.file import SPECS
     from mmformer.interop.merging import merge_adapter
+    from mmformer.surgery.merging import merge_own
 
-    changed = merge_adapter(args.bundle, args.adapter, args.folder)
+    merge = merge_own if (args.adapter / SPECS).is_file() else merge_adapter
+    changed = merge(args.bundle, args.adapter, args.folder)
     print(f"{args.folder}: {args.adapter.name} is merged into {len(changed)} parameters, such as {changed[0]}")
     return 0

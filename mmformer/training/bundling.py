@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from mmformer import resources
+from mmformer.adapters.file import AdaptersSpec, write_adapters
 from mmformer.adapters.merge import merged
 from mmformer.bundle import Transforms, read_spec, read_transforms, save_bundle
 from mmformer.config import to_yaml
 from mmformer.data.classes import read_classes
+from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.interop.origin import FOLDER, read_origin
+from mmformer.models.decoder import DecoderSpec
+from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.objectives.classification import ClassificationSpec
@@ -60,9 +66,45 @@ def _origin(run: RunSpec, transforms: Transforms) -> dict[str, bytes]:
     return kept | {f"{FOLDER}/origin.json": trained.to_bytes()}
 
 
+def write_own_adapters(folder: Path, run: RunSpec, model: Model, trained: Collection[str]) -> None:
+    """Write a run's adapters by themselves, where its model is the bundle's that it began with, and has nothing else.
+
+    Args:
+        trained: the parameters that the run trained.
+    """
+    bundle = Path() if run.initial is None else Path(run.initial.path)
+    if run.adapters and (bundle / "model.yaml").is_file() and _same_model(read_spec(bundle), run.model):
+        state = model.state_dict()
+        spec = AdaptersSpec(file_sha256(bundle / "model.safetensors"), run.adapters)
+        write_adapters(folder, spec, {name: state[name] for name in trained})
+
+
+def _same_model(one: ModelSpec, other: ModelSpec) -> bool:
+    """Whether two specs are alike, wherever their files are."""
+    sides = [(spec.stacks, spec.heads, _parts(spec), _tokenizers(spec)) for spec in (one, other)]
+    return sides[0] == sides[1]
+
+
+def _parts(spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    """The fields of each encoder and decoder but its tokenizer."""
+    parts: dict[str, EncoderSpec | DecoderSpec] = {**spec.encoders, **spec.decoders}
+    return {
+        name: {field.name: getattr(part, field.name) for field in dataclasses.fields(part) if field.name != "tokenizer"}
+        for name, part in parts.items()
+    }
+
+
 def _tokenizers(spec: ModelSpec) -> dict[str, TokenizerSpec]:
-    encoders = {name: part.tokenizer for name, part in spec.encoders.items()}
-    return encoders | {name: part.tokenizer for name, part in spec.decoders.items()}
+    """The tokenizer of each part, its files named by their hashes."""
+    parts: dict[str, EncoderSpec | DecoderSpec] = {**spec.encoders, **spec.decoders}
+    return {name: _by_content(part.tokenizer) for name, part in parts.items()}
+
+
+def _by_content(tokenizer: TokenizerSpec) -> TokenizerSpec:
+    named = {field: getattr(tokenizer, field) for field in tokenizer.files}
+    hashes = {field: file_sha256(resources.find(file)) for field, file in named.items() if file is not None}
+    changes: dict[str, Any] = {**hashes}
+    return dataclasses.replace(tokenizer, **changes)
 
 
 def class_names(run: RunSpec) -> dict[str, list[str]]:

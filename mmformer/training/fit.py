@@ -17,7 +17,7 @@ from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
 from mmformer.parallel.sharding import whole_model
-from mmformer.training.bundling import write_bundle
+from mmformer.training.bundling import write_bundle, write_own_adapters
 from mmformer.training.checkpoint import Checkpoint, PlainIO
 from mmformer.training.early_stopping import EarlyStopping
 from mmformer.training.evaluate import Evaluation, score_split
@@ -64,8 +64,8 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     Args:
         output: the run's folder: config.yaml, parameters.tsv (what trains how, and is loaded), checkpoints/,
             metrics.csv, timing.csv, skipped.tsv (damaged samples, where there were any), tensorboard/, bundle/ (the
-            end), best/ (where a score was named), top/ (several of them), pictures/ (to try it on), report.png (some of
-            them, with what the model says).
+            end), adapters/ (by themselves, where it has some and nothing else is new), best/ (where a score was named),
+            top/ (several of them), pictures/ (to try it on), report.png (some of them, with what the model says).
         resume: go on from the last whole checkpoint in it.
         overwrite: replace what a former run left in it, once the new one is known to start.
 
@@ -165,10 +165,12 @@ def check_accelerator(name: str) -> None:
 
 def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer, taken: Taken) -> Result | None:
     """Write the bundle, then measure what was written, not what is in memory: the first process does, alone."""
+    trained = [name for name, parameter in task.built.named_parameters() if parameter.requires_grad]
     model, step, device = whole_model(task.built).cpu(), trainer.global_step, str(trainer.strategy.root_device)
     if not is_first():
         return None
     write_bundle(output / "bundle", run, model, step, {}, "")
+    write_own_adapters(output / "adapters", run, model, trained)
     write_pictures(run, output / "pictures")
     scores: dict[str, Score] = {}
     if run.data.test is not None and run.evaluation.metrics:
