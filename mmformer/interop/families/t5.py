@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import Field, choice, fixed, same
+from mmformer.interop.fields import Field, always, choice, fixed, same
 from mmformer.interop.plain import Data, Named
 from mmformer.interop.rules import Rule, joined, tied
 from mmformer.interop.rules import same as named
@@ -165,7 +165,7 @@ T5 = Family(
     fields=(*_FIELDS, _SCALED),
     rules=whole_rules,
     seen=_seen,
-    defaults={**_DEFAULTS, "feed_forward_proj": "relu", "scale_decoder_outputs": _scaled},
+    defaults={"feed_forward_proj": "relu", **_DEFAULTS, "scale_decoder_outputs": _scaled},
     ignored=_IGNORED,
     text=PARTS,
 )
@@ -175,10 +175,10 @@ MT5 = Family(
     name="mt5",
     template="t5.yaml",
     layouts={"MT5ForConditionalGeneration": _WHOLE, "MT5EncoderModel": _ALONE},
-    fields=(*_FIELDS, Field((), ("decoders.target.logit_scale",), lambda: [1.0], lambda _: [])),
+    fields=(*_FIELDS, always("decoders.target.logit_scale", 1.0)),
     rules=whole_rules,
     seen=_seen,
-    defaults={**_DEFAULTS, "feed_forward_proj": "gated-gelu"},
+    defaults={"feed_forward_proj": "gated-gelu", **_DEFAULTS},
     ignored=(*_IGNORED, "scale_decoder_outputs"),
     text=PARTS,
 )
