@@ -10,6 +10,8 @@ import torch
 from tiny import VOCABULARY
 from torch import Tensor
 
+from mmformer.bundle import Transforms
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.model import Model, ModelSpec
@@ -21,8 +23,11 @@ from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.resampler import AttentionResamplerSpec
 from mmformer.nn.stack import StackSpec
+from mmformer.objectives.masked_pixels import MaskedPixelsSpec
+from mmformer.surgery.edit import EditSpec, edit
 from mmformer.tokenizers.image import ConvolutionalStemSpec, ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.training.accumulate import accumulate
 from mmformer.types import Batch, Tokens
 
 POSITION = LearnedPositionSpec((1, 2), (2, 3))
@@ -160,6 +165,32 @@ def test_what_does_not_fit_is_told(change: str) -> None:
             told = "needs a width that is a multiple of 4, but the stack's width is 10"
     with pytest.raises(InputError, match=told):
         ModelSpec({"vision": STACK, "deep": deep}, encoders, heads={"pixels": HEAD}).build()
+
+
+def test_parts_of_a_batch_add_up() -> None:
+    objective, found = MaskedPixelsSpec(patch=4, share=0.5).build(), []
+    many = images().repeat(2, 1, 1, 1)
+    prepared = objective.prepare(Batch(tuple("abcdef"), {}, many, positions=torch.arange(6)), 3)
+    for parts in (1, 3):
+        model = built().train()
+        losses = accumulate(
+            model, {"pixels": objective}, {"pixels": 1.0}, prepared, parts, lambda loss: loss.backward()
+        )
+        found.append((losses["pixels/squared_error"], [p.grad for p in model.parameters() if p.requires_grad]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_edited_for_larger_pictures_both_stacks_have_more_places() -> None:
+    edited = edit(built(), Transforms(ImageTransformSpec((8, 12))), EditSpec(image_size=(16, 12)))
+    assert set(edited.report.remade) == {"stacks.vision.position.weight", "stacks.deep.position.weight"}
+    with torch.no_grad():
+        made = edited.model(batch(torch.cat((images(), images()), dim=2)))
+    assert made.logits["pixels"].shape == (3, 12, 48)
+
+
+def test_dropped_it_leaves_its_stack_behind() -> None:
+    edited = edit(built(), Transforms(ImageTransformSpec((8, 12))), EditSpec(drop=("heads.pixels",)))
+    assert edited.model.spec == ModelSpec({"vision": STACK}, {"image": ENCODER})
 
 
 def test_a_stack_that_there_is_not() -> None:
