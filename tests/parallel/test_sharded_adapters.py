@@ -19,6 +19,7 @@ from mmformer.adapters.lora import LoRASpec
 from mmformer.adapters.whole import WholeSpec
 from mmformer.bundle import save_bundle
 from mmformer.config import to_yaml
+from mmformer.surgery.merging import merge_own
 from mmformer.training.initial import InitialSpec
 
 
@@ -50,6 +51,9 @@ def test_two_processes_train_the_adapters_that_one_trains(tmp_path: Path) -> Non
         name for name in after if name.endswith("mixer.qkv.weight")
     }
     assert not any("tokenizer" in name for name in moved)
+    merge_own(tmp_path / "base", tmp_path / "two" / "adapters", tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(merged[name], after[name]) for name in after)
 
     shutil.copytree(tmp_path / "two", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "bundle")
