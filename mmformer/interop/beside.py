@@ -56,7 +56,9 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
         for name, value in said.items():
             plain.put(data, f"{path}.{name}", value)
     if found.family.text and not list(scratch.iterdir()):
-        notes.append("no vocabulary was found: the bundle takes ids only")
+        own = "; put bpe_simple_vocab_16e6.txt.gz of open_clip beside it for texts"
+        own = own if found.family.library == "open_clip" else ""
+        notes.append(f"no vocabulary was found: the bundle takes ids only{own}")
     return parse(ModelSpec, data, found.where)
 
 
