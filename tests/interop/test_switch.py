@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from parity import Case, check_gradients, check_round_trip, close, imported, saved
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmformer.errors import InputError
 from mmformer.generation.decoding import Decoding
 from mmformer.generation.sampling import GreedySpec
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 from mmformer.types import Batch
@@ -121,6 +123,18 @@ def test_the_way_out(case: Case, tmp_path: Path) -> None:
     imported(case, tmp_path / "bundle")
     load = transformers.SwitchTransformersForConditionalGeneration.from_pretrained
     check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
+
+
+def test_a_weight_that_is_not_read(case: Case, tmp_path: Path) -> None:
+    """Published models have a bias for the cross attention, as T5's have."""
+    state = load_file(case.folder / "model.safetensors")
+    state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.randn(8, 4)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_bytes((case.folder / "config.json").read_bytes())
+    import_model(f"hf:{tmp_path}", tmp_path / "bundle")
+    export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert written.keys() == state.keys() and all(torch.equal(value, written[name]) for name, value in state.items())
 
 
 def test_the_encoder_alone(tmp_path: Path) -> None:

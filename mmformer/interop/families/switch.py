@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmformer.interop import plain
-from mmformer.interop.families.t5 import ENCODER_ALONE, PARTS, SHARED, SHARED_DEFAULTS, STACKS, at_each, whole_rules
+from mmformer.interop.families.t5 import (
+    ENCODER_ALONE,
+    PARTS,
+    SHARED,
+    SHARED_DEFAULTS,
+    STACKS,
+    UNREAD,
+    at_each,
+    whole_rules,
+)
 from mmformer.interop.family import Family, Layout
 from mmformer.interop.fields import ACTIVATIONS, Field, fixed, same
 from mmformer.interop.plain import Data
@@ -97,7 +106,7 @@ SWITCH = Family(
     name="switch_transformers",
     template="switch.yaml",
     layouts={
-        "SwitchTransformersForConditionalGeneration": Layout(),
+        "SwitchTransformersForConditionalGeneration": Layout(unread=(UNREAD,)),
         "SwitchTransformersEncoderModel": Layout(without=ENCODER_ALONE, unread=("decoder.*", "lm_head.*")),
     },
     fields=(

@@ -154,8 +154,8 @@ _DEFAULTS = {
 }
 _IGNORED = ("classifier_dropout",)
 ENCODER_ALONE = ("decoders.target", "stacks.writer")
-_OLD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_WHOLE, _ALONE = Layout(unread=(_OLD,)), Layout(without=ENCODER_ALONE, unread=("decoder.*", "lm_head.*"))
+UNREAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+_WHOLE, _ALONE = Layout(unread=(UNREAD,)), Layout(without=ENCODER_ALONE, unread=("decoder.*", "lm_head.*"))
 
 T5 = Family(
     library="hf",
