@@ -183,7 +183,8 @@ class Layer(nn.Module):
         """
         keep = state is not None
         past = state or LayerState()
-        entered, mixer_state, cross_state, aux = x, None, None, Aux()
+        entered, mixer_state, cross_state = x, None, None
+        aux: Aux = {}  # not Aux(), which a compiled graph cannot call
         if self.mixer is not None and self.mixer_residual is not None:
             entered = self.mixer_residual.enter(x)
             y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
