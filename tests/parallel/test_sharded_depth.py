@@ -34,7 +34,7 @@ def run(shards: Path) -> RunSpec:
         halting=HaltingSpec(),
         initialisation=GPT2InitialisationSpec(),
     )
-    heads = {**model.heads, "colour": EarlyExitHeadSpec("image", len(COLOURS), 0.0, (0, 2), threshold=0.2)}
+    heads = {**model.heads, "colour": EarlyExitHeadSpec("image", len(COLOURS), exits=(0, 2), threshold=0.2)}
     model = dataclasses.replace(model, stacks={"image": shared, "text": halting}, heads=heads)
     made = tiny_run(shards, data={"labels": labels(shards)}, model=model, seed=1)
     return dataclasses.replace(

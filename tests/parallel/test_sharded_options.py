@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from launched import assert_alike, everything, fit, rows
-from tiny import write_shards
+from tiny import COLOURS, write_shards
 
 from mmformer.config import to_yaml
+from mmformer.models.head import ClassificationHeadSpec
+from mmformer.models.language_head import LanguageHeadSpec
+from mmformer.nn.pool import MeanPoolSpec
 from mmformer.training.optimizers.schedule_free import ScheduleFreeAdamWSpec
 from mmformer.training.run import CheckpointSpec, EarlyStoppingSpec, LoggingSpec
 from mmformer.training.schedule import ConstantScheduleSpec
@@ -20,10 +23,13 @@ from mmformer.training.schedule import ConstantScheduleSpec
 def test_two_processes_train_measure_and_keep_what_one_does(tmp_path: Path) -> None:
     score = "retrieval/image_to_text/median_rank"
     run = everything(write_shards(tmp_path / "shards"))
+    # A table that a head shares, too, and a classifier that pools for itself.
+    colour = ClassificationHeadSpec("image", len(COLOURS), pool=MeanPoolSpec(), hidden=6, activation="gelu")
+    heads = {"colour": colour, "words": LanguageHeadSpec("text")}
     writer = dataclasses.replace(run.model.decoders["caption"], shares="text", logit_bias=True)
     run = dataclasses.replace(
         run,
-        model=dataclasses.replace(run.model, decoders={"caption": writer}),
+        model=dataclasses.replace(run.model, decoders={"caption": writer}, heads={**run.model.heads, **heads}),
         ema=None,
         optimizer=ScheduleFreeAdamWSpec(3e-3, layer_decay=0.8),
         schedule=ConstantScheduleSpec(2),
