@@ -75,13 +75,14 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
             assert isinstance(tokenizer, SpectrogramSpec) and transforms.audio is not None
             write_folder_sounds(partial, tokenizer, transforms.audio, str(bundle))
         TARGETS[library](partial, family, layout, config, theirs)
+        told = ""
         if family.picture and family.has(family.picture, layout) and transforms.image is not None:
             tokenizer = model.spec.encoders[family.picture.split(".")[1]].tokenizer
             assert isinstance(tokenizer, ImageTokenizerSpec)
             reading = PictureReading(transforms.image, tokenizer.mean, tokenizer.std)
             if not same or library != "open_clip":  # whose config says a part of it elsewhere
-                write_folder_pictures(partial, reading, library)
-    return f"{family.name} ({layout})"
+                told = write_folder_pictures(partial, reading, library)
+    return f"{family.name} ({layout}){told and '; '}{told}"
 
 
 def _with_changes(origin: Mapping[str, Any], said: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

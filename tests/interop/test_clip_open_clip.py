@@ -276,6 +276,21 @@ def test_from_transformers_to_open_clip(tmp_path: Path) -> None:
         close(again.get_logits(pixels, IDS)[0], theirs(IDS, pixels).logits_per_image)
 
 
+def test_from_open_clip_to_transformers(case: Case, tmp_path: Path) -> None:
+    """Texts end at the highest id in both, and how pictures are prepared differs by what is told."""
+    transformers = pytest.importorskip("transformers", reason="the other library")
+    import_model(f"open_clip:{case.folder}", tmp_path / "bundle")
+    told = export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    assert told.startswith("clip (CLIPModel); pictures are prepared with rounding 'down' in place of 'even'")
+    again = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        close(
+            again(IDS, normalised(PICTURES)).logits_per_image, case.reference.get_logits(normalised(PICTURES), IDS)[0]
+        )
+    processor = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
+    assert processor["image_mean"] == COLOURS["mean"] and processor["crop_size"] == {"height": 32, "width": 32}
+
+
 @pytest.mark.parametrize(
     ("part", "change", "told"),
     [

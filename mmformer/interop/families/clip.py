@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import same
+from mmformer.interop.fields import Field, same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, counted, viewed
 from mmformer.interop.rules import same as named
@@ -69,9 +69,10 @@ CLIP = Family(
         *text_fields("text_config."),
         same("projection_dim", "encoders.image.embedding", "encoders.text.embedding"),
         temperature("logit_scale_init_value"),
+        Field(("text_config.eos_token_id",), (), lambda _: [], lambda: [2]),  # whose meaning is the highest id
     ),
     rules=_rules,
-    defaults={**under("vision_config", _PICTURE), **under("text_config", _TEXT), **_JOINT},
+    defaults={**under("vision_config", _PICTURE), **under("text_config", _TEXT | {"eos_token_id": 49407}), **_JOINT},
     ignored=(*_IGNORED, "*_config.projection_dim", "*_config_dict"),
     text=("encoders.text.tokenizer",),
     picture="encoders.image.tokenizer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,7 @@ def picture_config(kind: str, reading: PictureReading) -> dict[str, Any]:
     Raises:
         InputError: the library has no way to say it; both sides are told.
     """
-    writers = {"open_clip": open_clip.write, "timm": timm.write}
-    data = writers[kind](reading) if kind in writers else transformers.write(kind, reading)
+    data = _written(kind, reading)
     back = picture_transform(data, f"A config of {kind}", kind)
     for name, ours, theirs in zip(PictureReading._fields, reading, back, strict=True):
         if ours != theirs:
@@ -74,6 +74,11 @@ def picture_config(kind: str, reading: PictureReading) -> dict[str, Any]:
                 f"{told(theirs)}."
             )
     return data
+
+
+def _written(kind: str, reading: PictureReading) -> dict[str, Any]:
+    writers = {"open_clip": open_clip.write, "timm": timm.write}
+    return writers[kind](reading) if kind in writers else transformers.write(kind, reading)
 
 
 def folder_pictures(folder: Path) -> PictureReading | None:
@@ -93,23 +98,45 @@ def folder_pictures(folder: Path) -> PictureReading | None:
     return None
 
 
-def write_folder_pictures(folder: Path, reading: PictureReading, library: str) -> None:
+def write_folder_pictures(folder: Path, reading: PictureReading, library: str) -> str:
     """Let the files beside a model say how it reads pictures; where they do, they stay as they are.
 
     Args:
         library: ``hf``, ``open_clip`` or ``timm``; its config is in the folder.
 
+    Returns:
+        What that library does otherwise all the same, to be told; "" where there is nothing.
+
     Raises:
         InputError: the library has no way to say it; both sides are told.
     """
     if folder_pictures(folder) == reading:
-        return
+        return ""
     found = _files(folder)
     kind = (_class(found) or "ViTImageProcessor") if library == "hf" else library
     names = {"hf": "preprocessor_config.json", "open_clip": "open_clip_config.json", "timm": "config.json"}
     name = next((name for name in found if _PARTS[name] == "image_processor"), names[library])
+    told, reading = _as_built_in(kind, reading)
     part, made, data = _PARTS[name], picture_config(kind, reading), found.get(name, {})
     write_json(folder / name, made if part is None else {**data, part: {**data.get(part, {}), **made}})
+    return told
+
+
+_BUILT_IN = ("rounding", "transparency")
+"""What each library does in a way of its own, by less than a pixel or in pictures that are not opaque."""
+
+
+def _as_built_in(kind: str, reading: PictureReading) -> tuple[str, PictureReading]:
+    """What a library does otherwise, of what no config says, and the reading with that."""
+    back = picture_transform(_written(kind, reading), f"A config of {kind}", kind).transform
+    other = {name: getattr(back, name) for name in _BUILT_IN if getattr(back, name) != getattr(reading.transform, name)}
+    if not other or back.fit != reading.transform.fit:
+        return "", reading
+    told = " and ".join(
+        f"{name} {value!r} in place of {getattr(reading.transform, name)!r}" for name, value in other.items()
+    )
+    changed = reading._replace(transform=dataclasses.replace(reading.transform, **other))
+    return f"pictures are prepared with {told} there", changed
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
