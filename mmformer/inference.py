@@ -169,7 +169,7 @@ class Inference:
         Args:
             ids: B L, what a text encoder reads; where a decoder reads no text, what it has written so far.
             decoder_ids: B M, what a decoder that reads a text has written so far.
-            image: B 3 H W, uint8, or float32 where it is normalised already.
+            image: B 3 H W, uint8, or float32 where it is normalised already; B N 3 H W where rows have several.
             audio: B S, float32, sounds of the rate that the model reads, all as long as the longest.
             valid: B L, of ids, which of them are real; None: all.
             type_ids: B L, of ids, the segments that they belong to, where the model tells those apart.
