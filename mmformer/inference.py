@@ -16,6 +16,7 @@ from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
 from mmformer.reader import Reader
 from mmformer.types import Audio, Outputs
+from mmformer.uses import uses
 
 Progress = Callable[[int], object]
 """Called with the number of items that were just done."""
@@ -110,7 +111,7 @@ class Inference:
                 f"Without labels, a classification head is asked ({head or 'none was named'}), but the model's are "
                 f"{', '.join(known)}: name one of them.{nearest(head or '', known)}"
                 if known
-                else f"The model has no classification head of its own for {modality}: say which labels to choose from."
+                else f"The model has no classification head of its own for {modality}: {self._instead()}"
             )
         made = ((places, outputs.logits[head]) for places, outputs in self.run({modality: values}, progress))
         return _in_order(made), self.transforms.classes[head]
@@ -133,6 +134,11 @@ class Inference:
         with torch.inference_mode():
             logits = head.scale.cpu() * similarities
             return logits.softmax(-1) if head.bias is None else (logits + head.bias.cpu()).sigmoid()
+
+    def _instead(self) -> str:
+        """What to do where no head classifies."""
+        able = uses(self.model.spec)
+        return "say which labels to choose from." if "classify" in able else f"it can {', '.join(able)}."
 
     def contrastive_head(self, wanted: str | None = None) -> ContrastiveHead:
         """What compares pictures or sounds with texts.
@@ -207,7 +213,8 @@ class Inference:
         found = [name for name, spec in encoders.items() if spec.tokenizer.modality == modality]
         if not found:
             reads = ", ".join(dict.fromkeys(spec.tokenizer.modality for spec in encoders.values()))
-            raise InputError(f"This model reads no {modality}, only {reads}.")
+            only = f", only {reads}" if reads else ": it has no encoders"
+            raise InputError(f"This model reads no {modality}{only}. It can {', '.join(uses(self.model.spec))}.")
         return found
 
     def encoder_of(self, modality: str) -> str:

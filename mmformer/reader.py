@@ -103,7 +103,8 @@ class Reader:
         if transform is None:
             what = WORDS[modality]
             raise InputError(
-                f"transforms.yaml of the bundle has no {modality}: it does not say what {what} are made into."
+                f"transforms.yaml of the bundle has no {modality}: it does not say what {what} are made into. Import "
+                f"the model from a folder that has its preprocessor's config, or hand in what it reads as a Batch."
             )
         window = _WINDOW * self.batch_size
         if isinstance(transform, ImageTransformSpec):

@@ -47,7 +47,7 @@ KNOWS: dict[str, set[str]] = {
     "interop": FILES_TOO | {"nn", "tokenizers", "models", "data", "bundle", "interop"},
     "reader": BASE | {"bundle", "models", "data", "tokenizers"},
     "surgery": BASE | {"adapters", "names", "bundle", "data", "interop", "models", "nn", "tokenizers"},
-    "inference": BASE | {"bundle", "models", "reader"},
+    "inference": BASE | {"bundle", "models", "reader", "uses"},
     "uses": BASE | {"models"},
     "writing": BASE | {"data", "generation", "inference", "reader", "uses"},
     "predictor": BASE | {"bundle", "models", "data", "evaluation", "inference", "reader", "writing"},

@@ -18,6 +18,7 @@ from published import (
     refused,
     succeeding,
     write_pictures,
+    write_sounds,
 )
 
 transformers = pytest.importorskip("transformers", reason="the reference")
@@ -204,3 +205,33 @@ def test_texts_embed(kind: str, mmf: Command, tmp_path: Path) -> None:
         theirs.append(found.pooler_output[0] if kind == "bert" else found.last_hidden_state[0].mean(0))
     (tmp_path / "texts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     check_embeddings(mmf("embed", bundle, "--texts-file", tmp_path / "texts.txt", "--json"), torch.stack(theirs))
+
+
+def test_what_a_language_model_cannot_do(mmf: Command, told: Command, pictures: list[str], tmp_path: Path) -> None:
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "vocab_size": 99}
+    ids = {"bos_token_id": 97, "eos_token_id": 98}
+    published(tmp_path / "in", transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ids)))
+    bundle = tmp_path / "bundle"
+    assert "no vocabulary was found: the bundle takes ids only" in mmf("import", f"hf:{tmp_path / 'in'}", bundle)
+    assert "takes ids only, not texts: it has no vocabulary" in told("generate", bundle, "The")
+    assert "reads no text: it has no encoders. It can generate." in told("embed", bundle, "--texts", "a", "--json")
+    assert "no classification head of its own for image: it can generate." in told("classify", bundle, *pictures)
+    for command in ("caption", "transcribe"):
+        files = pictures if command == "caption" else write_sounds(tmp_path)
+        said = told(command, bundle, *files)
+        assert f"{command} needs a decoder that reads" in said and "text reads nothing. It can generate." in said
+    assert "needs a decoder that reads text" in told("translate", bundle, "The")
+
+
+def test_what_a_classifier_cannot_do(mmf: Command, told: Command, pictures: list[str], tmp_path: Path) -> None:
+    """Of pictures that nothing says how to prepare: they are taken as values alone."""
+    published(tmp_path / "in", transformers.ViTForImageClassification(transformers.ViTConfig(**SEEN)))
+    bundle = tmp_path / "bundle"
+    assert "takes normalised values only" in mmf("import", f"hf:{tmp_path / 'in'}", bundle)
+    said = told("classify", bundle, *pictures)
+    assert "does not say what pictures are made into" in said and "has its preprocessor's config" in said
+    labels = told("classify", bundle, *pictures, "--labels", "cat,dog")
+    assert "reads no text, only image. It can classify, retrieve, embed." in labels
+    assert "reads no text, only image" in told("embed", bundle, "--texts", "a", "--json")
+    assert "It can classify, retrieve, embed." in told("caption", bundle, *pictures)
+    assert "reads nothing (none was named)" in told("generate", bundle, "The")
