@@ -218,7 +218,8 @@ class SelectiveStateSpace(nn.Module):
     def _normalised(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         if self.norms is None:
             return parts
-        return [norm(part.to(norm.weight.dtype)).to(part.dtype) for norm, part in zip(self.norms, parts, strict=True)]
+        own = self.select.weight.dtype
+        return [norm(part.to(own)).to(part.dtype) for norm, part in zip(self.norms, parts, strict=True)]
 
     def _convolved(self, u: Tensor, line: Line | None, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         """B L E, and the tail of what was convolved."""
