@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -96,7 +97,7 @@ class Inference:
     def head_logits(
         self, modality: str, values: Sequence[Any], head: str | None, progress: Progress | None
     ) -> tuple[Tensor, list[str]]:
-        """N classes, in the order of the values, and the classes' names."""
+        """N classes, in the order of the values, and the classes' names, each of which is there once."""
         known = [
             name
             for name, spec in self.model.spec.heads.items()
@@ -114,7 +115,7 @@ class Inference:
                 else f"The model has no classification head of its own for {modality}: {self._instead()}"
             )
         made = ((places, outputs.logits[head]) for places, outputs in self.run({modality: values}, progress))
-        return _in_order(made), self.transforms.classes[head]
+        return _in_order(made), _distinct(self.transforms.classes[head])
 
     def scale(self, wanted: str | None = None) -> float:
         """The factor on cosine similarities that the model's contrastive head learned.
@@ -240,6 +241,12 @@ class Inference:
 
 def _full(audio: Tensor) -> Tensor:
     return torch.full((len(audio),), audio.shape[1], dtype=torch.int64, device=audio.device)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names that are there more than once with their number behind: two of ImageNet's classes are called crane."""
+    times = Counter(names)
+    return [f"{name} [{number}]" if times[name] > 1 else name for number, name in enumerate(names)]
 
 
 def _in_order(made: Iterator[tuple[list[int], Tensor]]) -> Tensor:

@@ -180,6 +180,18 @@ def test_picture_classes(
     )
 
 
+def test_classes_of_one_name(pictures: list[str], mmf: Command, tmp_path: Path) -> None:
+    """Two of ImageNet's classes are called crane: they are told apart."""
+    config = transformers.ViTConfig(**SEEN, id2label=dict(enumerate(["crane", "hen", "crane", "dog"])))
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    model = published(tmp_path / "in", transformers.ViTForImageClassification(config), processor, size=2.0)
+    mmf("import", f"hf:{tmp_path / 'in'}", tmp_path / "bundle")
+    with torch.no_grad():
+        theirs = model(**processor(opened(pictures), return_tensors="pt")).logits.softmax(1)
+    answers = mmf("classify", tmp_path / "bundle", *pictures, "--json")
+    check_answers(answers, theirs, ["crane [0]", "hen", "crane [2]", "dog"])
+
+
 def test_vit_embeds(pictures: list[str], mmf: Command, tmp_path: Path) -> None:
     folder, bundle = tmp_path / "in", tmp_path / "bundle"
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
