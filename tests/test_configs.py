@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from tiny import VOCABULARY
 
 from mmformer.catalogue import catalogue
 from mmformer.cli.options import merged, split
@@ -26,7 +25,6 @@ from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import ModelSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.objectives.classification import ClassificationSpec
-from mmformer.tokenizers.vocabulary import Vocabulary
 from mmformer.training.accumulate import accumulate
 from mmformer.training.run import RunSpec
 from mmformer.types import Audio, Batch
@@ -42,11 +40,7 @@ NUMBER = 4
 TEXTS = ["a red square", "two", "what is it?", "grinning face with big eyes"]
 
 
-@pytest.fixture(autouse=True)
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A vocabulary that is learned from a set, and lies beside it, is not in the project: another one stands in."""
-    load = Vocabulary.load
-    monkeypatch.setattr(Vocabulary, "load", lambda path: load(VOCABULARY if str(path).startswith("runs/") else path))
+pytestmark = pytest.mark.usefixtures("stand_in_vocabulary")
 
 
 @cache

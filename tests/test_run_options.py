@@ -225,6 +225,7 @@ def test_every_file_begins_with_what_it_is(path: Path) -> None:
         assert f"mmformer fit --config {path.relative_to(ROOT)}" in head
 
 
+@pytest.mark.usefixtures("stand_in_vocabulary")
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_every_model_parses_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
@@ -234,6 +235,7 @@ def test_every_model_parses_and_builds(path: Path, monkeypatch: pytest.MonkeyPat
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("stand_in_vocabulary")
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_every_run_parses_builds_and_takes_a_step(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -7,8 +7,10 @@ trained here goes out by the same tables.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor
@@ -180,14 +182,12 @@ class Family:
         return not any(path == gone or path.startswith(f"{gone}.") for gone in self.layouts[layout].without)
 
     def _template(self) -> Data:
-        file = f"configs/models/{self.template}"
-        data: Data = to_data(parse(ModelSpec, read_yaml(resources.find(file)), file))
-        return data
+        return template_data(self.template)
 
     def _settled(self, spec: ModelSpec, layout: str, where: str) -> Data:
         """The spec's plain data, with the template's own where the class has none, or where no config says it."""
         data: Data = to_data(spec)
-        template = self._template()
+        template = copy.deepcopy(self._template())
         try:
             unsaid = [path for path in self._unsaid() if self.has(path, layout)]
             for path in (*self.layouts[layout].without, *unsaid):
@@ -210,6 +210,14 @@ class Family:
         found += [f"{self.resizes}.sizes", f"{self.picture}.remainder"] if self.resizes else []
         sound = ("rate", "window", "hop", "lowest", "highest", "mean", "std")
         return found + [f"{self.sound}.{name}" for name in sound if self.sound]
+
+
+@cache
+def template_data(name: str) -> Data:
+    """The whole plain data of a file under configs/models/; it is shared, and must be copied before it is changed."""
+    file = f"configs/models/{name}"
+    data: Data = to_data(parse(ModelSpec, read_yaml(resources.find(file)), file))
+    return data
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ def test_all_parts_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_part_shows_what_its_options_mean(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "attention")
-    assert "        heads: 8\n            query heads; they share the width out evenly." in text
+    assert "        heads: 8\n            query heads; they share the width out evenly, where" in text
     assert "RMSNormSpec" not in text
     assert text == told(capsys, "AttentionSpec")
 
@@ -54,7 +54,9 @@ def test_a_part_is_named_as_users_may_name_it(capsys: pytest.CaptureFixture[str]
 def test_kinds_say_where_they_stand_in_a_run_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "in model.stacks.NAME.layer.mixer, model.stacks.NAME.layer.cross\n" in told(capsys, "mixer")
     assert "in MixtureOfExpertsSpec.router\n" in told(capsys, "router")
-    assert "in AttentionSpec.pattern, AllOfSpec.patterns, AnyOfSpec.patterns\n" in told(capsys, "pattern")
+    assert "in AttentionSpec.pattern, GlobalAttentionSpec.pattern, AllOfSpec.patterns, AnyOfSpec.patterns\n" in told(
+        capsys, "pattern"
+    )
 
 
 def test_defaults_that_are_parts_go_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def test_every_option_of_a_run_is_told(pages: dict[str, str]) -> None:
     assert "| `ema` | [`EMASpec`](#emaspec) or null | `null` |" in text
     assert "| `stacks` | name: [`StackSpec`](#stackspec) | required |" in text
     assert "| `size` | list of 2: `int` | `[224, 224]` |" in text
-    assert "| `mixer` | [`MixerSpec`](#mixerspec) | [`AttentionSpec`](#attentionspec) |" in text
+    assert "| `mixer` | [`MixerSpec`](#mixerspec) or null | [`AttentionSpec`](#attentionspec) |" in text
 
 
 def test_links_within_the_options_lead_somewhere(pages: dict[str, str]) -> None:

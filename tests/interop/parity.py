@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +49,9 @@ more."""
 MEASURED: list[tuple[str, float]] = []
 """What a test compared, and by how much it differed: ``docs/systems.md`` is made of it (``conftest.py``)."""
 
+_KEPT = tempfile.TemporaryDirectory(prefix="imported-")
+_MADE: dict[tuple[str, str, tuple[tuple[str, int], ...]], tuple[str, Path, Predictor]] = {}
+
 IMPORTED: list[str] = []
 """What it imported: "hf gpt2 (GPT2LMHeadModel)"."""
 
@@ -80,8 +86,20 @@ def saved(reference: Any, folder: Path, size: float = 1.0) -> Case:
 
 
 def imported(case: Case, bundle: Path, library: str = "hf") -> Predictor:
-    IMPORTED.append(import_model(f"{library}:{case.folder}", bundle).family)
-    return mmformer.load(bundle)
+    """A case's model by way of a bundle, which is made once for a folder: every test gets a copy of its own."""
+    files = sorted(case.folder.iterdir()) if case.folder.is_dir() else [case.folder]
+    changed = tuple((path.name, path.stat().st_mtime_ns) for path in files)
+    key = (library, str(case.folder), changed)
+    if key not in _MADE:
+        made = import_model(f"{library}:{case.folder}", bundle)
+        kept = Path(tempfile.mkdtemp(dir=_KEPT.name)) / "bundle"
+        shutil.copytree(bundle, kept)
+        _MADE[key] = (made.family, kept, mmformer.load(bundle))
+    family, kept, model = _MADE[key]
+    if not bundle.exists():
+        shutil.copytree(kept, bundle)
+    IMPORTED.append(family)
+    return copy.deepcopy(model)
 
 
 def check_round_trip(

