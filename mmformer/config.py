@@ -17,6 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from mmformer.errors import InputError
 from mmformer.schema import (
+    MODE,
     at,
     check_layout,
     default_class,
@@ -33,6 +34,17 @@ from mmformer.spec import FAMILIES
 
 S = TypeVar("S")
 
+MAX_YAML = 2**20
+"""Longer files are not read; the names of ImageNet-21k's classes are half as long."""
+
+MAX_VALUES = 200_000
+"""YAML that comes to more values, its aliases written out, is refused: ten lines can mean billions."""
+
+_DEEPEST = 64  # brackets in brackets; PyYAML takes a time that grows with the square of their number
+_LONGEST_NUMBER = 100  # characters; numbers to base 60 take a time that grows with the square of their length
+_MISTAGGED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What PyYAML raises for values that are not what their tags say: an empty !!int, a month 13; or nested too deeply."""
+
 
 def make_parser(spec: type, **options: Any) -> ArgumentParser:
     """A parser whose arguments are a spec's fields, dotted, with ``--config FILE``.
@@ -41,7 +53,7 @@ def make_parser(spec: type, **options: Any) -> ArgumentParser:
     """
     set_parsing_settings(subclasses_enabled=list(FAMILIES))
     # No abbreviations: an option added later would change what a script means.
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **options)
     parser.add_argument("--config", action="config", help="a YAML file; later options override what it says")
     parser.add_class_arguments(spec, nested_key=None, fail_untyped=True, sub_configs=True)
     return parser
@@ -132,15 +144,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        InputError: no such file, no YAML, a key that is there twice, no mapping.
+        InputError: no such file, one that is too long, no YAML, a key that is there twice, no mapping.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_YAML + 1)
     except (OSError, ValueError) as error:  # no UTF-8; or no name that a file may have
         raise InputError(
             f"{path} cannot be read: {error.strerror if isinstance(error, OSError) else error}."
         ) from error
+    if len(text) > MAX_YAML:
+        raise InputError(f"{path} is too long for YAML of mmformer's: more than {MAX_YAML:,} characters.")
     data = from_yaml(text, str(path))
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold a mapping (key: value lines), but holds {type(data).__name__}.")
@@ -151,17 +166,39 @@ def from_yaml(text: str, where: str) -> Any:
     """Plain data from YAML text.
 
     Raises:
-        InputError: it is no YAML, or a mapping has a key twice.
+        InputError: it is no YAML, means too much, or a mapping has a key twice.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, *_MISTAGGED) as error:
         message = " ".join(str(error).split()).replace('in "<unicode string>", ', "at ")
+        message = "it is nested too deeply." if isinstance(error, RecursionError) else message
         raise InputError(f"{where} is not valid YAML: {message}") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice: YAML would keep the last one and say nothing."""
+    """Refuses a key that a mapping has twice: YAML would keep the last one and say nothing. And what would take for
+    ever to read, or to go through.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _values(node, {}) > MAX_VALUES:
+            raise yaml.MarkedYAMLError(
+                problem=f"it comes to more than {MAX_VALUES:,} values, its aliases written out: write it out, shorter."
+            )
+        return node
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level == _DEEPEST:
+            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node: yaml.ScalarNode = super().compose_scalar_node(anchor)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.MarkedYAMLError(problem="a number of so many digits", problem_mark=node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -174,6 +211,20 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.MarkedYAMLError(problem=message)
                 lines[same] = line
         return node
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node means, each alias counted with all that it stands for; no more than the limit and one.
+
+    Args:
+        known: of nodes that were counted, by their identity.
+    """
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES + 1  # meanwhile: one that holds itself has no end
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        inside = 0 if isinstance(node, yaml.ScalarNode) else sum(_values(part, known) for part in parts)
+        known[id(node)] = min(1 + inside, MAX_VALUES + 1)
+    return known[id(node)]
 
 
 def to_data(spec: Any) -> Any:

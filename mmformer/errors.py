@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +28,27 @@ class OtherProcessError(RuntimeError):
     def __init__(self, code: int) -> None:
         super().__init__("another process of this run failed")
         self.code = code
+
+
+@contextmanager
+def foreign(where: object) -> Iterator[None]:
+    """Inside, what others wrote is taken apart, and what it makes Python raise is its own fault.
+
+    For data whose every value cannot be looked at one by one: a config of another library, a bundle's spec. What is
+    refused inside with reasons keeps them.
+
+    Raises:
+        InputError: something in it is not what it should be.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{where} is damaged, or not what it says it is: {type(error).__name__}: {reason:.200}."
+        ) from error
 
 
 class CutWarning(UserWarning):

@@ -11,10 +11,29 @@ import inspect
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
 
 from mmformer.errors import InputError, nearest
 from mmformer.spec import FAMILIES
+
+MODE = "mmformer"
+"""How jsonargparse reads a text that stands where no text is meant (``--depth 9``)."""
+
+_LONGEST = 1000  # characters of such a text
+
+
+def _load(text: str) -> Any:
+    """A short text as YAML, without anchors: a few of those can mean billions of values. Any other stays a text."""
+    if len(text) > _LONGEST or "&" in text:
+        return text
+    try:
+        return get_loader("yaml")(text)
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        return text
+
+
+set_loader(MODE, _load, (yaml.YAMLError,))
 
 
 def check_layout(hint: Any, value: Any, where: str, key: str = "") -> None:
@@ -216,7 +235,7 @@ def describe(hint: Any) -> str:
 
 
 def _find_wrong_value(hint: Any, value: Any, key: str, optional: bool = False) -> str | None:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
     parser.add_argument("--value", type=hint)
     try:
         parser.parse_object({"value": value})

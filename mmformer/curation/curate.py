@@ -125,7 +125,8 @@ def _repeated(index: ShardIndex, copies: Sequence[int]) -> ShardIndex:
     """The index of a shard in which each sample stands so many times."""
     rows = [row for row, times in enumerate(copies) for _ in range(times)]
     keys, members = tuple(index.keys[row] for row in rows), tuple(index.members[row] for row in rows)
-    return replace(index, keys=keys, members=members)
+    checksums = tuple(index.checksums[row] for row in rows) if index.checksums else ()
+    return replace(index, keys=keys, members=members, checksums=checksums)
 
 
 def _relative(tar: Path, folder: Path) -> str:

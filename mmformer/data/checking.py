@@ -8,6 +8,7 @@ from functools import partial
 
 from mmformer.data.building.draft import Unusable
 from mmformer.data.building.members import check_member
+from mmformer.data.damage import DamageError
 from mmformer.data.decode import DECODERS
 from mmformer.data.manifest import Manifest, Shard
 from mmformer.data.processes import spread
@@ -36,7 +37,11 @@ def _check_shard(manifest: Manifest, decode: bool, number: int) -> list[str]:
     reader = ShardReader(replace(manifest, shards=(shard,)), shard.split)
     try:
         for row in range(shard.samples):
-            raw = reader.read(0, row)
+            try:
+                raw = reader.read(0, row)
+            except DamageError as problem:
+                problems.append(str(problem))
+                continue
             for extension, data in raw.members.items():
                 if extension.rsplit(".", 1)[-1] in DECODERS:
                     try:

@@ -24,6 +24,14 @@ from mmformer.errors import InputError, describe_bytes, nearest
 MAX_PIXELS = 64_000_000
 """Larger images are refused by what their header declares; one of this size takes up to 1 GB while it is decoded."""
 
+MAX_TEXT = 2**24
+"""Bytes of a text, or of JSON: longer members are not read. An hour's transcript takes a hundredth."""
+
+MAX_MEMBER = 2**31
+"""Bytes of any other member; a sound of the most samples has fewer."""
+
+_MOST_SCANS = 100  # of a JPEG file: one in use has ten, and each takes as long as the whole picture, however short
+
 Transparency = Literal["white", "ignored"]
 """What shows through a picture: white, or the colours that are stored where it is transparent."""
 
@@ -67,6 +75,8 @@ def decode_image(
         try:
             image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
             _check_size(image.size, name, max_pixels)
+            if image.format == "JPEG" and (scans := data.count(b"\xff\xda")) > _MOST_SCANS:
+                raise InputError(f"{name}: a JPEG file of {scans:,} scans; {_MOST_SCANS} are decoded. Save it anew.")
             image.load()
             return np.array(_to_rgb(_turn_upright(image), transparency))
         except InputError:
@@ -101,8 +111,10 @@ def decode_text(data: bytes, name: str) -> str:
     """The text in a UTF-8 file, unchanged but for a byte order mark.
 
     Raises:
-        InputError: it is not UTF-8.
+        InputError: it is not UTF-8, or longer than texts are.
     """
+    if len(data) > MAX_TEXT:
+        raise InputError(f"{name}: {len(data):,} bytes of text, more than the limit of {MAX_TEXT:,}. Divide it.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -116,7 +128,7 @@ def decode_json(data: bytes, name: str) -> Any:
     """The value in a UTF-8 JSON file.
 
     Raises:
-        InputError: it is not UTF-8 or not JSON.
+        InputError: it is not UTF-8 or not JSON, or longer than texts are.
     """
     text = decode_text(data, name)
     try:
@@ -205,3 +217,9 @@ DECODERS: dict[str, Callable[[bytes, str], Any]] = {
     "cls": decode_class,
 }
 """The decoder of each extension."""
+
+
+def most_bytes(extension: str) -> int:
+    """How long a member may be that is to be read, by the last part of its extension."""
+    texts = (decode_text, decode_json, decode_class)
+    return MAX_TEXT if DECODERS.get(extension.rsplit(".", 1)[-1].lower()) in texts else MAX_MEMBER

@@ -10,11 +10,13 @@
 a URL), an index may not. The index of a shard is a file of its own, read only when the shard is::
 
     {"format": "mmformer-shard-index", "version": 1, "shard": "emoji-train-000000.tar", "bytes": 2897920,
-     "extensions": ["json", "png"], "keys": ["1f600", …], "members": [[0, 512, 1380, 1, 2560, 3071], …]}
+     "extensions": ["json", "png"], "keys": ["1f600", …], "members": [[0, 512, 1380, 1, 2560, 3071], …], "checksums":
+     ["27c0c88e9d03a4f1", …]}
 
 ``members`` has one row a sample, in the shard's order: extension (a number into ``extensions``), offset of the first
 payload byte in the tar, length in bytes, three numbers for every member of the sample. Keys and extensions are
-webdataset's: the name up to the first dot of its last part, and the rest in lower case.
+webdataset's: the name up to the first dot of its last part, and the rest in lower case. ``checksums`` has the members'
+CRC-32, eight hexadecimal digits each: changed bytes are noticed where they are read. Older indexes have none.
 
 The index says which samples a shard has. A filter therefore leaves the tars alone: it writes a manifest with indexes of
 its own that list some samples of the same tars, or some of them several times, and what it did, last of all::
@@ -94,6 +96,7 @@ class ShardIndex:
         extensions: every member extension that occurs in it, sorted.
         keys: the samples' keys, in the shard's order.
         members: for each sample (extension number, offset, length), flat, for each member in the shard's order.
+        checksums: for each sample the CRC-32 of each of its members, in hexadecimal; () where they are not known.
     """
 
     shard: str
@@ -101,6 +104,7 @@ class ShardIndex:
     extensions: tuple[str, ...]
     keys: tuple[str, ...]
     members: tuple[tuple[int, ...], ...]
+    checksums: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -110,10 +114,18 @@ class ShardIndex:
         flat = self.members[row]
         return {self.extensions[flat[i]]: (flat[i + 1], flat[i + 2]) for i in range(0, len(flat), 3)}
 
+    def checksum(self, row: int, extension: str) -> int | None:
+        """The CRC-32 of a sample's member; None: it is not known."""
+        if not self.checksums:
+            return None
+        place = 8 * self.members[row][::3].index(self.extensions.index(extension))
+        return int(self.checksums[row][place : place + 8], 16)
+
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         header = {"format": INDEX_FORMAT, "version": VERSION}
-        write_whole(path, json.dumps(header | asdict(self), separators=(",", ":")) + "\n")
+        own = {name: value for name, value in asdict(self).items() if value or name != "checksums"}
+        write_whole(path, json.dumps(header | own, separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -131,6 +143,7 @@ class ShardIndex:
                 extensions=tuple(content["extensions"]),
                 keys=tuple(content["keys"]),
                 members=tuple(tuple(row) for row in content["members"]),
+                checksums=tuple(content.get("checksums", ())),
             )
             problem = _index_problem(index)
         except (KeyError, TypeError, ValueError) as error:
@@ -144,8 +157,9 @@ def _index_problem(index: ShardIndex) -> str:
     """What cannot be right about an index, or ``""``."""
     if not all(isinstance(name, str) for name in (*index.keys, *index.extensions)):
         return "keys and extensions must be strings"
-    if len(index.members) != len(index.keys):
-        return f"{len(index.keys)} keys, but {len(index.members)} rows of members"
+    for name, rows in (("members", index.members), ("checksums", index.checksums or index.keys)):
+        if len(rows) != len(index.keys):
+            return f"{len(index.keys)} keys, but {len(rows)} rows of {name}"
     known = range(len(index.extensions))
     for key, flat in zip(index.keys, index.members, strict=True):
         if len(flat) % 3 or any(type(number) is not int for number in flat):
@@ -153,6 +167,9 @@ def _index_problem(index: ShardIndex) -> str:
         for extension, offset, length in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
             if extension not in known or offset < 0 or length < 0 or offset + length > index.bytes:
                 return f"a member of sample {key!r} lies outside the shard's {index.bytes} bytes"
+    for key, flat, sums in zip(index.keys, index.members, index.checksums, strict=False):
+        if 3 * len(sums) != 8 * len(flat) or set(sums) - set("0123456789abcdef"):
+            return f"the checksums of sample {key!r} are not eight hexadecimal digits for each of its members"
     return ""
 
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -19,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
+from mmformer.data.damage import DamageError
+from mmformer.data.decode import most_bytes
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.samples import RawSample, Samples
 from mmformer.data.tar import RESTORE, add_sample, check_names, file_sha256, finish_shard, index_shard
@@ -215,8 +218,17 @@ class ShardReader(Samples):
                     known, hint = ", ".join(index.extensions), nearest(name, index.extensions)
                     raise InputError(f"No sample in {path} has a member '{name}': there are {known}.{hint}")
             spans = {name: spans[name] for name in extensions if name in spans}
-        descriptor = self._descriptor(entry)
-        return RawSample(index.keys[row], {name: _pread(descriptor, *span, path=path) for name, span in spans.items()})
+        key, members = index.keys[row], {}
+        for name, (offset, length) in spans.items():
+            if length > (most := most_bytes(name)):
+                told = f"{path}: {key}.{name} has {length:,} bytes, but at most {most:,} are read. Leave it out."
+                raise DamageError(told, key, "member that is too long")
+            members[name] = _pread(self._descriptor(entry), offset, length, path)
+            expected = index.checksum(row, name)
+            if expected is not None and zlib.crc32(members[name]) != expected:
+                told = f"{path}: the bytes of {key}.{name} are not those that were indexed. {RESTORE}"
+                raise DamageError(told, key, "changed bytes")
+        return RawSample(key, members)
 
 
 def _pread(descriptor: _Descriptor, offset: int, length: int, path: Path) -> bytes:
@@ -259,7 +271,8 @@ def verify_shard(manifest: Manifest, shard: Shard) -> list[str]:
         if not manifest.history and len(actual) != shard.samples:
             problems.append(f"{path} has {len(actual)} samples, the manifest says {shard.samples}")
         index = manifest.index(shard)
-        if not (_is_part(index, actual) if manifest.history else index == actual):
+        known = actual if index.checksums else replace(actual, checksums=())
+        if not (_is_part(index, known) if manifest.history else index == known):
             problems.append(f"{manifest.root / shard.index} does not agree with {path}")
     except InputError as error:
         problems.append(str(error))
@@ -270,5 +283,10 @@ def _is_part(index: ShardIndex, whole: ShardIndex) -> bool:
     """Whether each row of an index, as a filter writes it, is a sample of its tar."""
     rows = {key: row for row, key in enumerate(whole.keys)}
     return (index.shard, index.bytes) == (whole.shard, whole.bytes) and all(
-        key in rows and index.spans(row) == whole.spans(rows[key]) for row, key in enumerate(index.keys)
+        key in rows and _facts(index, row) == _facts(whole, rows[key]) for row, key in enumerate(index.keys)
     )
+
+
+def _facts(index: ShardIndex, row: int) -> dict[str, tuple[int, int, int | None]]:
+    """Where the members of a sample lie, and their checksums."""
+    return {name: (*span, index.checksum(row, name)) for name, span in index.spans(row).items()}

@@ -7,8 +7,10 @@ import io
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from mmformer.data.manifest import Shard, ShardIndex
 from mmformer.errors import InputError
@@ -18,6 +20,14 @@ MEMBER = re.compile(r"((?:.*/)?[^.]+)[.]([^/]*)")
 
 META = re.compile(r"__[^/]*__($|/)")
 """What the names that webdataset passes over begin with."""
+
+_MAX_HEADER = 2**16
+"""Bytes of one header: a name has 4,096 at most. tarfile would make room for as many as the header declares."""
+
+_DIGITS = re.compile(rb"\d{256}")  # in a row: tarfile would take a time that grows with the square of their number
+
+_DAMAGE = (tarfile.TarError, OSError, ValueError, EOFError, LookupError, OverflowError, RecursionError)
+"""What tarfile raises on damaged files (found by fuzzing them: tests/hostile)."""
 
 RESTORE = "It was cut short, or replaced: copy or download it again, or build the set again."
 
@@ -70,14 +80,18 @@ def finish_shard(path: Path, split: str) -> Shard:
     return Shard(path.name, split, len(index), index.bytes, file_sha256(path), index_path.name)
 
 
-def index_shard(path: str | os.PathLike[str]) -> ShardIndex:
+def index_shard(path: str | os.PathLike[str], checksums: bool = True) -> ShardIndex:
     """Scan a tar file once and say where its samples lie.
 
     Folders, links, names without a dot and webdataset's ``__meta__`` members are passed over, as webdataset does.
 
+    Args:
+        checksums: of all members too, by which readers tell whether their bytes are these; False: only headers are
+            read.
+
     Raises:
-        InputError: the file is missing, compressed, no tar, cut short or damaged between members, or a sample has two
-            members of one extension or comes twice.
+        InputError: the file is missing, compressed, no tar, cut short or damaged between members; a name reaches out of
+            its folder; or a sample has two members of one extension or comes twice.
     """
     file = Path(path)
     rows: dict[str, dict[str, tuple[int, int]]] = {}
@@ -87,6 +101,8 @@ def index_shard(path: str | os.PathLike[str]) -> ShardIndex:
         if match is None or META.match(name):
             continue
         key, extension = match[1], match[2].lower()
+        if name.startswith("/") or ".." in key.split("/"):
+            raise InputError(f"{file}: the name '{name}' reaches out of its folder. Pack it again with relative names.")
         if key != last and key in rows:
             raise InputError(
                 f"{file}: the sample '{key}' comes twice. The members of a sample must stand together, and its key "
@@ -100,15 +116,52 @@ def index_shard(path: str | os.PathLike[str]) -> ShardIndex:
     extensions = sorted({extension for row in rows.values() for extension in row})
     numbers = {extension: number for number, extension in enumerate(extensions)}
     members = tuple(tuple(n for ext, span in row.items() for n in (numbers[ext], *span)) for row in rows.values())
-    return ShardIndex(file.name, file.stat().st_size, tuple(extensions), tuple(rows), members)
+    sums = _checksums(file, rows.values()) if checksums else ()
+    return ShardIndex(file.name, file.stat().st_size, tuple(extensions), tuple(rows), members, sums)
+
+
+def _checksums(path: Path, rows: Collection[Mapping[str, tuple[int, int]]]) -> tuple[str, ...]:
+    """For each sample, the CRC-32 of its members, as an index has them."""
+    try:
+        with path.open("rb") as file:
+            return tuple("".join(f"{_crc32(file, *span):08x}" for span in row.values()) for row in rows)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
+
+
+def _crc32(file: BinaryIO, offset: int, length: int) -> int:
+    file.seek(offset)
+    found = 0
+    while length and (block := file.read(min(length, 2**20))):
+        found, length = zlib.crc32(block, found), length - len(block)
+    return found
+
+
+class _Headers:
+    """A tar as ``tarfile`` reads it for its headers alone, none of them longer than one has to be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise tarfile.ReadError(f"a header declares {size:,} bytes")
+        data = self.file.read(size)
+        if size > tarfile.BLOCKSIZE and _DIGITS.search(data):
+            raise tarfile.ReadError("a header has a number of hundreds of digits")
+        return data
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, int, int]]:
     """Name, payload offset and length of every regular file in a tar, and the certainty that nothing is missing."""
     try:
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[arg-type]
+            end = 0
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header that it has seen
+                if tar.offset <= end:  # a negative size, which tarfile would follow back for ever
+                    raise InputError(f"{path} has a damaged header before byte {end}: it leads back. {RESTORE}")
+                end = tar.offset
                 if info.issparse():
                     raise InputError(f"{path}: '{info.name}' is a sparse file. Pack it again without --sparse.")
                 if info.isreg():
@@ -116,7 +169,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, int, int]]:
             end = tar.offset
     except FileNotFoundError:
         raise InputError(f"There is no shard {path}.") from None
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+    except _DAMAGE as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

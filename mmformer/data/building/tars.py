@@ -63,6 +63,6 @@ def from_tars(paths: Sequence[Path], workers: int | None = None, splits: Mapping
 
 def _index(path: Path) -> ShardIndex | str:
     try:
-        return index_shard(path)
+        return index_shard(path, checksums=False)  # building reads all of it, and indexes what it writes
     except InputError as error:
         return str(error)
