@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.data.tar import file_sha256
-from mmformer.errors import InputError
+from mmformer.errors import InputError, foreign
 from mmformer.files import whole_folder
 from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import Model, ModelSpec
@@ -93,9 +93,10 @@ def load_bundle(folder: str | Path, device: torch.device | str = "cpu") -> tuple
     spec = read_spec(folder)
     transforms = read_transforms(folder)
     _check_classes(transforms, spec, folder)
-    with torch.device("meta"):
-        model = spec.build()
     state = read_state(folder / "model.safetensors", device)
+    check_depth(spec, state, str(folder))
+    with foreign(folder), torch.device("meta"):
+        model = spec.build()
     check_state(state, model.state_dict(), str(folder / "model.safetensors"))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
     return model.eval(), transforms
@@ -128,6 +129,20 @@ def read_state(file: Path, device: torch.device | str = "cpu") -> dict[str, torc
         raise InputError(f"{file}: damaged, it cannot be read: {error}.") from error
 
 
+def check_depth(spec: ModelSpec, names: Collection[str], where: str) -> None:
+    """Refuse a model of more layers than there are parameters, before time and memory are spent on them.
+
+    Raises:
+        InputError: it has.
+    """
+    layers = sum(stack.distinct for stack in spec.stacks.values())
+    if layers > len(names):
+        raise InputError(
+            f"{where}: the model has {layers:,} layers, but of parameters only {len(names):,}: they do not belong "
+            f"together."
+        )
+
+
 def check_state(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str) -> None:
     """Refuse parameters that do not fit a model's, showing both sides.
 
@@ -155,7 +170,8 @@ def read_transforms(folder: Path) -> Transforms:
         InputError: ``transforms.yaml`` is not a bundle's.
     """
     file = folder / "transforms.yaml"
-    return parse(Transforms, read_yaml(file), str(file))
+    with foreign(file):
+        return parse(Transforms, read_yaml(file), str(file))
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -175,7 +191,8 @@ def read_spec(folder: Path) -> ModelSpec:
         )
     if not isinstance(data.get("model"), dict):
         raise InputError(f"{where}: model must be a mapping, but is {data.get('model')!r:.80}.")
-    spec = parse(ModelSpec, data["model"], str(where))
+    with foreign(where):
+        spec = parse(ModelSpec, data["model"], str(where))
     files = data.get("files", {})
     if not isinstance(files, dict):
         raise InputError(f"{where}: files must be a mapping of names to hashes, but is {files!r:.80}.")

@@ -18,6 +18,9 @@ from mmformer.errors import InputError, describe_bytes
 
 State = dict[str, Tensor]
 
+_MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What PyTorch's reader raises on damaged files (found by fuzzing it: tests/hostile)."""
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file that holds a mapping.
@@ -29,7 +32,7 @@ def read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise InputError(f"{file} must hold a mapping, but holds {type(data).__name__}.")
@@ -69,7 +72,7 @@ def read_tensors(file: Path) -> State:
     try:
         # Weights only: a pickle could run whatever it likes.
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, EOFError, OSError, *_MALFORMED) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         with file.open("rb") as opened:
             begins = describe_bytes(opened.read(64))

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from mmformer.bundle import Transforms, save_bundle
+from mmformer.bundle import Transforms, check_depth, save_bundle
 from mmformer.data.sound import AudioTransformSpec
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError, foreign, nearest
 from mmformer.interop import huggingface, open_clip, timm, unread
 from mmformer.interop.beside import with_pictures, with_texts
 from mmformer.interop.checkpoint import State
@@ -51,13 +51,15 @@ def import_model(source: str, bundle: Path) -> Imported:
         source: ``hf:FOLDER`` and the like; see ``SOURCES``.
 
     Raises:
-        InputError: an unknown kind of source, or what its family cannot express; it has both sides.
+        InputError: an unknown kind of source, what its family cannot express, with both sides, or damage.
     """
-    found = open_source(source)
+    with foreign(source):
+        found = open_source(source)
     family = found.family
     name = f"{family.library} {family.name} ({found.layout})"
     with tempfile.TemporaryDirectory() as scratch:
-        built = build(found, Path(scratch))
+        with foreign(source):
+            built = build(found, Path(scratch))
         origin = Origin(
             family.library,
             family.name,
@@ -118,6 +120,7 @@ def build(found: Found, scratch: Path) -> Built:
         spec, audio = with_sounds(spec, family.sound.split(".")[1], found.folder)
     heads = [path.split(".")[1] for path in family.classes if family.has(path, found.layout)]
     classes = {head: class_names(found.config) for head in heads[:1]}  # of those that a mean is taken of, the mean's
+    check_depth(spec, found.state, found.where)
     with torch.device("meta"):
         model = spec.build()
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -13,6 +13,8 @@ from typing import Any
 from mmformer.errors import InputError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+_LONGEST = 1000  # characters of a piece whose merges are looked for, one for each cut
+
 Files = Mapping[str, bytes]
 Settings = Mapping[str, Any]
 """tokenizer_config.json."""
@@ -174,6 +176,8 @@ def _pieces_and_merges(files: Files) -> tuple[dict[str, int], list[tuple[str, st
 
 def _merges_of(numbers: Mapping[str, int]) -> list[tuple[str, str]]:
     found = []
+    if max(map(len, numbers), default=0) > _LONGEST:
+        raise InputError(f"The folder's vocabulary has a piece of more than {_LONGEST:,} characters.")
     for piece, rank in numbers.items():
         cuts = [(piece[:at], piece[at:]) for at in range(1, len(piece))]
         found += [(rank, len(a), len(b), a, b) for a, b in cuts if a in numbers and b in numbers]

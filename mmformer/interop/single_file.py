@@ -45,7 +45,7 @@ def read_file(file: Path, bundle: Path) -> None:
     """
     try:
         files = {name: base64.b64decode(content) for name, content in json.loads(metadata_of(file)[KEY]).items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{file} says that it is a bundle, but its metadata cannot be read: {error}.") from error
     for name in files:
         path = PurePosixPath(name)

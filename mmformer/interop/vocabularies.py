@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from mmformer.tokenizers.published import read_tokenizer
 from mmformer.tokenizers.special import SpecialIds
 from mmformer.tokenizers.text import TextTokensSpec
 from tokenizers import Tokenizer
+
+_MERGES = 2**24  # bytes, unpacked; CLIP's have a fifth
 
 LISTS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model", "source.spm")
 """Files of which each is the main part of some vocabulary."""
@@ -103,12 +106,13 @@ def from_open_clip(merges: bytes, clean: Cleaning = "lower", context_length: int
         merges: what the file holds.
         clean: ``tokenizer_kwargs.clean`` of the model's config.
     """
-    import gzip
-
+    unpacking = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip's frame
     try:
-        text = gzip.decompress(merges).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        text = unpacking.decompress(merges, _MERGES).decode("utf-8")
+    except (zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"CLIP's merges are no gzip of UTF-8: {error}.") from error
+    if not unpacking.eof:
+        raise InputError(f"CLIP's merges are cut short, or of more than {_MERGES:,} bytes: they are not CLIP's.")
     tokenizer = pipelines.open_clip(text)
     special = ("<start_of_text>", "<end_of_text>")
     first, last = map(tokenizer.get_vocab().__getitem__, special)
@@ -314,7 +318,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
         found = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / name} is no JSON: {error}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{folder / name} must hold a mapping, but holds {type(found).__name__}.")

@@ -26,6 +26,9 @@ from mmformer.nn.viewing import Viewing
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux, Tokens
 
+DEEPEST = 10_000
+"""Layers at most: ten times those of the deepest published; a file that asks for billions is refused at once."""
+
 
 @dataclass(frozen=True)
 class StackSpec:
@@ -72,7 +75,7 @@ class StackSpec:
 
     def __post_init__(self) -> None:
         require(self.width >= 1, self, "width", "at least 1")
-        require(self.depth >= 1, self, "depth", "at least 1")
+        require(1 <= self.depth <= DEEPEST, self, "depth", f"at least 1, and at most {DEEPEST:,}")
         require(self.memory_width is None or self.memory_width >= 1, self, "memory_width", "at least 1")
         unread = self.memory_width is not None and not self.reads_memory
         require(not unread, self, "memory_width", "None when the layers have no cross mixer to read a memory")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,7 +26,9 @@ from mmformer.tokenizers.cleaning import Cleaning
 
 VERSION = 1
 _PUBLISHED = "published/"
-_MOST = 512 * 2**20  # bytes, unpacked: the largest published vocabularies take a tenth
+_MOST = 256 * 2**20  # bytes, unpacked: the largest published vocabularies take a fifth
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others may ask for gigabytes before they unpack anything
+_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, LookupError, ValueError, RuntimeError, OSError)
 
 Side = Literal["source", "target"]
 Cutter = Literal["tokenizers", "siglip", Side]
@@ -103,8 +106,10 @@ def unpack(content: bytes, origin: str = "the vocabulary") -> Archive:
             found = archive.infolist()
             if sum(member.file_size for member in found) > _MOST:
                 raise InputError(f"it would have more than {_MOST // 2**20} MiB")
+            if any(member.compress_type not in _PACKED for member in found):
+                raise InputError("a file in it is packed in a way that no vocabulary is")
             members = {member.filename: archive.read(member) for member in found}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{origin} is damaged, it cannot be unpacked: {error}.") from error
     options = _options(members.get("options.json", b"null"), origin)
     if options.cutter == "tokenizers" and "vocabulary.json" not in members:
@@ -126,5 +131,5 @@ def _options(content: bytes, origin: str) -> Options:
         return Options(**{**data, "special": tuple(data.get("special", ()))})
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{origin} has no options.json of a vocabulary: it is none, or was damaged.") from error

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from mmformer import resources
-from mmformer.errors import InputError, nearest_file
+from mmformer.errors import InputError, foreign, nearest_file
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary
 from mmformer.tokenizers.archive import unpack
 from mmformer.tokenizers.marian import MarianVocabulary
@@ -48,6 +48,11 @@ def open_vocabulary(path: str | os.PathLike[str], ids: SpecialIds | None = None)
 
 @functools.lru_cache(maxsize=4)  # a large one takes a second, and every part that reads texts asks for it
 def from_content(content: bytes, ids: SpecialIds, origin: str = "the vocabulary") -> PublishedVocabulary:
-    """One that came with a model from elsewhere, from what its file holds."""
+    """One that came with a model from elsewhere, from what its file holds.
+
+    Raises:
+        InputError: it holds none.
+    """
     archive = unpack(content, origin)
-    return _CUTTERS[archive.options.cutter](archive, ids, origin)
+    with foreign(origin):
+        return _CUTTERS[archive.options.cutter](archive, ids, origin)

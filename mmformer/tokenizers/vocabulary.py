@@ -20,7 +20,7 @@ from typing import Any
 import sentencepiece
 
 from mmformer import resources
-from mmformer.errors import InputError, nearest, nearest_file
+from mmformer.errors import InputError, foreign, nearest, nearest_file
 from mmformer.spec import require
 from mmformer.tokenizers.any_vocabulary import AnyVocabulary, surrogate
 from mmformer.tokenizers.special import SpecialIds
@@ -77,7 +77,8 @@ class Vocabulary(AnyVocabulary):
             InputError: it cannot be read, or is not such a model.
         """
         try:
-            return cls(resources.find(path).read_bytes(), str(path))
+            with foreign(path):
+                return cls(resources.find(path).read_bytes(), str(path))
         except OSError as error:
             near = nearest_file(path) if isinstance(error, FileNotFoundError) else ""
             raise InputError(f"The vocabulary {path} cannot be read: {error.strerror}.{near}") from error
