@@ -27,4 +27,5 @@ def stand_in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--counts", metavar="FILE", help="write what became of the inputs that tests/hostile tried")
     parser.addoption("--systems", metavar="FILE", help="write what tests/interop measured of named systems")
