@@ -1,4 +1,8 @@
-"""What processes tell each other. Where there is one process, each of these means the obvious: nothing is sent."""
+"""What processes tell each other. Where there is one process, each of these means the obvious: nothing is sent.
+
+Of all processes, several may compute the same part of a batch together (tensor parallel). What is said of parts of a
+batch, sums, gathered rows and values, goes between processes with different parts alone; decisions go to all.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,15 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_readers: dist.ProcessGroup | None = None
+"""Processes that have different parts of a batch, this one among them; None: all."""
+
+
+def divide_batches(readers: dist.ProcessGroup | None) -> None:
+    """Say, once, when the processes have met, with which of them this one shares out the batches; None: with all."""
+    global _readers
+    _readers = readers
+
 
 def world_size() -> int:
     """The number of processes."""
@@ -20,6 +33,16 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def data_world_size() -> int:
+    """The number of parts that a batch has."""
+    return dist.get_world_size(_readers) if world_size() > 1 else 1
+
+
+def data_rank() -> int:
+    """The number of this process's part of a batch, from 0."""
+    return dist.get_rank(_readers) if world_size() > 1 else 0
 
 
 def barrier() -> None:
@@ -46,22 +69,31 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(seen)
 
 
+def largest(x: Tensor) -> Tensor:
+    """Each element's largest value over all processes; no gradient flows."""
+    if world_size() == 1:
+        return x
+    value = x.detach().clone()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
 def sum_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sum of each scalar over all processes, which have the same names; no gradient flows."""
-    if world_size() == 1 or not values:
+    """The sum of each scalar over all parts of a batch, which have the same names; no gradient flows."""
+    if data_world_size() == 1 or not values:
         return dict(values)
     total = torch.stack([value.detach().float().reshape(()) for value in values.values()])
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=_readers)
     return dict(zip(values, total.unbind(), strict=True))
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """All processes' rows, in the order of their numbers: n ... -> (world n) ...; all have as many.
+    """The rows of all parts of a batch, in the order of their numbers: n ... -> (parts n) ...; all have as many.
 
-    The gradient of a process's rows is the sum of what all processes say of them: with a loss whose parts the processes
+    The gradient of a part's rows is the sum of what all processes say of them: with a loss whose parts the processes
     hold, that is the gradient of the sum of the parts.
     """
-    if world_size() == 1:
+    if data_world_size() == 1:
         return x
     if not x.is_floating_point():
         return _gather(x)
@@ -70,12 +102,21 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def gather_values(value: T) -> list[T]:
-    """Every process's value, whatever can be pickled, in the order of their numbers."""
+    """What each part of a batch has to say, whatever can be pickled, in the order of their numbers."""
+    if data_world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * data_world_size()
+    dist.all_gather_object(gathered, value, group=_readers)
+    return gathered
+
+
+def of_all(value: T) -> list[T]:
+    """What every process has to say, whatever can be pickled, in the order of their numbers."""
     if world_size() == 1:
         return [value]
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
-    return gathered
+    told: list[Any] = [None] * world_size()
+    dist.all_gather_object(told, value)
+    return told
 
 
 class _GatherRows(torch.autograd.Function):
@@ -86,25 +127,26 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (gradient,) = upstream
-        own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        own = gradient.new_empty(len(gradient) // data_world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous(), group=_readers)
         return own
 
 
 def _gather(x: Tensor) -> Tensor:
-    gathered = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(gathered, x.contiguous())
+    gathered = x.new_empty(data_world_size() * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(gathered, x.contiguous(), group=_readers)
     return gathered
 
 
 def pass_on(*values: Tensor) -> tuple[Tensor, ...]:
-    """Hand tensors to the next process and take those of the one before, round a ring; no gradient flows."""
-    size, own = world_size(), rank()
+    """Hand tensors to the next part of a batch and take those of the one before, round a ring; no gradient flows."""
+    size, own = data_world_size(), data_rank()
     if size == 1:
         return values
     sent, received = [value.contiguous() for value in values], [torch.empty_like(value) for value in values]
-    operations = [dist.P2POp(dist.isend, value, (own + 1) % size) for value in sent]
-    operations += [dist.P2POp(dist.irecv, value, (own - 1) % size) for value in received]
+    after, before = (own + 1) % size, (own - 1) % size
+    operations = [dist.P2POp(dist.isend, value, group=_readers, group_peer=after) for value in sent]
+    operations += [dist.P2POp(dist.irecv, value, group=_readers, group_peer=before) for value in received]
     for request in dist.batch_isend_irecv(operations):
         request.wait()
     return tuple(received)

@@ -73,10 +73,10 @@ def contrastive_loss(
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y, scale = x.float(), y.float(), scale.float()
-        if collectives.world_size() == 1:
+        if collectives.data_world_size() == 1:
             total: Tensor = _ContrastiveLoss.apply(x, y, scale, same, chunk, smoothing)  # type: ignore[no-untyped-call]
             return total
-        first = collectives.rank() * len(x)
+        first = collectives.data_rank() * len(x)
         everyone = None if same is None else collectives.gather_rows(same)
         ways = [(x, collectives.gather_rows(y)), (y, collectives.gather_rows(x))]
         rest = (scale, everyone, first, chunk, smoothing)

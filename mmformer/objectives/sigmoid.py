@@ -41,7 +41,7 @@ class SigmoidContrastiveSpec(PairwiseSpec):
 
 class SigmoidContrastive(Pairwise):
     def loss(self, x: Tensor, y: Tensor, outputs: Outputs, same: Tensor | None) -> Tensor:
-        first = collectives.rank() * len(x)
+        first = collectives.data_rank() * len(x)
         number = torch.arange(first, first + len(x), device=x.device) if same is None else same
         head, chunk = self.spec.head, self.spec.chunk
         return sigmoid_loss(x, y, outputs.scale[head], outputs.bias[head], number, number, chunk)
@@ -81,7 +81,7 @@ class _SigmoidLoss(torch.autograd.Function):
         grad_x, grad_y, grad_scale, grad_bias = (torch.zeros_like(value) for value in (x, y, scale, bias))
         total = x.new_zeros(())
         # Each process's y goes round the ring with its gradient so far, and comes home with all of it.
-        for _ in range(collectives.world_size()):
+        for _ in range(collectives.data_world_size()):
             gradients = (grad_x, grad_y, grad_scale, grad_bias)
             total = total + _add_block(x, y, scale, bias, rows, columns, chunk, gradients)
             y, columns, grad_y = collectives.pass_on(y, columns, grad_y)

@@ -1,68 +1,51 @@
-"""Sharded data parallelism: every process holds a part of each parameter and reads a part of each batch (FSDP2)."""
+"""Models over several processes, applied from outside: shared out (tensor parallel), sharded and replicated (FSDP2)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmformer.adapters.merge import adapt_alike
-from mmformer.errors import InputError
 from mmformer.models.model import Model
-from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
-from mmformer.spec import require
 
 
-@dataclass(frozen=True)
-class ParallelSpec:
-    """How a run is spread over processes, and what of it is held at a time.
+def spread(model: Model, mesh: Any) -> None:
+    """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
-    Attributes:
-        shard: processes that share the parameters, the optimizer's state and each batch evenly. On GPUs each has one.
-            The losses are those of one process, but for dropout, which each draws for itself.
-        activation_checkpointing: compute layers' activations again in the backward pass, to save memory; None: keep
-            them.
+    Its layers' products are shared out first, then what each process has of the parameters is sharded.
     """
+    if mesh["tensor"].size() > 1:
+        from mmformer.parallel.tensor import share_out  # DTensors take a while to import
 
-    shard: int = 1
-    activation_checkpointing: ActivationCheckpointingSpec | None = None
-
-    def __post_init__(self) -> None:
-        require(self.shard >= 1, self, "shard", "at least 1")
-
-    def check(self, batch_size: int, parts: int, lanes: int) -> None:
-        """Refuse what does not divide.
-
-        Raises:
-            InputError: with the arithmetic.
-        """
-        if batch_size % (self.shard * parts):
-            raise InputError(
-                f"data.batch_size is {batch_size}, which trainer.accumulate_grad_batches × parallel.shard, "
-                f"{parts} × {self.shard}, does not divide: take a multiple of {self.shard * parts}."
-            )
-        if lanes % self.shard:
-            raise InputError(
-                f"data.order.lanes is {lanes}, which parallel.shard, {self.shard}, does not divide: processes read "
-                f"whole lanes. Set data.order.lanes to a multiple of {self.shard} (it is part of the order of the "
-                f"samples, so choose it once for every number of processes that the run may have)."
-            )
+        share_out(model, mesh["tensor"])
+    if mesh["data"].size() > 1:
+        shard(model, mesh["data", "shard"])
+    elif mesh["shard"].size() > 1:
+        shard(model, mesh["shard"])
+    for stack in model.stacks.values():
+        stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
 
 
 def shard(model: Model, mesh: Any) -> None:
     """Shard a model in place over a mesh: each layer of its stacks by itself, then all the rest together.
 
     The rest (tokenizers, heads, decoders' output) stays gathered for the whole of a forward pass, so that a decoder's
-    loss may use the embedding of its tokens.
+    loss may use the embedding of its tokens. Parameters are gathered, and gradients added up, in float32: products are
+    made in half the precision where autocast does that in one process too, so that norms, routers and recurrences keep
+    what they have there, which a policy of FSDP2's would round for all parameters of a layer alike.
+
+    Args:
+        mesh: of one dimension, over which parameters are sharded, or of two, over the first of which they are
+            replicated.
     """
     from torch.distributed.fsdp import fully_shard
 
     for stack in model.stacks.values():
         for layer in stack.layers:  # type: ignore[union-attr]
             fully_shard(layer, mesh=mesh)
-        stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
     fully_shard(model, mesh=mesh)
 
 
@@ -73,10 +56,28 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Whether ``spread`` was applied, over several processes."""
+    return any(mesh_of(parameter) is not None for parameter in model.parameters())
+
+
 def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
     """Whether backward passes send gradients; without, they are added up where they are."""
     if is_sharded(model):
         model.set_requires_gradient_sync(wanted)  # type: ignore[operator]
+
+
+def mesh_of(value: Tensor) -> Any:
+    """The mesh that a tensor is spread over; None: it is as in one process."""
+    return getattr(value, "device_mesh", None)
+
+
+def by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Tensors in groups that are spread alike: an operation over a list of tensors takes no others together."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(mesh_of(tensor), []).append(tensor)
+    return list(groups.values())
 
 
 def whole(value: Tensor) -> Tensor:
@@ -104,11 +105,11 @@ def drop_gathered(model: nn.Module) -> None:
 
 
 def whole_model(model: Model) -> Model:
-    """A model of its own on the CPU with the weights of a sharded one; every process has to ask, and gets it.
+    """A model of its own on the CPU with the weights of one that is spread; every process has to ask, and gets it.
 
-    A model that is not sharded is returned itself.
+    A model that is not spread is returned itself.
     """
-    if not is_sharded(model):
+    if not is_spread(model):
         return model
     with torch.device("meta"):
         copy = model.spec.build()

@@ -54,8 +54,8 @@ def accumulate(
         "loss", the weighted sum, and "objective/name", each mean loss; detached.
     """
     assert AUX not in objectives, f"the name {AUX} is that of what layers ask for"
-    # Sharded gradients are averaged over the processes, whose losses are parts of one sum.
-    processes = collectives.world_size()
+    # Gradients are averaged over the parts of the batch, whose losses are parts of one sum.
+    processes = collectives.data_world_size()
     if parts == 1:
         outputs = model(batch)
         terms = _asked(outputs) | _terms(outputs, objectives, batch)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmformer.parallel.sharding import drop_gathered
+from mmformer.parallel.sharding import by_mesh, drop_gathered
 from mmformer.spec import require
 
 
@@ -57,7 +57,9 @@ class WeightAverage(nn.Module):
     def update(self, model: nn.Module, update: int) -> None:
         """Take in the weights that an update, 1 the first, ended with."""
         parameters, averages = zip(*self._pairs(model), strict=True)
-        torch._foreach_lerp_(averages, [p.float() for p in parameters], 1 - self.spec.decay_at(update))
+        # An average is spread as its parameter is, so that both fall into the same groups.
+        for own, current in zip(by_mesh(averages), by_mesh(parameters), strict=True):
+            torch._foreach_lerp_(own, [p.float() for p in current], 1 - self.spec.decay_at(update))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

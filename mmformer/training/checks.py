@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from mmformer.errors import InputError, nearest
@@ -23,7 +24,7 @@ def check_run(run: RunSpec) -> None:
     """
     _check_names(run)
     _check_parts(run)
-    run.parallel.check(run.data.batch_size, run.trainer.accumulate_grad_batches, run.data.order.lanes)
+    run.parallel.check(run.model, run.data.batch_size, run.trainer.accumulate_grad_batches, run.data.order.lanes)
     _check_modalities(run)
     _check_mixing(run)
     _check_evaluation(run)
@@ -89,7 +90,9 @@ def _check_modalities(run: RunSpec) -> None:
         if given and field_name not in read:
             raise InputError(f"data.{field_name} is read, but no encoder or decoder of the model uses it: remove it.")
     for name, decoder in model.decoders.items():
-        other = next((t for t in tokenizers if isinstance(t, TextTokensSpec) and t != decoder.tokenizer), None)
+        texts = [tokenizer for tokenizer in tokenizers if isinstance(tokenizer, TextTokensSpec)]
+        # What stands before a text is not written.
+        other = next((t for t in texts if dataclasses.replace(t, begin=False) != decoder.tokenizer), None)
         if "target" not in data.filled and other is not None:
             raise InputError(
                 f"model.decoders.{name} writes the text that encoders read, but cuts it into other ids: "
@@ -142,10 +145,11 @@ def _check_evaluation(run: RunSpec) -> None:
         if not run.evaluation.metrics:
             raise InputError("evaluation.every_steps is set, but evaluation.metrics names nothing to measure.")
     writing = [name for name, metric in run.evaluation.metrics.items() if metric.generates]
-    if writing and run.evaluation.every_steps is not None and run.parallel.shard > 1:
+    if writing and run.evaluation.every_steps is not None and run.parallel.processes > 1:
         raise InputError(
-            f"evaluation.metrics.{writing[0]} has a decoder write, which a sharded model does not do while it is "
-            f"trained: set evaluation.every_steps to null (the end is measured), or parallel.shard to 1."
+            f"evaluation.metrics.{writing[0]} has a decoder write, which a model that is spread over processes "
+            f"({run.parallel.arithmetic}) does not do while it is trained: set evaluation.every_steps to null (the end "
+            f"is measured), or train in one."
         )
     metrics = run.evaluation.metrics
     for field_name, score in run.watched_scores.items():
@@ -164,6 +168,11 @@ def _check_adapters(run: RunSpec) -> None:
             "adapters change weights that were learned before, but initial is absent, and they would be drawn: set "
             "initial.path to a bundle."
         )
+    if run.adapters and run.parallel.tensor > 1:
+        raise InputError(
+            f"adapters change linear maps, which parallel.tensor, {run.parallel.tensor}, would share out: set it to 1, "
+            f"and parallel.shard in its place."
+        )
 
 
 def _check_thaw(run: RunSpec) -> None:
@@ -173,20 +182,20 @@ def _check_thaw(run: RunSpec) -> None:
                 f"thaw is {updates} for '{pattern}', but must be at least 1 and below trainer.max_steps "
                 f"({run.trainer.max_steps}); to keep parameters as they are, freeze them."
             )
-    if run.thaw and run.parallel.shard > 1:
+    if run.thaw and run.parallel.processes > 1:
         raise InputError(
-            "thaw needs parallel.shard to be 1: a sharded run resumes with the optimizer's state of every "
-            "parameter, which those that do not train yet have none of."
+            f"thaw needs one process, but the run is spread over {run.parallel.arithmetic}: such a run resumes with "
+            f"the optimizer's state of every parameter, which those that do not train yet have none of."
         )
 
 
 def _check_reversible(run: RunSpec) -> None:
     reversible = [name for name, stack in run.model.stacks.items() if stack.reversible]
-    if reversible and run.parallel.shard > 1:
+    if reversible and run.parallel.processes > 1:
         raise InputError(
-            f"model.stacks.{reversible[0]} is reversible, whose layers are computed half by half, but parallel.shard "
-            f"gathers a layer's weights for the whole of it: set parallel.shard to 1, or reversible to false and "
-            f"parallel.activation_checkpointing."
+            f"model.stacks.{reversible[0]} is reversible, whose layers are computed half by half, but several "
+            f"processes ({run.parallel.arithmetic}) gather a layer's weights for the whole of it: set these to 1, or "
+            f"reversible to false and parallel.activation_checkpointing."
         )
     if reversible == list(run.model.stacks) and run.parallel.activation_checkpointing is not None:
         raise InputError(

@@ -43,7 +43,9 @@ class Evaluation(pl.Callback):
         assert isinstance(pl_module, TrainingTask)
         pl_module.check_finite()
         if self._split is None:
-            self._split = Split(self.run, self.run.data.validation, collectives.rank(), collectives.world_size())
+            self._split = Split(
+                self.run, self.run.data.validation, collectives.data_rank(), collectives.data_world_size()
+            )
         with pl_module.averaged():
             scores = self._split.scores(pl_module.built, pl_module.device)
             for logger in trainer.loggers:

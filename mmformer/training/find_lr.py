@@ -14,7 +14,7 @@ from torch import Tensor
 from mmformer.data.loading import training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
-from mmformer.nn.router import rebalance
+from mmformer.nn.router import rebalance, take_excess
 from mmformer.spec import require
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import check_accelerator
@@ -68,8 +68,11 @@ def find_lr(run: RunSpec, spec: RangeSpec) -> list[Trial]:
     Raises:
         InputError: the run cannot start, or is one of several processes.
     """
-    if run.parallel.shard > 1:
-        raise InputError("find-lr trains in one process: leave parallel.shard out (the rate found serves for all).")
+    if run.parallel.processes > 1:
+        raise InputError(
+            f"find-lr trains in one process, but the run is spread over {run.parallel.arithmetic}: leave them out (the "
+            f"rate found serves for all)."
+        )
     check_accelerator(run.trainer.accelerator)
     task = TrainingTask(run)
     task.configure_model()
@@ -110,7 +113,7 @@ def _update(task: TrainingTask, optimizer: torch.optim.Optimizer, batch: Batch, 
             lambda loss: loss.backward(),
         )
     task.thaw.drop_gradients(model, step)
-    rebalance(model)
+    rebalance(take_excess(model))
     limit = run.trainer.gradient_clip_val
     torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
     optimizer.step()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmformer import collectives
-from mmformer.parallel.sharding import whole
+from mmformer.parallel.clipping import total_norm
 
 
 def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
-    return {f"gradient_norm/{part}": whole(torch.nn.utils.get_total_norm(each)) for part, each in parts.items()}
+    return {f"gradient_norm/{part}": total_norm(each) for part, each in parts.items()}
 
 
 class ActivationNorms:

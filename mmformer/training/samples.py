@@ -29,7 +29,7 @@ class Samples(pl.Callback):
         self.run = run
         self.encoders = run.model.text_encoders()
         readers = [name for name, decoder in run.model.decoders.items() if self._reads_images(decoder)]
-        self.decoder = readers[0] if readers and run.parallel.shard == 1 else None
+        self.decoder = readers[0] if readers and run.parallel.processes == 1 else None
 
     def _reads_images(self, decoder: DecoderSpec) -> bool:
         return self.run.model.modalities_of(decoder.reads) == {"image"}

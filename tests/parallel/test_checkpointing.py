@@ -24,7 +24,7 @@ from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.position import SinusoidalPositionSpec
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, CheckpointedLayer, checkpoint_layers
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training.fit import fit
 from mmformer.training.run import RunSpec
 from mmformer.types import Tokens
@@ -155,8 +155,8 @@ def test_reversible_stacks_need_none_and_are_not_shared_out(tmp_path: Path) -> N
     spec = ParallelSpec(activation_checkpointing=ActivationCheckpointingSpec())
     with pytest.raises(InputError, match="all stacks are reversible, which does that already: leave it out"):
         dataclasses.replace(run, model=reversible(run, "image", "text"), parallel=spec)
-    with pytest.raises(InputError, match=r"model.stacks.text is reversible, .* set parallel.shard to 1, or reversible"):
-        dataclasses.replace(run, model=reversible(run, "text"), parallel=ParallelSpec(2))
+    with pytest.raises(InputError, match=r"model.stacks.text is reversible, .* = 1 × 2 × 1 = 2\) gather"):
+        dataclasses.replace(run, model=reversible(run, "text"), parallel=ParallelSpec(shard=2))
     model = dataclasses.replace(run, model=reversible(run, "text"), parallel=spec).model.build()
     checkpoint_layers(model, ActivationCheckpointingSpec())
     kinds = {name: {type(layer) for layer in stack.layers} for name, stack in model.stacks.items()}

@@ -1,4 +1,4 @@
-"""``--parallel.shard 2`` through the real command line: what it trains is what one process trains."""
+"""Two processes through the real command line, which share out each dimension: they train what one process trains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tiny import write_shards
 import mmformer
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training.processes import trainer_arguments
 
 HEADS_ALONE = ("--freeze", "[encoders.*, stacks.*, decoders.*, heads.colour.*]")
@@ -50,6 +50,12 @@ def test_two_processes_train_what_one_trains(file: Path, one: Path, tmp_path: Pa
     assert {path.name for path in state.iterdir()} >= {"__0_0.distcp", "__1_0.distcp"}, "each process wrote its part"
     model = mmformer.load(tmp_path / "two" / "bundle")
     assert len(model.caption(image=[torch.zeros(3, 16, 16, dtype=torch.uint8)])) == 1
+
+
+@pytest.mark.parametrize("dimension", ["data", "tensor"])
+def test_replicas_and_tensor_peers_do_too(dimension: str, file: Path, one: Path, tmp_path: Path) -> None:
+    fit(file, tmp_path / "two", f"--parallel.{dimension}", "2")
+    assert_alike(one, tmp_path / "two")
 
 
 def test_micro_batches_are_the_whole_too(file: Path, one: Path, tmp_path: Path) -> None:
@@ -97,12 +103,13 @@ def test_a_run_that_was_killed_goes_on(file: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_divide_is_refused(file: Path) -> None:
     run = everything(file.parent / "shards")
-    with pytest.raises(InputError, match=r"accumulate_grad_batches × parallel.shard, 1 × 3, does not"):
-        dataclasses.replace(run, parallel=ParallelSpec(3))
-    with pytest.raises(InputError, match=r"data.order.lanes is 2, which parallel.shard, 4, does not divide"):
-        dataclasses.replace(run, parallel=ParallelSpec(4))
+    with pytest.raises(InputError, match=r"batches × parallel.data × parallel.shard, 1 × 1 × 3, does not divide"):
+        dataclasses.replace(run, parallel=ParallelSpec(shard=3))
+    with pytest.raises(InputError, match=r"data.order.lanes is 2, which parallel.data × parallel.shard, 2 × 2, does"):
+        dataclasses.replace(run, parallel=ParallelSpec(data=2, shard=2))
+    assert dataclasses.replace(run, parallel=ParallelSpec(shard=2, tensor=2)).parallel.readers == 2, "peers read alike"
     with pytest.raises(InputError, match=r"ParallelSpec.shard must be at least 1"):
-        ParallelSpec(0)
+        ParallelSpec(shard=0)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +117,13 @@ def test_what_does_not_divide_is_refused(file: Path) -> None:
     [
         (
             {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"},
-            r"8 processes were started \(4 on each of 2 machines\), but parallel.shard is 2",
+            r"8 processes were started \(4 on each of 2 machines\), but the run is spread over parallel.data × "
+            r"parallel.shard × parallel.tensor = 1 × 2 × 1 = 2: start 2, or give these three the product 8 "
+            r"\(--parallel.shard 8\).",
         ),
         (
             {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NNODES": "1"},
-            r"4 processes were started \(4 on each of 1 machines\), but parallel.shard is 2",
+            r"4 processes were started \(4 on each of 1 machines\), but .* = 1 × 2 × 1 = 2: start 2",
         ),
     ],
 )
@@ -124,12 +133,12 @@ def test_other_processes_than_were_started_are_refused(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        trainer_arguments(ParallelSpec(2))
+        trainer_arguments(ParallelSpec(shard=2))
 
 
 def test_processes_are_counted_by_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trainer_arguments(ParallelSpec(1)) == {"devices": 1}
+    assert trainer_arguments(ParallelSpec()) == {"devices": 1}
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    arguments: dict[str, Any] = trainer_arguments(ParallelSpec(8))
+    arguments: dict[str, Any] = trainer_arguments(ParallelSpec(shard=8))
     assert (arguments["devices"], arguments["num_nodes"]) == (4, 2)

@@ -27,7 +27,7 @@ from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training.average import EMASpec
 from mmformer.training.fit import fit
 from mmformer.training.initial import InitialSpec

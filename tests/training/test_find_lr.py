@@ -16,7 +16,7 @@ from tiny import tiny_run, write_shards
 from mmformer.cli.main import main
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training.find_lr import RangeSpec, Trial, find_lr, suggest
 from mmformer.training.find_lr_chart import draw_trials
 from mmformer.training.parameter_groups import GroupSpec
@@ -126,4 +126,4 @@ def test_what_cannot_be_meant_is_refused(
 
 def test_several_processes_are_refused(run: RunSpec) -> None:
     with pytest.raises(InputError, match="find-lr trains in one process"):
-        find_lr(dataclasses.replace(run, parallel=ParallelSpec(2)), RangeSpec())
+        find_lr(dataclasses.replace(run, parallel=ParallelSpec(shard=2)), RangeSpec())

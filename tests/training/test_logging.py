@@ -16,7 +16,7 @@ from tiny import tiny_batch, tiny_model, tiny_run, write_shards
 from mmformer.errors import InputError
 from mmformer.generation.sampling import GreedySpec
 from mmformer.generation.writing import write_texts
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training import loggers, timing
 from mmformer.training.fit import fit
 from mmformer.training.metrics import MetricsTable
@@ -170,7 +170,7 @@ def test_samples_have_what_a_decoder_writes_of_them(shards: Path) -> None:
     alone = [write_texts(built, "caption", tokens, [""], GreedySpec()) for tokens in encoded]
     assert [card.caption for card in cards] == [text for (text,) in alone]
     assert len({card.caption for card in cards}) > 1
-    sharded = dataclasses.replace(run, parallel=ParallelSpec(2))
+    sharded = dataclasses.replace(run, parallel=ParallelSpec(shard=2))
     assert [card.caption for card in Samples(sharded).cards(batch, built)] == TEXTS[:3], "it cannot write meanwhile"
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmformer.parallel.sharding import by_mesh
 from mmformer.spec import require
 from mmformer.training.optimizers.optimizer import OptimizerSpec, require_betas
 from mmformer.training.parameter_groups import parameter_groups
@@ -31,4 +34,29 @@ class AdamWSpec(OptimizerSpec):
 
     def build(self, model: nn.Module) -> torch.optim.Optimizer:
         groups = parameter_groups(self.settings(model))
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return FusedAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """PyTorch's, one mesh after the other: its kernel takes no parameters together that are spread differently.
+
+    Groups stay as they are, so that an optimizer's state is the same over any number of processes.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        held = [group["params"] for group in self.param_groups]
+        parts = [by_mesh(parameters) for parameters in held]
+        try:
+            for place in range(max(map(len, parts), default=0)):
+                for group, own in zip(self.param_groups, parts, strict=True):
+                    group["params"] = own[place] if place < len(own) else []
+                super().step()
+        finally:
+            for group, parameters in zip(self.param_groups, held, strict=True):
+                group["params"] = parameters
+        return loss

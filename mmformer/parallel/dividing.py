@@ -1,0 +1,63 @@
+"""What of a model tensor parallelism shares out, told from its spec: before anything is built or started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from mmformer.errors import InputError
+from mmformer.models.model import ModelSpec
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.feedforward import DenseFeedForwardSpec, FeedForwardSpec
+from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.stack import StackSpec
+
+
+class Shared(NamedTuple):
+    """Something that is shared out evenly."""
+
+    field: str
+    number: int
+
+
+def shares_out(part: MixerSpec | FeedForwardSpec | None, stack: StackSpec) -> bool:
+    """Whether a part of a stack's layers is shared out; if not, each process computes it in whole.
+
+    Blocks of a sparse pattern have the biases of all heads with them, in one plan for all layers.
+    """
+    if isinstance(part, AttentionSpec):
+        return part.pattern is None or "bias" not in stack.position.needs
+    return isinstance(part, DenseFeedForwardSpec)
+
+
+def check_tensor(model: ModelSpec, tensor: int) -> None:
+    """Refuse a model that so many processes cannot compute together.
+
+    Raises:
+        InputError: what does not divide, or that there is nothing to share out.
+    """
+    found = [shared for name, stack in model.stacks.items() for shared in _shared(name, stack)]
+    for field, number in found:
+        if number % tensor:
+            raise InputError(
+                f"{field} is {number}, which parallel.tensor, {tensor}, does not divide: each process computes as many "
+                f"of them. Set parallel.tensor to a divisor of {number}, or {field} to a multiple of {tensor}."
+            )
+    if not found:
+        raise InputError(
+            f"parallel.tensor is {tensor}, but no layer of the model has softmax attention or a dense feed-forward to "
+            f"share out: set it to 1, and parallel.shard in its place."
+        )
+
+
+def _shared(name: str, stack: StackSpec) -> Iterator[Shared]:
+    for layer in dict.fromkeys(stack.layers):
+        for part in (layer.mixer, layer.cross):
+            if isinstance(part, AttentionSpec) and shares_out(part, stack):
+                which = "mixer" if part is layer.mixer else "cross"
+                where = f"model.stacks.{name}.layer.{which}"
+                yield Shared(f"{where}.heads", part.heads)
+                yield Shared(f"{where}.key_value_heads", part.key_value_heads or part.heads)
+        hidden = layer.feedforward
+        if isinstance(hidden, DenseFeedForwardSpec):
+            yield Shared(f"model.stacks.{name}.layer.feedforward.hidden_width", hidden.hidden(stack.width))

@@ -1,0 +1,132 @@
+"""How processes share out a run: along which dimensions, and who reads which part of a batch.
+
+Processes stand on a mesh with named dimensions, the outermost first: ``data`` (replicas), ``shard`` (parts of the
+parameters), ``tensor`` (parts of each product). Neighbours in the innermost have neighbouring numbers, so that those
+that say most to each other share a machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmformer.errors import InputError
+from mmformer.models.model import ModelSpec
+from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
+from mmformer.parallel.dividing import check_tensor
+from mmformer.spec import require
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+DIMENSIONS = ("data", "shard", "tensor")
+"""Of the mesh, outermost first; each is a field of ParallelSpec."""
+
+
+@dataclass(frozen=True)
+class ParallelSpec:
+    """How a run is spread over processes, and what of it is held at a time.
+
+    There are data × shard × tensor processes, on GPUs each with one. The losses are those of one process, but for
+    dropout, which each part of a batch draws for itself. Parameters and what the optimizer keeps are float32 in any
+    case, and gradients are added up in it; ``trainer.precision`` says what products are computed in.
+
+    Attributes:
+        data: replicas: each has all that ``shard`` and ``tensor`` share out, and reads a part of each batch (data
+            parallel; beside ``shard``, hybrid sharding: parameters are gathered among ``shard`` processes, and
+            gradients added up over all).
+        shard: processes that share the parameters, the optimizer's state and each batch evenly (FSDP2).
+        tensor: processes that compute the same part of a batch together. The heads of softmax attention, its key and
+            value heads too, and the hidden units of dense feed-forwards are shared out, in self-attention and in
+            reading memory. All else is computed by each of them in whole: embeddings, norms, heads, decoders' outputs,
+            other mixers (linear attention, Mamba, hashed attention, convolutions …), experts, attention over a sparse
+            pattern whose position biases scores, and what pools and resamplers attend by. Within what is shared out,
+            heads and units that take the same place in two processes drop out together. Of projections that are fused
+            (queries with keys and values, gates with units), each pass moves rows of weights between the processes, so
+            that parameters are stored in one process's order whatever ``tensor`` is: bytes that do not grow with the
+            batch.
+        activation_checkpointing: compute layers' activations again in the backward pass, to save memory; None: keep
+            them.
+    """
+
+    data: int = 1
+    shard: int = 1
+    tensor: int = 1
+    activation_checkpointing: ActivationCheckpointingSpec | None = None
+
+    def __post_init__(self) -> None:
+        for name in DIMENSIONS:
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of the mesh's dimensions."""
+        return tuple(getattr(self, name) for name in DIMENSIONS)
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return math.prod(self.sizes)
+
+    @property
+    def readers(self) -> int:
+        """How many parts a batch has: processes of one tensor group read the same."""
+        return self.data * self.shard
+
+    @property
+    def arithmetic(self) -> str:
+        """How many processes there are, and why."""
+        return f"{' × '.join(f'parallel.{name}' for name in DIMENSIONS)} = {_product(self.sizes)} = {self.processes}"
+
+    def check(self, model: ModelSpec, batch_size: int, parts: int, lanes: int) -> None:
+        """Refuse what does not divide.
+
+        Raises:
+            InputError: with the arithmetic.
+        """
+        readers = self.readers
+        if batch_size % (readers * parts):
+            raise InputError(
+                f"data.batch_size is {batch_size}, which trainer.accumulate_grad_batches × parallel.data × "
+                f"parallel.shard, {_product((parts, self.data, self.shard))}, does not divide: take a multiple of "
+                f"{readers * parts}."
+            )
+        if lanes % readers:
+            raise InputError(
+                f"data.order.lanes is {lanes}, which parallel.data × parallel.shard, {_product(self.sizes[:2])}, does "
+                f"not divide: processes read whole lanes. Set data.order.lanes to a multiple of {readers} (it is part "
+                f"of the order of the samples, so choose it once for every number of processes that the run may have)."
+            )
+        if self.tensor > 1:
+            check_tensor(model, self.tensor)
+
+
+def _product(sizes: tuple[int, ...]) -> str:
+    return " × ".join(map(str, sizes))
+
+
+def make_mesh(spec: ParallelSpec, device: str) -> DeviceMesh:
+    """The mesh of all processes; each has to ask, once they have met.
+
+    Args:
+        device: the type of their devices.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device, spec.sizes, mesh_dim_names=DIMENSIONS)
+
+
+def readers_of(mesh: DeviceMesh) -> ProcessGroup | None:
+    """The processes that have different parts of a batch, this one among them, by the number of the part; None: all.
+
+    Each process has to ask, once.
+    """
+    import torch.distributed as dist
+
+    if mesh["tensor"].size() == 1:
+        return None
+    groups = mesh.mesh.flatten(0, 1).T.tolist()  # tensor readers: the processes that have the same place in theirs
+    own, _ = dist.new_subgroups_by_enumeration(groups)
+    return own
