@@ -45,10 +45,29 @@ def listed(key: str, *paths: str) -> Field:
     return Field((key,), paths, lambda value: [[value]] * len(paths), lambda *values: values[0][:1])
 
 
-def choice(key: str, known: Mapping[Any, Any], *paths: str) -> Field:
-    """One of several values, and what each of them is with us: a value, or a class with arguments."""
+def scaled(key: str, width_key: str, width: str, power: float, *paths: str) -> Field:
+    """Whether there is a factor, a power of the width; a spec that has another is refused when it is read back."""
 
-    def read(value: Any) -> Sequence[Any]:
+    def read(has_factor: bool, wide: int) -> Sequence[Any]:
+        return [wide, *[wide**power if has_factor else 1.0] * len(paths)]
+
+    return Field((key, width_key), (width, *paths), read, lambda wide, factor, *_: [factor != 1.0, wide])
+
+
+def at_each(places: Sequence[str], *names: str) -> list[str]:
+    """Paths: names in several places."""
+    return [f"{place}.{name}" for name in names for place in places]
+
+
+def choice(key: str | tuple[str, ...], known: Mapping[Any, Any], *paths: str) -> Field:
+    """One of several values, and what each of them is with us: a value, or a class with arguments.
+
+    Of several keys, a tuple, ``known`` has what they say together.
+    """
+    keys = (key,) if isinstance(key, str) else key
+
+    def read(*found: Any) -> Sequence[Any]:
+        value = found[0] if isinstance(key, str) else found
         if value not in known:
             raise ValueError(f"one of {', '.join(map(repr, known))}")
         return [known[value]] * len(paths)
@@ -56,10 +75,10 @@ def choice(key: str, known: Mapping[Any, Any], *paths: str) -> Field:
     def write(*found: Any) -> Sequence[Any]:
         for theirs, ours in known.items():
             if ours.describes(found[0]) if isinstance(ours, Named) else ours == found[0]:
-                return [theirs]
+                return [theirs] if isinstance(key, str) else list(theirs)
         raise ValueError(f"one of {', '.join(map(str, known.values()))}")
 
-    return Field((key,), paths, read, write)
+    return Field(keys, paths, read, write)
 
 
 def fixed(key: str, value: Any) -> Field:
@@ -71,6 +90,11 @@ def fixed(key: str, value: Any) -> Field:
         return []
 
     return Field((key,), (), read, lambda: [value])
+
+
+def all_fixed(values: Mapping[str, Any]) -> tuple[Field, ...]:
+    """Several of these: a family's defaults have them from the same table."""
+    return tuple(fixed(key, value) for key, value in values.items())
 
 
 def always(path: str, value: Any) -> Field:
@@ -130,7 +154,7 @@ def write_config(data: Data, fields: Sequence[Field], where: str) -> Data:
             found = " and ".join(f"{path} {value!r:.200}" for path, value in zip(field.paths, values, strict=True))
             raise InputError(f"{where} cannot say {found}: it has to be {error}.") from error
         for key, value in zip(field.keys, made, strict=True):
-            _put(config, key, value)
+            put(config, key, value)
     return config
 
 
@@ -139,7 +163,7 @@ def complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Data:
     whole = copy.deepcopy(dict(config))
     for key, default in defaults.items():
         if find(whole, key) is None:
-            _put(whole, key, default(whole) if callable(default) else default)
+            put(whole, key, default(whole) if callable(default) else default)
     return whole
 
 
@@ -175,6 +199,15 @@ def find(config: Mapping[str, Any], key: str) -> Any:
     return node
 
 
+def put(config: Data, key: str, value: Any) -> None:
+    """Have a config say a value at a dotted key."""
+    *before, last = key.split(".")
+    node = config
+    for part in before:
+        node = node.setdefault(part, {})
+    node[last] = value
+
+
 def _value(config: Mapping[str, Any], key: str, where: str) -> Any:
     node: Any = config
     for part in key.split("."):
@@ -183,11 +216,3 @@ def _value(config: Mapping[str, Any], key: str, where: str) -> Any:
             raise InputError(f"{where} has no {key}, which says what the model is.{near}")
         node = node[part]
     return node
-
-
-def _put(config: Data, key: str, value: Any) -> None:
-    *before, last = key.split(".")
-    node = config
-    for part in before:
-        node = node.setdefault(part, {})
-    node[last] = value

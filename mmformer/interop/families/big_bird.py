@@ -10,25 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmformer.interop.berts import DEFAULTS, HEAD, STACK, TEXT, trunk_fields, trunk_rules
+from mmformer.interop.berts import DEFAULTS, HEAD, STACK, TEXT, prediction_rules, size_fields, trunk_fields, trunk_rules
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import Field, fixed, same
+from mmformer.interop.fields import Field, all_fixed, scaled
 from mmformer.interop.plain import Data
-from mmformer.interop.rules import Rule, tied
+from mmformer.interop.rules import Rule
 from mmformer.interop.rules import same as named
 
-_WORDS, _FOLLOWS = "cls.predictions", "heads.follows"
+_FOLLOWS = "heads.follows"
+_FIXED = {"use_bias": True, "is_decoder": False, "add_cross_attention": False}
 
 
 def _rules(config: Data) -> list[Rule]:
     return [
         *trunk_rules("pooler", config["max_position_embeddings"]),
-        named(f"{HEAD}.transform.dense.{{p}}", f"{_WORDS}.transform.dense.{{p}}"),
-        named(f"{HEAD}.transform.norm.{{p}}", f"{_WORDS}.transform.LayerNorm.{{p}}"),
-        named(f"{HEAD}.bias", f"{_WORDS}.bias"),
+        *prediction_rules(),
         named(f"{_FOLLOWS}.projection.{{p}}", "cls.seq_relationship.{p}"),
-        tied(f"{HEAD}.bias", f"{_WORDS}.decoder.bias"),
-        tied(f"{TEXT}.tokenizer.weight", f"{_WORDS}.decoder.weight"),
     ]
 
 
@@ -52,23 +49,16 @@ FAMILY = Family(
     },
     fields=(
         *trunk_fields(),
-        same("num_hidden_layers", f"{STACK}.depth"),
-        same("max_position_embeddings", f"{TEXT}.tokenizer.context_length", f"{STACK}.position.sizes.0"),
-        Field(
-            ("rescale_embeddings", "hidden_size"),
-            (f"{TEXT}.tokenizer.scale", f"{STACK}.width"),
-            lambda rescaled, width: [width**0.5 if rescaled else 1.0, width],
-            lambda scale, width: [scale == width**0.5, width],
-        ),
+        *size_fields(),
+        scaled("rescale_embeddings", "hidden_size", f"{STACK}.width", 0.5, f"{TEXT}.tokenizer.scale"),
         Field(("attention_type", "block_size", "num_random_blocks"), (), _full, lambda: ["original_full", 64, 3]),
-        fixed("use_bias", True),
-        fixed("is_decoder", False),
-        fixed("add_cross_attention", False),
+        *all_fixed(_FIXED),
     ),
     rules=_rules,
     defaults={
         **{"attention_type": "block_sparse", "block_size": 64, "num_random_blocks": 3, "rescale_embeddings": False},
-        **{"use_bias": True, "is_decoder": False, "add_cross_attention": False, **DEFAULTS},
+        **DEFAULTS,
+        **_FIXED,
     },
     ignored=("classifier_dropout", "pad_token_id", "gradient_checkpointing"),
     text=(f"{TEXT}.tokenizer",),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from mmformer.interop import berts
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import ACTIVATIONS, choice, fixed, same
+from mmformer.interop.fields import fixed, same
 from mmformer.interop.plain import Data
-from mmformer.interop.rules import Rule, joined, tied, viewed
+from mmformer.interop.rules import Rule, rooted, viewed
 from mmformer.interop.rules import same as named
 from mmformer.interop.towers import patches, picture_fields, places, under
 
-_STACK, _TEXT = "stacks.text", "decoders.text"
+_TEXT = "decoders.text"
 _PICTURE = {
     **{"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
     **{"image_size": 384, "patch_size": 16, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-5},
@@ -42,29 +43,10 @@ def _picture_rules(config: Data) -> list[Rule]:
 
 
 def _rules(config: Data) -> list[Rule]:
-    layer, theirs = f"{_STACK}.layers.{{i}}", "text_decoder.bert.encoder.layer.{i}"
-    embeddings, words = "text_decoder.bert.embeddings", "text_decoder.cls.predictions"
-    own, cross = (f"{theirs}.{name}" for name in ("attention", "crossattention"))
+    texts = [*berts.embedding_rules(_TEXT), *berts.layer_rules(), *berts.prediction_rules(_TEXT, _TEXT, "logit_bias")]
     return [
         *_picture_rules(config["vision_config"]),
-        named(f"{_TEXT}.tokenizer.weight", f"{embeddings}.word_embeddings.weight"),
-        named(f"{_STACK}.position.weight", f"{embeddings}.position_embeddings.weight"),
-        named(f"{_STACK}.input_norm.{{p}}", f"{embeddings}.LayerNorm.{{p}}"),
-        joined(f"{layer}.mixer.qkv.{{p}}", [f"{own}.self.{name}.{{p}}" for name in ("query", "key", "value")]),
-        named(f"{layer}.mixer.out.{{p}}", f"{own}.output.dense.{{p}}"),
-        named(f"{layer}.mixer_residual.norm.{{p}}", f"{own}.output.LayerNorm.{{p}}"),
-        named(f"{layer}.cross.q.{{p}}", f"{cross}.self.query.{{p}}"),
-        joined(f"{layer}.cross.kv.{{p}}", [f"{cross}.self.{name}.{{p}}" for name in ("key", "value")]),
-        named(f"{layer}.cross.out.{{p}}", f"{cross}.output.dense.{{p}}"),
-        named(f"{layer}.cross_residual.norm.{{p}}", f"{cross}.output.LayerNorm.{{p}}"),
-        named(f"{layer}.feedforward.up.{{p}}", f"{theirs}.intermediate.dense.{{p}}"),
-        named(f"{layer}.feedforward.down.{{p}}", f"{theirs}.output.dense.{{p}}"),
-        named(f"{layer}.feedforward_residual.norm.{{p}}", f"{theirs}.output.LayerNorm.{{p}}"),
-        named(f"{_TEXT}.transform.dense.{{p}}", f"{words}.transform.dense.{{p}}"),
-        named(f"{_TEXT}.transform.norm.{{p}}", f"{words}.transform.LayerNorm.{{p}}"),
-        named(f"{_TEXT}.logit_bias", f"{words}.bias"),
-        tied(f"{_TEXT}.logit_bias", f"{words}.decoder.bias"),
-        tied(f"{_TEXT}.tokenizer.weight", f"{words}.decoder.weight"),
+        *rooted(rooted(texts, "{base}", "text_decoder.bert."), "cls.", "text_decoder.cls."),
     ]
 
 
@@ -75,26 +57,11 @@ BLIP = Family(
     layouts={"BlipForConditionalGeneration": Layout()},
     fields=(
         *picture_fields("vision_config."),
+        *berts.size_fields(_TEXT, "text_config."),
+        *berts.layer_fields(_TEXT, "text_config.", ("mixer", "cross")),
         same("text_config.vocab_size", f"{_TEXT}.tokenizer.rows"),
-        same("text_config.max_position_embeddings", f"{_TEXT}.tokenizer.context_length", f"{_STACK}.position.sizes.0"),
-        same("text_config.hidden_size", f"{_STACK}.width"),
-        same("text_config.encoder_hidden_size", f"{_STACK}.memory_width"),
-        same("text_config.num_hidden_layers", f"{_STACK}.depth"),
-        same("text_config.num_attention_heads", f"{_STACK}.layer.mixer.heads", f"{_STACK}.layer.cross.heads"),
-        same("text_config.intermediate_size", f"{_STACK}.layer.feedforward.hidden_width"),
-        choice("text_config.hidden_act", ACTIVATIONS, f"{_STACK}.layer.feedforward"),
-        choice(
-            "text_config.hidden_act",
-            {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"},
-            f"{_TEXT}.transform.activation",
-        ),
-        same("text_config.layer_norm_eps", f"{_STACK}.layer.norm.eps", f"{_TEXT}.transform.norm.eps"),
-        same("text_config.hidden_dropout_prob", f"{_STACK}.layer.dropout", f"{_STACK}.input_dropout"),
-        same(
-            "text_config.attention_probs_dropout_prob",
-            f"{_STACK}.layer.mixer.dropout",
-            f"{_STACK}.layer.cross.dropout",
-        ),
+        same("text_config.hidden_size", f"{berts.STACK}.width"),
+        same("text_config.encoder_hidden_size", f"{berts.STACK}.memory_width"),
         same("text_config.label_smoothing", f"{_TEXT}.smoothing"),
         fixed("text_config.is_decoder", True),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmformer.interop.families.bert import TRANSFORMS
+from mmformer.interop.berts import TRANSFORMS
 from mmformer.interop.family import Family, Layout
 from mmformer.interop.fields import ACTIVATIONS, choice, fixed, same
 from mmformer.interop.plain import Data
