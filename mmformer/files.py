@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL = ".partial"
+"""How names end of what is not written to its end."""
+
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
@@ -38,14 +41,33 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def discard(folder: Path) -> None:
+    """Remove a folder; killed in between, what is left of it has not its name any more, but an ``.old`` behind it."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    shutil.rmtree(old)
+
+
 def partial_of(folder: Path) -> Path:
     """What a folder is called while it is written."""
-    return folder.with_name(folder.name + ".partial")
+    return folder.with_name(folder.name + PARTIAL)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what was being written in a folder when a process was killed, and undo what it had begun to replace."""
+    for left in folder.glob(f"*{PARTIAL}"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for left in folder.glob("*.old"):
+        if left.with_suffix("").exists():
+            shutil.rmtree(left)
+        else:
+            left.rename(left.with_suffix(""))
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file under another name, then rename it: a reader sees the old file or the whole new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

@@ -224,16 +224,25 @@ class TokenChoice(Router):
         return {"balance": LossTerm(self.spec.balance_loss * uneven.sum().float(), real.any(1).sum().float())}
 
 
-@torch.no_grad()
-def rebalance(model: nn.Module) -> None:
-    """Move every balance in a model by what an update's batch chose, and forget that.
+def take_excess(model: nn.Module) -> list[tuple[TokenChoice, Tensor]]:
+    """By how much an update's batch chose each expert too often, of every router with a balance, which forgets it.
 
-    To be called after the gradients of each update, before they are measured or clipped.
+    To be called after the gradients of each update, before they are measured or clipped: it is not one of them.
     """
+    taken = []
     for router in model.modules():
         if isinstance(router, TokenChoice) and router.balance is not None and router.balance.grad is not None:
-            router.balance.sub_(router.balance.grad.sign(), alpha=router.spec.balance_rate)
+            taken.append((router, router.balance.grad))
             router.balance.grad = None
+    return taken
+
+
+@torch.no_grad()
+def rebalance(taken: list[tuple[TokenChoice, Tensor]]) -> None:
+    """Move every balance by it."""
+    for router, excess in taken:
+        assert router.balance is not None
+        router.balance.sub_(excess.sign(), alpha=router.spec.balance_rate)
 
 
 class _Loaded(torch.autograd.Function):

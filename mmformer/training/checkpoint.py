@@ -1,78 +1,219 @@
-"""Checkpoints: a folder for each, which has its name only when it is whole (see ``files.whole_folder``)."""
+"""Checkpoints: a folder for each, which has its name only when it is whole (see ``files.whole_folder``), and a seal by
+which that can be told later (see ``sealing``).
+"""
 
 from __future__ import annotations
 
-import io
+import errno
+import os
 import shutil
+import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from mmformer import collectives
-from mmformer.files import partial_of, whole_folder
+from mmformer.files import discard, partial_of, sync, whole_folder
+from mmformer.training.background import Background, HostCopy
 from mmformer.training.processes import is_first
 from mmformer.training.run import CheckpointSpec
+from mmformer.training.sealing import SEAL, Content, content_of, damage, seal
 from mmformer.training.task import TrainingTask
+
+ASKED_EVERY = 4
+"""Updates after which processes ask each other what they cannot know by themselves; one alone asks after each."""
+
+STATE = "state.ckpt"
 
 
 def whole_checkpoints(output: Path) -> list[Path]:
-    """The state files of a run's whole checkpoints, oldest first."""
+    """The states of a run's checkpoints that were written to their end, oldest first."""
     folders = (output / "checkpoints").glob("step-*")
-    return sorted(folder / "state.ckpt" for folder in folders if not folder.suffix)
+    return sorted(folder / STATE for folder in folders if not folder.suffix and (folder / SEAL).exists())
 
 
-class PlainIO(TorchCheckpointIO):
-    """Writes where it is told.
+def step_of(state: Path) -> int:
+    """The updates that a checkpoint has behind it."""
+    return int(state.parent.name.removeprefix("step-"))
 
-    Lightning's own writes into the system's temporary folder first, which may be smaller, and which it does not clear
-    where the disk is full. Ours are written in a folder that has no name yet.
-    """
+
+class Found(NamedTuple):
+    """What there is to go on from."""
+
+    newest: Path | None  # the state of the newest checkpoint that is as it was written
+    damaged: dict[Path, str]  # newer ones, with what is wrong with each
+
+
+def newest_checkpoint(output: Path, thorough: bool = True) -> Found:
+    """Look for the newest checkpoint that holds what was written; see ``sealing.damage``."""
+    damaged = {}
+    for state in reversed(whole_checkpoints(output)):
+        wrong = damage(state.parent, thorough)
+        if wrong is None:
+            return Found(state, damaged)
+        damaged[state] = wrong
+    return Found(None, damaged)
+
+
+def set_aside(damaged: Iterable[Path]) -> None:
+    """Give damaged checkpoints another name, under which they are in nobody's way, and can still be looked at."""
+    for state in damaged:
+        aside = state.parent.with_name(state.parent.name + ".damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        state.parent.rename(aside)
+
+
+class StateIO(TorchCheckpointIO):
+    """Keeps a copy of the state that Lightning would have it write. Reading is Lightning's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = HostCopy()
+        self.state: dict[str, Any] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        state = io.BytesIO()  # torch.save into a file would not say what the disk said
-        torch.save(checkpoint, state)
-        Path(path).write_bytes(state.getbuffer())
+        self.state = self.host.take(checkpoint)
 
 
 class Checkpoint(pl.Callback):
-    """Writes a checkpoint every so many updates, after the last, and when it is told to."""
+    """Writes a checkpoint when it is time to, after the last update, and when it is told to.
+
+    One process alone copies its state and trains on, while a thread writes the copy; at most one is written at a time.
+    Several processes write together, and wait for each other.
+    """
 
     def __init__(self, spec: CheckpointSpec, output: Path) -> None:
         self.spec, self.output = spec, output
+        self.io, self.background = StateIO(), Background()
         self._saved = 0  # the step of the last one
+        self._when = monotonic()  # a clock that nobody sets
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._when = monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        last = trainer.global_step == trainer.max_steps
-        due = self.spec.every_steps is not None and trainer.global_step % self.spec.every_steps == 0
-        if not (due or last):
-            return
+        self.background.look()
         assert isinstance(pl_module, TrainingTask)
-        self.save(trainer, pl_module)
+        if self._is_due(trainer, pl_module.device):
+            self.save(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.background.wait()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        try:
+            self.background.wait()
+        except OSError as error:  # it is the exception that is raised
+            print(f"mmformer: {self.output}: the last checkpoint was not written: {error.strerror}.", file=sys.stderr)
+
+    def _is_due(self, trainer: pl.Trainer, device: torch.device) -> bool:
+        """All processes say the same: the first one's clock counts."""
+        step, every, minutes = trainer.global_step, self.spec.every_steps, self.spec.every_minutes
+        if step == trainer.max_steps or (every is not None and step % every == 0):
+            return True
+        if minutes is None or (collectives.world_size() > 1 and step % ASKED_EVERY):
+            return False
+        return collectives.any_rank(is_first() and monotonic() - self._when >= 60 * minutes, device)
 
     def save(self, trainer: pl.Trainer, task: TrainingTask) -> None:
-        """Write one, if there is none of this step; all processes do at once."""
+        """Write one, if there is none of this step; all processes do at once.
+
+        Raises:
+            InputError: the weights are not numbers any more.
+            OSError: it cannot be written, or the one before could not.
+        """
         if self._saved == trainer.global_step:
             return
-        self._saved = trainer.global_step
+        self._saved, self._when = trainer.global_step, monotonic()
         task.check_finite()
-        self._save(trainer, self.output / "checkpoints" / f"step-{trainer.global_step:09d}")
-        if is_first():
-            for old in whole_checkpoints(self.output)[: -self.spec.keep]:
-                shutil.rmtree(old.parent)
+        self.background.wait()
+        folder = self.output / "checkpoints" / f"step-{trainer.global_step:09d}"
+        if collectives.world_size() > 1:
+            self._save_together(trainer, folder)
+            return
+        trainer.save_checkpoint(folder / STATE)  # to self.io
+        self.background.start(lambda: self._write(self.io.state, folder))
 
-    def _save(self, trainer: pl.Trainer, folder: Path) -> None:
+    def _write(self, state: dict[str, Any], folder: Path) -> None:
+        """Write a copied state as a checkpoint, and remove what is not to be kept any longer."""
+        self._check_output()
+        with whole_folder(folder) as partial:
+            write_state(state, partial / STATE)
+            seal(partial, {STATE: content_of(partial / STATE)})
+        self._prune()
+
+    def _save_together(self, trainer: pl.Trainer, folder: Path) -> None:
         """All processes write into the folder that the first one makes, and renames when they have."""
         if not is_first():
             collectives.barrier()
-            trainer.save_checkpoint(partial_of(folder) / "state.ckpt")
-            collectives.barrier()
+            self._write_part(trainer, partial_of(folder))
             return
+        self._check_output()
         with whole_folder(folder) as partial:
             collectives.barrier()
-            trainer.save_checkpoint(partial / "state.ckpt")
-            collectives.barrier()
+            seal(partial, self._write_part(trainer, partial))
+        self._prune()
+
+    def _write_part(self, trainer: pl.Trainer, partial: Path) -> dict[str, Content]:
+        """Write this process's part; the content of all parts. Each process reads its own: the disk may be remote."""
+        trainer.save_checkpoint(partial / STATE)
+        others = tuple(f"__{rank}_" for rank in range(collectives.world_size()) if rank != collectives.rank())
+        paths = [path for path in (partial / STATE).iterdir() if path.name.startswith(f"__{collectives.rank()}_")]
+        if is_first():  # what belongs to none
+            paths = [path for path in (partial / STATE).iterdir() if not path.name.startswith(others)]
+        contents = {path.relative_to(partial).as_posix(): content_of(path) for path in paths}
+        return {name: content for part in collectives.of_all(contents) for name, content in part.items()}
+
+    def _check_output(self) -> None:
+        """Refuse to make a folder anew that was there when training began: a disk is gone, or somebody removed it."""
+        if not self.output.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the run's folder is not there any more", str(self.output))
+
+    def _prune(self) -> None:
+        """Remove checkpoints beyond the newest, and what processes that were killed left."""
+        folder = self.output / "checkpoints"
+        sync(self.output)  # which the folder may be new in
+        for old in whole_checkpoints(self.output)[: -self.spec.keep]:
+            discard(old.parent)
+        for left in [*folder.glob("step-*.partial"), *folder.glob("step-*.old")]:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def write_state(state: dict[str, Any], path: Path) -> None:
+    """Write a state as torch does, but fail with what the disk said.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("wb") as file:
+        teller = _Teller(file)
+        try:
+            torch.save(state, teller)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        except RuntimeError as error:
+            raise teller.error or error from None
+
+
+class _Teller:
+    """A file that remembers why it could not be written to: torch says only that it could not."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.error = file, None  # type: Any, OSError | None
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(self.file.write(data))
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()

@@ -18,16 +18,18 @@ from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle, write_own_adapters
-from mmformer.training.checkpoint import Checkpoint, PlainIO
+from mmformer.training.checkpoint import Checkpoint, StateIO, step_of
 from mmformer.training.early_stopping import EarlyStopping
 from mmformer.training.evaluate import Evaluation, score_split
 from mmformer.training.intake import Intake, Taken
 from mmformer.training.loggers import check_loggers, make_loggers
-from mmformer.training.output import begin, check_new, check_resumed, step_of
+from mmformer.training.output import begin, check_new, check_resumed
 from mmformer.training.parameter_groups import parameter_table
 from mmformer.training.pictures import write_pictures
-from mmformer.training.processes import failing_together, is_first, trainer_arguments
+from mmformer.training.presence import Presence
+from mmformer.training.processes import check_processes, failing_together, is_first, trainer_arguments
 from mmformer.training.progress import Progress
+from mmformer.training.refusing import Refusing
 from mmformer.training.rehearsal import rehearse
 from mmformer.training.report import write_report
 from mmformer.training.run import RunSpec
@@ -36,6 +38,8 @@ from mmformer.training.sheet import Card
 from mmformer.training.stopping import Stopping
 from mmformer.training.task import TrainingTask
 from mmformer.training.timing import Stopwatch, Timing
+from mmformer.training.unpickling import as_data
+from mmformer.training.watchdog import Watchdog
 
 # What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps, a loader that is
 # made to begin where a resumed run does (at the end: an empty one); and a warning of PyTorch's about Lightning.
@@ -81,6 +85,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     if not resume and is_first():
         check_new(output, overwrite)
     check_loggers(run)
+    check_processes(run.parallel, run.trainer.accelerator)
     task = TrainingTask(run)
     task.configure_model()
     settings = run.optimizer.settings(task.built)
@@ -89,17 +94,19 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     checkpoint = Checkpoint(run.checkpoint, output)
-    stopping = Stopping(checkpoint)
+    stopping, presence = Stopping(checkpoint), Presence()
     # Scores first: the checkpoint of a step then holds the best score as it is after that step.
     evaluation = Evaluation(run, output)
     first_step = 0 if last is None else step_of(last)
     intake = Intake(run, output, first_step)
-    callbacks: list[Callback] = [intake, evaluation]
+    callbacks: list[Callback] = [intake, Refusing(run, output, first_step, task, checkpoint), evaluation]
     if run.early_stopping is not None:
         callbacks.append(EarlyStopping(run.early_stopping, evaluation, checkpoint))
     if run.logging.samples:
         callbacks.append(Samples(run))
-    trainer = _trainer(run, output, first_step, [*callbacks, checkpoint, stopping])
+    if run.watchdog is not None:
+        callbacks.append(Watchdog(run.watchdog))
+    trainer = _trainer(run, output, first_step, checkpoint.io, [*callbacks, checkpoint, stopping, presence])
     if is_first():
         if not resume:
             print("\n".join(task.loaded.report), end="\n" * bool(task.loaded.report))
@@ -111,7 +118,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         try:
-            with failing_together():
+            with as_data(last), presence.watching(), failing_together(presence.wait):
                 trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
         except SystemExit:
             if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
@@ -123,7 +130,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
         return _finish(run, output, task, trainer, intake.taken)
 
 
-def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(run: RunSpec, output: Path, first_step: int, io: StateIO, callbacks: list[Callback]) -> pl.Trainer:
     spec = run.trainer
     stopwatch = Stopwatch()
     callbacks = [Timing(run, output, first_step, stopwatch), *callbacks]
@@ -132,7 +139,7 @@ def _trainer(run: RunSpec, output: Path, first_step: int, callbacks: list[Callba
     check_accelerator(spec.accelerator)
     processes = trainer_arguments(run.parallel, spec.accelerator)
     return pl.Trainer(
-        **processes | {"plugins": [*processes.get("plugins", ()), PlainIO()]},
+        **processes | {"plugins": [*processes.get("plugins", ()), io]},
         accelerator=spec.accelerator,
         precision=spec.precision,
         max_steps=spec.max_steps,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.errors import InputError
-from mmformer.training.checkpoint import whole_checkpoints
+from mmformer.files import PARTIAL, tidy
+from mmformer.training.checkpoint import Found, newest_checkpoint, set_aside, step_of, whole_checkpoints
+from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
 
 MAY_CHANGE = (
@@ -17,9 +20,11 @@ MAY_CHANGE = (
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",
     "checkpoint",
+    "divergence",
     "evaluation",
     "early_stopping",
     "logging",
+    "watchdog",
     "data.validation",
     "data.test",
     "data.evaluation_batch_size",
@@ -38,7 +43,7 @@ def check_new(output: Path, overwrite: bool) -> None:
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, but must be a folder for the run's output: name another with --output.")
-    if not output.exists() or not any(output.iterdir()):
+    if not output.exists() or all(_is_left(path) for path in output.iterdir()):
         return
     if not (output / "config.yaml").exists():
         raise InputError(f"{output}: holds something that is not a run's output: name another folder (--output DIR).")
@@ -50,17 +55,48 @@ def check_new(output: Path, overwrite: bool) -> None:
 
 
 def check_resumed(run: RunSpec, output: Path) -> Path:
-    """The checkpoint that a run goes on from.
+    """The state that a run goes on from: of the newest checkpoint that is as it was written.
+
+    Newer ones, which are damaged, are told and set aside. The first process reads all that was written; others look at
+    sizes alone, so that thousands do not read the same, and are handed the first one's choice when they load.
 
     Raises:
         InputError: there is none, or this run is not the one that wrote it.
     """
-    checkpoints = whole_checkpoints(output)
-    if not checkpoints:
+    found = newest_checkpoint(output, thorough=is_first())
+    if found.newest is None:
+        told = "".join(f" {state.parent.name} is damaged: {wrong}." for state, wrong in found.damaged.items())
         raise InputError(
-            f"{output}: there is no whole checkpoint to resume from: start the run without --resume, and set "
+            f"{output}: there is no whole checkpoint to resume from.{told} Start the run without --resume, and set "
             f"--checkpoint.every_steps so that there will be one."
         )
+    _check_same(run, output)
+    done = step_of(found.newest)
+    if run.trainer.max_steps < done:
+        raise InputError(
+            f"{output}: trainer.max_steps is {run.trainer.max_steps}, but {done} updates are done already "
+            f"({found.newest.parent}): set it to {done} or more."
+        )
+    if is_first():
+        for folder in (output, output / "top"):
+            tidy(folder)
+        _tell_damaged(found)
+        set_aside(found.damaged)
+    return found.newest
+
+
+def _tell_damaged(found: Found) -> None:
+    assert found.newest is not None
+    for state, wrong in found.damaged.items():
+        print(
+            f"mmformer: {state.parent} is damaged: {wrong}. It is set aside as {state.parent.name}.damaged, and the "
+            f"run goes on from {found.newest.parent.name}.",
+            file=sys.stderr,
+        )
+
+
+def _check_same(run: RunSpec, output: Path) -> None:
+    """Refuse to go on with another run than the one whose folder it is."""
     saved = output / "config.yaml"
     before, now = _leaves(to_data(parse(RunSpec, read_yaml(saved), str(saved)))), _leaves(to_data(run))
     changed = [
@@ -73,13 +109,6 @@ def check_resumed(run: RunSpec, output: Path) -> Path:
             f"{output}: this is another run than the one to resume ({saved}): {'; '.join(changed[:4])}. Resume it as "
             f"it was (--output {output} --resume, and nothing else), or start the new one in another folder."
         )
-    done = step_of(checkpoints[-1])
-    if run.trainer.max_steps < done:
-        raise InputError(
-            f"{output}: trainer.max_steps is {run.trainer.max_steps}, but {done} updates are done already "
-            f"({checkpoints[-1].parent}): set it to {done} or more."
-        )
-    return checkpoints[-1]
 
 
 def begin(output: Path, overwrite: bool) -> None:
@@ -92,20 +121,22 @@ def begin(output: Path, overwrite: bool) -> None:
         if overwrite or (output / "config.yaml").exists():
             shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
+        for left in filter(_is_left, output.iterdir()):
+            left.unlink()
     except OSError as error:
         raise InputError(
             f"{output}: the folder cannot be made: {error.strerror}: name another with --output."
         ) from error
 
 
+def _is_left(path: Path) -> bool:
+    """Whether this is all that a run leaves that was killed while it wrote its first file."""
+    return path.name.startswith(".config.yaml.") and path.name.endswith(PARTIAL)
+
+
 def holds_work(output: Path) -> bool:
     """Whether a folder has anything that training made: what a start that failed leaves is not worth keeping."""
     return bool(whole_checkpoints(output)) or (output / "bundle").exists() or (output / "best").exists()
-
-
-def step_of(checkpoint: Path) -> int:
-    """The updates that a checkpoint has behind it."""
-    return int(checkpoint.parent.name.removeprefix("step-"))
 
 
 def _leaves(data: Any, key: str = "") -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +19,43 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec, make_mesh, readers_of
+
+_DISCONNECTED = re.compile("connect|reset by peer|broken pipe|NCCL|gloo", re.IGNORECASE)
+"""What errors say where another process is gone."""
 
 
 def is_first() -> bool:
     """Whether this is the process that checks, writes and prints. True where there is one alone."""
     return not getattr(rank_zero_only, "rank", 0)
+
+
+def check_processes(parallel: ParallelSpec, accelerator: str = "auto") -> None:
+    """Refuse other processes than a run is spread over; to be asked before anything starts.
+
+    Raises:
+        InputError: another number of processes was started, or there are too few GPUs.
+    """
+    started, nodes = _started()
+    if started not in (None, parallel.processes):
+        raise InputError(
+            f"{started} processes were started ({started // nodes} on each of {nodes} machines), but the run is spread "
+            f"over {parallel.arithmetic}: start {parallel.processes}, or give these three the product {started}"
+            f"{_suggestion(parallel, started)}."
+        )
+    each, there = parallel.processes // nodes, torch.cuda.device_count()
+    if parallel.processes > 1 and accelerator != "cpu" and torch.cuda.is_available() and each > there:
+        raise InputError(
+            f"The run is spread over {parallel.arithmetic}, {each} processes with a GPU each on every machine, but "
+            f"there are {there} GPUs here: give these three the product {there * nodes}"
+            f"{_suggestion(parallel, there * nodes)}, or set --trainer.accelerator cpu."
+        )
+
+
+def _suggestion(parallel: ParallelSpec, processes: int) -> str:
+    """What to set for so many processes, where one number does."""
+    rest = parallel.data * parallel.tensor
+    return f" (--parallel.shard {processes // rest})" if processes % rest == 0 else ""
 
 
 def trainer_arguments(parallel: ParallelSpec, accelerator: str = "auto") -> dict[str, Any]:
@@ -33,26 +65,31 @@ def trainer_arguments(parallel: ParallelSpec, accelerator: str = "auto") -> dict
     takes those.
 
     Raises:
-        InputError: another number of processes was started than the run is spread over, or there are too few GPUs.
+        InputError: see ``check_processes``.
     """
+    check_processes(parallel, accelerator)
     started, nodes = _started()
-    if started not in (None, parallel.shard):
-        raise InputError(
-            f"{started} processes were started ({started // nodes} on each of {nodes} machines), but parallel.shard is "
-            f"{parallel.shard}: start {parallel.shard}, or set --parallel.shard {started}."
-        )
-    if parallel.shard == 1:
+    if parallel.processes == 1:
         return {"devices": 1}
-    each, there = parallel.shard // nodes, torch.cuda.device_count()
-    if accelerator != "cpu" and torch.cuda.is_available() and each > there:
-        raise InputError(
-            f"parallel.shard is {parallel.shard}, {each} processes with a GPU each on every machine, but there are "
-            f"{there} GPUs here: set --parallel.shard {there * nodes}, or --trainer.accelerator cpu."
-        )
-    strategy = ModelParallelStrategy(data_parallel_size=parallel.shard, tensor_parallel_size=1)
-    arguments: dict[str, Any] = {"devices": each, "num_nodes": nodes, "strategy": strategy}
+    each = parallel.processes // nodes
+    arguments: dict[str, Any] = {"devices": each, "num_nodes": nodes, "strategy": MeshStrategy(parallel)}
     # In a shell that SLURM gave, Lightning would wait for tasks that nobody starts.
     return arguments if started else arguments | {"plugins": [LightningEnvironment()]}
+
+
+class MeshStrategy(ModelParallelStrategy):
+    """Lightning's strategy for models that are spread from outside, over a mesh of ours in place of its own."""
+
+    def __init__(self, parallel: ParallelSpec) -> None:
+        super().__init__(data_parallel_size=parallel.readers, tensor_parallel_size=parallel.tensor)
+        self.parallel = parallel
+
+    def setup_environment(self) -> None:
+        self._setup_distributed()
+        assert self.lightning_module is not None
+        self._device_mesh = make_mesh(self.parallel, self.root_device.type)
+        self.lightning_module._device_mesh = self._device_mesh  # where the task asks for it
+        collectives.divide_batches(readers_of(self._device_mesh))
 
 
 def _started() -> tuple[int | None, int]:
@@ -70,10 +107,14 @@ def _started() -> tuple[int | None, int]:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together(lost: Callable[[Callable[[], bool]], bool]) -> Iterator[None]:
     """The first process that fails in here raises its own error, and all others OtherProcessError.
 
     Left alone, they would fail at the connection to it, which says nothing about the cause.
+
+    Args:
+        lost: whether a process was lost, and that was told, unless what it is handed says that there is a reason
+            (``Presence.wait``).
     """
     try:
         yield
@@ -84,6 +125,8 @@ def failing_together() -> Iterator[None]:
         own = False
         try:
             store = _get_default_store()
+            if _DISCONNECTED.search(str(error)) and lost(lambda: store.check(["mmformer/code"])):
+                raise OtherProcessError(code) from error
             own = store.add("mmformer/failures", 1) == 1
             if own:
                 store.set("mmformer/code", str(code))

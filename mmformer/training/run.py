@@ -16,10 +16,11 @@ from mmformer.data.sources import DataSpec
 from mmformer.evaluation.metric import MetricSpec
 from mmformer.models.model import ModelSpec
 from mmformer.objectives.objective import ObjectiveSpec
-from mmformer.parallel.sharding import ParallelSpec
+from mmformer.parallel.mesh import ParallelSpec
 from mmformer.spec import require
 from mmformer.training.average import EMASpec
 from mmformer.training.checks import check_run
+from mmformer.training.divergence import DivergenceSpec
 from mmformer.training.initial import InitialSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.training.optimizers.optimizer import OptimizerSpec
@@ -64,7 +65,8 @@ class CheckpointSpec:
     """What is kept to go on from.
 
     Attributes:
-        every_steps: how often a checkpoint is written; None: only at the end.
+        every_steps: how often a checkpoint is written; None: only at the end, and as ``every_minutes`` says.
+        every_minutes: after how long the next is written at the latest; None: as ``every_steps`` says alone.
         keep: how many of the newest stay.
         best: the evaluation score, such as ``retrieval/image_to_text/R@1``, whose best model so far is kept as the
             bundle ``best/``; None: none.
@@ -74,6 +76,7 @@ class CheckpointSpec:
     """
 
     every_steps: int | None = None
+    every_minutes: float | None = None
     keep: int = 2
     best: str | None = None
     mode: Literal["max", "min"] = "max"
@@ -81,6 +84,7 @@ class CheckpointSpec:
 
     def __post_init__(self) -> None:
         require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
+        require(self.every_minutes is None or self.every_minutes > 0, self, "every_minutes", "None or positive")
         require(self.keep >= 1, self, "keep", "at least 1")
         require(self.keep_best >= 1, self, "keep_best", "at least 1")
 
@@ -159,6 +163,7 @@ class RunSpec:
         trainer: steps, precision, device.
         parallel: over how many processes it is spread.
         checkpoint: what is kept to go on from.
+        divergence: what is done about updates that would ruin the weights.
         evaluation: what is measured.
         ema: averages of the weights, which are measured and kept in their place; None: none.
         initial: weights to begin with; None: all are drawn, from the seed.
@@ -169,6 +174,8 @@ class RunSpec:
         thaw: gradual unfreezing: patterns of names, and the number of updates for which those parameters do not train.
         early_stopping: when a run ends before its last update; None: never.
         logging: what is told of it, and where.
+        watchdog: seconds that an update may take, with all that is done before the next, evaluation among it; then
+            every process that hangs writes where it stands to standard error, and ends. None: any time.
         seed: of the first weights, the order, the augmentations, the captions and dropout.
     """
 
@@ -180,6 +187,7 @@ class RunSpec:
     trainer: TrainerSpec = field(default_factory=TrainerSpec)
     parallel: ParallelSpec = field(default_factory=ParallelSpec)
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
+    divergence: DivergenceSpec = field(default_factory=DivergenceSpec)
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     ema: EMASpec | None = None
     initial: InitialSpec | None = None
@@ -188,9 +196,11 @@ class RunSpec:
     thaw: dict[str, int] = field(default_factory=dict)
     early_stopping: EarlyStoppingSpec | None = None
     logging: LoggingSpec = field(default_factory=LoggingSpec)
+    watchdog: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require(self.watchdog is None or self.watchdog > 0, self, "watchdog", "None or positive")
         check_run(self)
 
     @property

@@ -11,18 +11,18 @@ from typing import Any
 import pytorch_lightning as pl
 
 from mmformer import collectives
-from mmformer.training.checkpoint import Checkpoint
+from mmformer.training.checkpoint import ASKED_EVERY, Checkpoint
 from mmformer.training.processes import is_first
 from mmformer.training.task import TrainingTask
 
-EVERY = 4
-"""Updates after which processes ask each other; one alone asks itself after each."""
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopping(pl.Callback):
-    """Takes Ctrl-C and SIGTERM while training: notes them, and lets the update end. The second one ends it at once.
+    """Takes Ctrl-C, SIGTERM and SIGUSR1 while training: notes them, and lets the update end.
+
+    The second Ctrl-C ends it at once. Other signals may come twice, from whoever started a process and from whoever
+    started that: they mean the same each time.
 
     Nothing is sent within a handler: a process that was signalled alone would wait for the others for ever.
 
@@ -41,17 +41,18 @@ class Stopping(pl.Callback):
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled:
+        if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if is_first() and not self._signalled:
+            again = " Once more: at once." if number == signal.SIGINT else ""
+            print(f"\nStopping after this update, with a checkpoint.{again}", file=sys.stderr)
         self._signalled = True
-        if is_first():
-            print("\nStopping after this update, with a checkpoint. Once more: at once.", file=sys.stderr)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         last = trainer.global_step == trainer.max_steps
-        if last or (collectives.world_size() > 1 and trainer.global_step % EVERY):
+        if last or (collectives.world_size() > 1 and trainer.global_step % ASKED_EVERY):
             return
         if collectives.any_rank(self._signalled, pl_module.device):
             assert isinstance(pl_module, TrainingTask)

@@ -6,7 +6,6 @@ position, what a resumed run goes on from, is the number of updates times the ba
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,12 +23,14 @@ from mmformer.errors import InputError
 from mmformer.models.head import ContrastiveHead
 from mmformer.models.model import Model
 from mmformer.nn.performer import redraw
-from mmformer.nn.router import rebalance
+from mmformer.nn.router import rebalance, take_excess
 from mmformer.objectives.objective import Objective
 from mmformer.parallel.checkpointing import checkpoint_layers
-from mmformer.parallel.sharding import is_sharded, shard, whole
+from mmformer.parallel.clipping import clip_gradients
+from mmformer.parallel.sharding import is_spread, spread, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
+from mmformer.training.divergence import Guard, Refused
 from mmformer.training.freeze import Thaw, freeze
 from mmformer.training.initial import Loaded, load_initial, other_transforms
 from mmformer.training.norms import ActivationNorms, gradient_norms
@@ -51,7 +52,8 @@ class TrainingTask(pl.LightningModule):
         self.optimizer: torch.optim.Optimizer | None = None
         self.thaw: Thaw  # what does not train yet
         self.loaded = Loaded(frozenset(), [])  # what begins with weights from a file
-        self.latest: tuple[int, Tensor, Tensor]  # updates done, the last one's loss and gradient norm
+        self.guard = Guard(run.divergence)
+        self.refused: Refused | None = None  # the last update, where it was not applied
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 
     @property
@@ -61,7 +63,7 @@ class TrainingTask(pl.LightningModule):
         return self.model
 
     def configure_model(self) -> None:
-        """Build the model; once there are several processes, shard it. Both are done once."""
+        """Build the model; once there are several processes, spread it over them. Both are done once."""
         if self.model is None:
             with torch.device("meta"):
                 model = self.run.model.build()
@@ -78,10 +80,10 @@ class TrainingTask(pl.LightningModule):
             self.thaw = Thaw(self.model, self.run.thaw)
             if self.run.parallel.activation_checkpointing is not None:
                 checkpoint_layers(self.model, self.run.parallel.activation_checkpointing)
-        elif self.device_mesh is None or is_sharded(self.model):
+        elif self.device_mesh is None or is_spread(self.model):
             return
         if self.device_mesh is not None:
-            shard(self.model.to(self.trainer.strategy.root_device), self.device_mesh["data_parallel"])
+            spread(self.model.to(self.trainer.strategy.root_device), self.device_mesh)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)
 
@@ -99,7 +101,7 @@ class TrainingTask(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         run = self.run
-        ranks = (collectives.rank(), collectives.world_size())
+        ranks = (collectives.data_rank(), collectives.data_world_size())
         encoders, steps = run.model.text_encoders(), run.trainer.max_steps
         return training_loader(run.data, encoders, run.seed, self.global_step, steps, *ranks)
 
@@ -108,8 +110,9 @@ class TrainingTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, trainer = self.global_step, self.run.trainer
-        # Whatever else drew from the global stream, dropout is a function of (seed, step, rank).
-        torch.manual_seed(derive(self.run.seed, "dropout", step, *((rank,) if (rank := collectives.rank()) else ())))
+        # Whatever else drew from the global stream, dropout is a function of (seed, step, part of the batch).
+        part = (rank,) if (rank := collectives.data_rank()) else ()
+        torch.manual_seed(derive(self.run.seed, "dropout", step, *part))
         for name, objective in self.objectives.items():
             batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}"))
         optimizer = self.optimizers(use_pl_optimizer=True)
@@ -126,32 +129,30 @@ class TrainingTask(pl.LightningModule):
                 self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
             )
         self.thaw.drop_gradients(self.built, step)
-        rebalance(self.built)
+        excess = take_excess(self.built)
         norms = {} if activations is None else gradient_norms(self.built) | activations.read()
-        limit = trainer.gradient_clip_val
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.built.parameters(), float("inf") if limit is None else limit))
+        norm = clip_gradients(self.built.parameters(), trainer.gradient_clip_val)
+        self.refused = self.guard.judge(step + 1, self.mixture.kind(step), losses["loss"], norm)
+        if self.refused is not None:
+            self.built.zero_grad()  # optimizers leave alone what has no gradient; the step is counted
         optimizer.step()
-        if self.average is not None:
-            self.average.update(self.built, step + 1)
-        self.latest = (step + 1, losses["loss"], norm)
+        if self.refused is None:
+            rebalance(excess)
+            if self.average is not None:
+                self.average.update(self.built, step + 1)
         self._log(losses | norms, norm, lr, step + 1)
 
     def check_finite(self) -> None:
-        """Refuse to go on from, or to keep, weights that are not numbers any more.
-
-        Once they are, every later loss is: it is enough to look where something is logged, measured or kept, and an
-        accelerator need not be waited for in between.
+        """Refuse to measure or to keep weights that are not numbers any more: a finite gradient may have made them so.
 
         Raises:
-            InputError: the last loss or gradient norm is not finite.
+            InputError: some are not.
         """
-        updates, loss, norm = self.latest
-        if not (math.isfinite(float(loss)) and math.isfinite(float(norm))):
+        finite = torch.stack([_here(parameter).isfinite().all() for parameter in self.built.parameters()])
+        if collectives.any_rank(not bool(finite.all()), self.device):
             raise InputError(
-                f"Training diverged: at update {updates} the loss is {float(loss):g} and the norm of its gradient "
-                f"{float(norm):g}. Lower optimizer.lr (now {self.run.optimizer.lr:g}), raise schedule.warmup_steps "
-                f"(now {self.run.schedule.warmup_steps}), or lower trainer.gradient_clip_val; earlier checkpoints are "
-                f"kept."
+                f"Training diverged: after update {self.global_step} some weights are no numbers. Lower optimizer.lr "
+                f"(now {self.run.optimizer.lr:g}); earlier checkpoints are kept."
             )
 
     def _is_logged(self, updates: int) -> bool:
@@ -164,9 +165,10 @@ class TrainingTask(pl.LightningModule):
         self.log("train/loss", named["loss"], prog_bar=True, logger=False)
         if not self._is_logged(updates):
             return
-        self.check_finite()
         values: dict[str, Any] = {f"train/{name}": value for name, value in named.items()}
         values |= {"train/gradient_norm": norm, "train/lr": lr}
+        if self.guard.total:
+            values["train/refused"] = self.guard.total
         for name, head in self.built.heads.items():
             if isinstance(head, ContrastiveHead):
                 values[f"train/{name}_scale"] = head.scale_of(whole(head.log_scale.detach()))
@@ -175,3 +177,9 @@ class TrainingTask(pl.LightningModule):
         # Not through Lightning, which logs after the callbacks: a checkpoint would be there before its step's row.
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, updates)
+
+
+def _here(parameter: Tensor) -> Tensor:
+    """What this process has of a parameter."""
+    local = getattr(parameter, "to_local", None)
+    return parameter.detach() if local is None else local().detach()

@@ -15,7 +15,7 @@ from tiny import tiny_batch, tiny_model, tiny_run, write_shards
 from mmformer.models.model import ModelSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
-from mmformer.nn.router import TokenChoice, TokenChoiceSpec, rebalance
+from mmformer.nn.router import TokenChoice, TokenChoiceSpec, rebalance, take_excess
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import fit
@@ -99,7 +99,7 @@ def test_balances_move_by_the_whole_batch(parts: int) -> None:
     tokens = 4 * 4  # of four pictures
     load = balance.grad + tokens / 4
     assert bool((load >= 0).all()) and load.sum() == tokens
-    rebalance(model)
+    rebalance(take_excess(model))
     assert balance.grad is None
     assert set((balance.detach() / 0.125).tolist()) <= {-1.0, 0.0, 1.0}
     listed = settings(model, 0.1)

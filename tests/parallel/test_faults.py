@@ -1,0 +1,200 @@
+"""What goes wrong in one of several processes: all agree on what becomes of the run, and say so once."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from launched import ROOT, fit, rows
+from tiny import tiny_run, write_shards
+
+from mmformer.config import to_yaml
+from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints
+from mmformer.training.divergence import DivergenceSpec
+from mmformer.training.presence import Watch
+from mmformer.training.run import CheckpointSpec, RunSpec
+
+SCRIPT = Path(__file__).with_name("faulty.py")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
+
+
+def small(shards: Path, steps: int = 6, every: int | None = 2, **changes: Any) -> RunSpec:
+    run = tiny_run(shards, steps=steps, data={"test": None}, **changes)
+    return dataclasses.replace(
+        run,
+        trainer=dataclasses.replace(run.trainer, log_every_n_steps=1),
+        checkpoint=CheckpointSpec(every, keep=9),
+    )
+
+
+def faulty(run: RunSpec, folder: Path, fault: str, *words: str) -> tuple[int, str, float]:
+    """A run of two processes in which something goes wrong; its exit code, what it said, and for how many seconds."""
+    file = folder / "run.yaml"
+    file.write_text(to_yaml(run), encoding="utf-8")
+    command = [sys.executable, str(SCRIPT), "fit", "--config", str(file), "--output", str(folder / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "PYTHONPATH": str(ROOT)}
+    began = time.monotonic()
+    done = subprocess.run(
+        [*command, "--parallel.shard", "2", *words],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    return done.returncode, done.stdout, time.monotonic() - began
+
+
+def test_a_gradient_that_is_no_number_in_one_process_is_refused_by_all(shards: Path, tmp_path: Path) -> None:
+    """And the samples of both are named."""
+    run = small(shards, divergence=DivergenceSpec("skip"))
+    code, said, _ = faulty(run, tmp_path, "nan:1:3")
+    assert code == 0, said
+    assert said.count("Training diverged: at update 3") == 1
+    with (tmp_path / "run" / "refused.tsv").open(encoding="utf-8", newline="") as file:
+        (row,) = csv.DictReader(file, delimiter="\t")
+    assert len(json.loads(row["keys"])) == run.data.batch_size
+    assert [row["train/gradient_norm"] for row in rows(tmp_path / "run")][3] > 0
+    assert len(whole_checkpoints(tmp_path / "run")) == 3
+
+
+def test_all_processes_roll_back_together(shards: Path, tmp_path: Path) -> None:
+    run = small(shards, divergence=DivergenceSpec("roll_back"))
+    code, said, _ = faulty(run, tmp_path, "nan:1:4")
+    assert code == 0, said
+    assert said.count("the run went back to the weights after update 2") == 1
+    losses = {row["step"]: row["train/loss"] for row in rows(tmp_path / "run")}
+    assert all(0 < losses[step] < 10 for step in (5, 6))
+
+
+def test_a_run_of_several_stops_where_one_diverges(shards: Path, tmp_path: Path) -> None:
+    code, said, _ = faulty(small(shards), tmp_path, "nan:1:3")
+    assert code == 2, said
+    assert said.count("mmformer: ") == 1, said
+    assert "Training diverged: at update 3" in said
+
+
+@pytest.mark.parametrize("kind", ["usr1", pytest.param("term", marks=pytest.mark.slow)])
+def test_a_signal_to_the_second_process_alone_stops_all(kind: str, shards: Path, tmp_path: Path) -> None:
+    run = small(shards, steps=100_000, every=None)
+    code, said, _ = faulty(run, tmp_path, f"{kind}:1:3")
+    assert code == 130, said
+    (state,) = whole_checkpoints(tmp_path / "run")
+    assert state.parent.name == "step-000000004"
+    assert newest_checkpoint(tmp_path / "run").newest == state, "sealed, with every process's part"
+    assert said.count("Interrupted. ") == 1
+
+
+def test_of_a_sharded_checkpoint_every_file_is_looked_at(shards: Path, tmp_path: Path) -> None:
+    run = small(shards, steps=4)
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run), encoding="utf-8")
+    fit(file, tmp_path / "run", "--parallel.shard", "2")
+    first, last = whole_checkpoints(tmp_path / "run")
+    files = sorted(path.name for path in last.iterdir())
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "meta.pt"} == set(files)
+    for name in files:
+        data = (last / name).read_bytes()
+        (last / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+        found = newest_checkpoint(tmp_path / "run")
+        assert (found.newest, list(found.damaged)) == (first, [last]), name
+        (last / name).write_bytes(data)
+    (last / "__1_0.distcp").write_bytes(b"")
+    said = fit(file, tmp_path / "run", "--parallel.shard", "2", "--resume")
+    assert said.count("step-000000004 is damaged: state.ckpt/__1_0.distcp has 0 bytes") == 1
+    assert newest_checkpoint(tmp_path / "run").newest == last
+
+
+# ------------------------------------------------------------------------------------------------- lost processes
+
+
+@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_process_that_is_killed_is_named_and_the_others_end(lost: int, shards: Path, tmp_path: Path) -> None:
+    code, said, seconds = faulty(small(shards, steps=100_000, every=100), tmp_path, f"kill:{lost}:4")
+    assert code != 0
+    assert f"process {lost} of this run" in said or "Child process with PID" in said, said
+    assert "defect" not in said
+    assert seconds < 60, "30 to notice, and the time that it takes to start"
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_says_where_and_the_others_end(shards: Path, tmp_path: Path) -> None:
+    code, said, _ = faulty(small(shards, steps=100_000, every=None), tmp_path, "hang:1:4", "--watchdog", "5")
+    assert code != 0
+    assert "Timeout (0:00:05)!" in said
+    assert "faulty.py" in said, "where it stood"
+
+
+@pytest.fixture
+def store() -> Iterator[dist.Store]:
+    yield dist.HashStore()
+
+
+def test_each_watches_the_one_before_it_and_all_are_told(store: dist.Store) -> None:
+    """Three processes, of which the second falls silent."""
+    told: dict[int, tuple[int, str]] = {}
+    done = threading.Event()
+
+    def lost(own: int) -> Any:
+        def note(number: int, how: str) -> None:
+            told[own] = (number, how)
+            if len(told) == 2:
+                done.set()
+
+        return note
+
+    watches = [Watch(store, rank, 3, lost(rank), beat=0.05, patience=0.5) for rank in range(3)]
+    for watch in watches:
+        watch.start()
+    time.sleep(0.3)
+    assert told == {}
+    watches[1]._ended.set()  # without a word
+    assert done.wait(10)
+    assert told == dict.fromkeys((0, 2), (1, "gave no sign of life for 0.5 s"))
+    for watch in watches:
+        watch.end()
+
+
+def test_who_leaves_in_order_is_not_missed(store: dist.Store) -> None:
+    told: list[int] = []
+    watches = [Watch(store, rank, 2, lambda *found: told.append(found[0]), beat=0.05, patience=0.3) for rank in (0, 1)]
+    for watch in watches:
+        watch.start()
+    time.sleep(0.15)
+    watches[0].end()
+    time.sleep(0.8)
+    assert told == []
+    watches[1].end()
+
+
+def test_of_processes_that_one_started_it_knows_the_end(store: dist.Store) -> None:
+    told: list[tuple[int, str]] = []
+    done = threading.Event()
+    child = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+
+    def note(number: int, how: str) -> None:
+        told.append((number, how))
+        done.set()
+
+    watch = Watch(store, 0, 2, note, [child], beat=0.05)
+    watch.start()
+    assert done.wait(10)
+    assert told == [(1, "was killed by SIGKILL")]
+    watch.end()
