@@ -115,9 +115,16 @@ def _scattered(file: Path) -> bytes:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files below a folder that can be decoded, sorted; hidden ones are left out."""
-    found = []
+    """The files below a folder that can be decoded, sorted; hidden ones are left out, and folders that links lead to a
+    second time.
+    """
+    found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted(file for file in found if _extension(file) in READ)

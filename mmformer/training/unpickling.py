@@ -34,7 +34,7 @@ ALLOWED = frozenset(
         *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
     }
 )
-"""What a table of contents may name: its own classes, sizes, types and paths. None of them does anything when called."""
+"""What a table of contents may name: its own classes, sizes, types and paths. None of them does more when called."""
 
 _FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch: what it loads is data, even where it is told otherwise
 
@@ -84,7 +84,7 @@ def check_metadata(folder: Path) -> None:
         places = [str(info.relative_path) for info in table.storage_data.values()]
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-    except Exception as error:  # noqa: BLE001  # a damaged pickle may make its classes raise anything
+    except Exception as error:  # a damaged pickle may make its classes raise anything
         raise _refused(file, error) from error
     if outside := next((place for place in places if Path(place).name != place), None):
         raise InputError(f"{file} names {outside}, which is not beside it: it is not what mmformer wrote.")

@@ -1,5 +1,5 @@
-"""Files that strangers damaged or made up, and what may become of them: they are read, or refused in words; in a time and
-a memory that are stated.
+"""Files that strangers damaged or made up, and what may become of them: they are read, or refused in words, within a
+time and a memory that are stated.
 """
 
 from __future__ import annotations

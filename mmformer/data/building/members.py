@@ -6,7 +6,7 @@ import io
 from typing import NamedTuple
 
 from mmformer.data.building.draft import KIND, Draft, Span, Unusable
-from mmformer.data.decode import MAX_PIXELS, decode, decode_image, image_size
+from mmformer.data.decode import MAX_PIXELS, decode, decode_image, image_size, most_bytes
 from mmformer.data.sound import decode_sound, sound_length
 from mmformer.errors import InputError
 
@@ -33,8 +33,10 @@ def make_members(draft: Draft, treatment: Treatment) -> dict[str, bytes]:
     """
     members: dict[str, bytes] = {}
     for extension, member in draft.members.items():
-        data = member.read() if isinstance(member, Span) else member
         name = f"{draft.key}.{extension}"
+        if isinstance(member, Span) and member.length > most_bytes(extension):
+            raise Unusable("file that is too long", f"{name} has {member.length:,} bytes")
+        data = member.read() if isinstance(member, Span) else member
         if treatment.decode and isinstance(member, Span):
             check_member(extension, data, name)
         wanted = {"image": treatment.image, "sound": treatment.sound}.get(KIND.get(extension, "")) or extension

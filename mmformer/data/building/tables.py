@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, AnyStr, NamedTuple
 
 from mmformer.data.building.draft import KIND, Unusable, extension_of, files_below
-from mmformer.data.decode import decode_json, decode_text
+from mmformer.data.decode import MAX_TEXT, decode_json, decode_text
 from mmformer.errors import InputError, nearest
 
 TEXT = "text that is not UTF-8"
@@ -104,26 +104,44 @@ def _beside(path: Path) -> dict[str, Any]:
     fields, text = path.with_suffix(".json"), path.with_suffix(".txt")
     try:
         if fields.is_file():
-            value = decode_json(fields.read_bytes(), fields.name)
+            value = decode_json(_beginning(fields), fields.name)
             if not isinstance(value, dict):
                 raise Unusable("damaged JSON", f"{fields} holds no object but {value!r:.40}")
             return {name: field for name, field in value.items() if name != FILE_COLUMN}
         if text.is_file():
-            return {CAPTION_COLUMN: decode_text(text.read_bytes(), text.name).splitlines()}
+            return {CAPTION_COLUMN: decode_text(_beginning(text), text.name).splitlines()}
     except InputError as error:
         raise Unusable("damaged JSON" if fields.is_file() else TEXT, str(error)) from error
     raise Unusable("no file with captions", f"beside {path} there is no {fields.name} and no {text.name}")
+
+
+def _beginning(path: Path) -> bytes:
+    """As much of a text as is read, and a byte more where it is longer."""
+    with path.open("rb") as file:
+        return file.read(MAX_TEXT + 1)
+
+
+def _lines(file: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """A table's lines, of which none is read that is longer than texts are."""
+    number = 0
+    while line := file.readline(MAX_TEXT + 1):
+        number += 1
+        if len(line) > MAX_TEXT:
+            raise InputError(
+                f"{path}, line {number}: longer than {MAX_TEXT:,} characters: this is no table of captions."
+            )
+        yield line
 
 
 def _read_delimited(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     tabs = path.suffix.lower() == ".tsv"
     # Programs that write tabs leave quotes alone.
     form: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(MAX_TEXT)
     rows = []
     # What is not UTF-8 becomes surrogates, which are found in the cells that have them.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, **form)
+        reader = csv.reader(_lines(file, path), **form)
         try:
             columns = tuple(next(reader, ()))
             if len(set(columns)) < len(columns):
@@ -144,7 +162,7 @@ def _read_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
     columns: dict[str, None] = {}
     rows = []
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, path), start=1):
             if not line.strip():
                 continue
             place = f"{path.name}, line {number}"
