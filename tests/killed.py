@@ -72,7 +72,7 @@ PLACES = {
     "checkpoint": (
         "mmformer.training.background:HostCopy.take",
         "mmformer.training.checkpoint:write_state",
-        "mmformer.training.checkpoint:_Teller.write",
+        "mmformer.training.writing_state:_Teller.write",
         "mmformer.training.checkpoint:content_of",
         "mmformer.training.checkpoint:seal",
         "mmformer.training.checkpoint:discard",

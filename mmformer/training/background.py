@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 
 class Background:
@@ -72,6 +73,8 @@ class HostCopy:
         return taken
 
     def _copy(self, value: Any, path: tuple[Any, ...], seen: dict[Any, Tensor], devices: set[torch.device]) -> Any:
+        if isinstance(value, DTensor):  # on a GPU's way it was copied already
+            return value.detach().clone() if value.to_local().device.type == value.device_mesh.device_type else value
         if isinstance(value, Tensor):
             return self._tensor(value.detach(), path, seen, devices)
         if isinstance(value, Mapping):

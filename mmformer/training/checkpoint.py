@@ -5,7 +5,6 @@ which that can be told later (see ``sealing``).
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from mmformer import collectives
@@ -22,8 +22,9 @@ from mmformer.files import discard, partial_of, sync, whole_folder
 from mmformer.training.background import Background, HostCopy
 from mmformer.training.processes import is_first
 from mmformer.training.run import CheckpointSpec
-from mmformer.training.sealing import SEAL, Content, content_of, damage, seal
+from mmformer.training.sealing import SEAL, content_of, damage, seal
 from mmformer.training.task import TrainingTask
+from mmformer.training.writing_state import write_part, write_state
 
 ASKED_EVERY = 4
 """Updates after which processes ask each other what they cannot know by themselves; one alone asks after each."""
@@ -83,8 +84,8 @@ class StateIO(TorchCheckpointIO):
 class Checkpoint(pl.Callback):
     """Writes a checkpoint when it is time to, after the last update, and when it is told to.
 
-    One process alone copies its state and trains on, while a thread writes the copy; at most one is written at a time.
-    Several processes write together, and wait for each other.
+    The state is copied, and training goes on while a thread writes the copy; at most one is written at a time. Where
+    there are several processes, each has a thread that writes its part, and the threads speak to each other.
     """
 
     def __init__(self, spec: CheckpointSpec, output: Path) -> None:
@@ -92,9 +93,12 @@ class Checkpoint(pl.Callback):
         self.io, self.background = StateIO(), Background()
         self._saved = 0  # the step of the last one
         self._when = monotonic()  # a clock that nobody sets
+        self._group: dist.ProcessGroup | None = None  # of all processes, for the threads alone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._when = monotonic()
+        if collectives.world_size() > 1:
+            self._group = dist.new_group(backend="gloo")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -110,8 +114,9 @@ class Checkpoint(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         try:
             self.background.wait()
-        except OSError as error:  # it is the exception that is raised
-            print(f"mmformer: {self.output}: the last checkpoint was not written: {error.strerror}.", file=sys.stderr)
+        except Exception as error:  # noqa: BLE001  # it is the exception that is raised
+            if is_first():
+                print(f"mmformer: {self.output}: the last checkpoint was not written: {error}.", file=sys.stderr)
 
     def _is_due(self, trainer: pl.Trainer, device: torch.device) -> bool:
         """All processes say the same: the first one's clock counts."""
@@ -135,11 +140,12 @@ class Checkpoint(pl.Callback):
         task.check_finite()
         self.background.wait()
         folder = self.output / "checkpoints" / f"step-{trainer.global_step:09d}"
-        if collectives.world_size() > 1:
-            self._save_together(trainer, folder)
-            return
         trainer.save_checkpoint(folder / STATE)  # to self.io
-        self.background.start(lambda: self._write(self.io.state, folder))
+        group = self._group
+        if group is None:
+            self.background.start(lambda: self._write(self.io.state, folder))
+        else:
+            self.background.start(lambda: self._write_together(self.io.state, folder, group))
 
     def _write(self, state: dict[str, Any], folder: Path) -> None:
         """Write a copied state as a checkpoint, and remove what is not to be kept any longer."""
@@ -149,27 +155,19 @@ class Checkpoint(pl.Callback):
             seal(partial, {STATE: content_of(partial / STATE)})
         self._prune()
 
-    def _save_together(self, trainer: pl.Trainer, folder: Path) -> None:
-        """All processes write into the folder that the first one makes, and renames when they have."""
-        if not is_first():
-            collectives.barrier()
-            self._write_part(trainer, partial_of(folder))
-            return
-        self._check_output()
-        with whole_folder(folder) as partial:
-            collectives.barrier()
-            seal(partial, self._write_part(trainer, partial))
-        self._prune()
-
-    def _write_part(self, trainer: pl.Trainer, partial: Path) -> dict[str, Content]:
-        """Write this process's part; the content of all parts. Each process reads its own: the disk may be remote."""
-        trainer.save_checkpoint(partial / STATE)
-        others = tuple(f"__{rank}_" for rank in range(collectives.world_size()) if rank != collectives.rank())
-        paths = [path for path in (partial / STATE).iterdir() if path.name.startswith(f"__{collectives.rank()}_")]
-        if is_first():  # what belongs to none
-            paths = [path for path in (partial / STATE).iterdir() if not path.name.startswith(others)]
-        contents = {path.relative_to(partial).as_posix(): content_of(path) for path in paths}
-        return {name: content for part in collectives.of_all(contents) for name, content in part.items()}
+    def _write_together(self, state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -> None:
+        """The same where each process has a part: they meet before the first one has named the folder, and after it."""
+        if is_first():
+            self._check_output()
+            with whole_folder(folder) as partial:
+                dist.barrier(group)
+                contents = write_part(state, partial / STATE, group)
+                seal(partial, {f"{STATE}/{name}": content for name, content in contents.items()})
+            self._prune()
+        else:
+            dist.barrier(group)
+            write_part(state, partial_of(folder) / STATE, group)
+        dist.barrier(group)
 
     def _check_output(self) -> None:
         """Refuse to make a folder anew that was there when training began: a disk is gone, or somebody removed it."""
@@ -184,36 +182,3 @@ class Checkpoint(pl.Callback):
             discard(old.parent)
         for left in [*folder.glob("step-*.partial"), *folder.glob("step-*.old")]:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def write_state(state: dict[str, Any], path: Path) -> None:
-    """Write a state as torch does, but fail with what the disk said.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with path.open("wb") as file:
-        teller = _Teller(file)
-        try:
-            torch.save(state, teller)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        except RuntimeError as error:
-            raise teller.error or error from None
-
-
-class _Teller:
-    """A file that remembers why it could not be written to: torch says only that it could not."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.error = file, None  # type: Any, OSError | None
-
-    def write(self, data: Any) -> int:
-        try:
-            return int(self.file.write(data))
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()

@@ -91,6 +91,10 @@ class MeshStrategy(ModelParallelStrategy):
         self.lightning_module._device_mesh = self._device_mesh  # where the task asks for it
         collectives.divide_batches(readers_of(self._device_mesh))
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Hand over what this process has of a state: what becomes of it is ``Checkpoint``'s."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
 
 def _started() -> tuple[int | None, int]:
     """How many processes torchrun or SLURM have started, None where they have not, and on how many machines."""

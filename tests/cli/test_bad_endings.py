@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from typed import change
 
 from mmformer.cli.main import main
+from mmformer.training import checkpoint as checkpoints
 from mmformer.training import fit as fitting
 from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.task import TrainingTask
@@ -83,14 +84,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 ) -> None:
     change(file, "checkpoint.every_steps", 2)
     change(file, "trainer.max_steps", STEPS)
-    saved = fitting.Checkpoint._save
+    write = checkpoints.write_state
 
-    def crowded(self: Any, trainer: Any, folder: Path) -> None:
-        with largest_file(20_000 if trainer.global_step == 4 else resource.RLIM_INFINITY):
-            saved(self, trainer, folder)
+    def crowded(state: dict[str, Any], path: Path) -> None:
+        with largest_file(20_000 if state["global_step"] == 4 else resource.RLIM_INFINITY):
+            write(state, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fitting.Checkpoint, "_save", crowded)
+        patch.setattr(checkpoints, "write_state", crowded)
         assert main(FIT) == 2
     err = capfd.readouterr().err
     assert err.startswith("mmformer: runs/run: File too large. Raise the limit")

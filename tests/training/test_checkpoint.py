@@ -21,11 +21,12 @@ from torch import Tensor
 from mmformer.errors import InputError
 from mmformer.training import checkpoint
 from mmformer.training.background import Background, HostCopy
-from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints, write_state
+from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, RunSpec
 from mmformer.training.sealing import SEAL, content_of, damage, seal
 from mmformer.training.task import TrainingTask
+from mmformer.training.writing_state import write_state
 
 
 @pytest.fixture(scope="module")

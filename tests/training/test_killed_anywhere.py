@@ -15,6 +15,7 @@ from mmformer.training.average import EMASpec
 from mmformer.training.run import CheckpointSpec, EvaluationSpec, RunSpec
 
 CHECKPOINT = "mmformer.training.checkpoint"
+WRITE = "mmformer.training.writing_state:_Teller.write"
 
 
 def make_run(shards: Path, workers: int) -> RunSpec:
@@ -45,7 +46,13 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("workers", "moments"),
     [
-        (0, (Moment("mmformer.training.fit:write_whole", 1), Moment(f"{CHECKPOINT}:_Teller.write", 7))),
+        (
+            0,
+            (
+                Moment("mmformer.training.fit:write_whole", 1),
+                Moment(WRITE, 7),
+            ),
+        ),
         (0, (Moment(f"{CHECKPOINT}:seal", 2), Moment(f"{CHECKPOINT}:discard", 1, after=True))),
         (2, (Moment("mmformer.evaluation.metric:Metric.update", 2), Moment(f"{CHECKPOINT}:content_of", 2))),
     ],

@@ -1,0 +1,130 @@
+"""How long a checkpoint keeps training waiting, beside ``torch.save`` of the same state.
+
+    python -m benchmarks.checkpoint [--layers 14] [--times 5] [--folder DIR]
+
+Writes ``benchmarks/results/checkpoint.md``: a Transformer of 100 million parameters with AdamW's moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.machine import describe
+from mmformer.files import whole_folder
+from mmformer.nn.stack import StackSpec
+from mmformer.training.background import HostCopy
+from mmformer.training.checkpoint import STATE
+from mmformer.training.sealing import content_of, damage, seal
+from mmformer.training.writing_state import write_state
+
+RESULT = Path("benchmarks/results/checkpoint.md")
+WIDTH = 768
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--folder", help="on the disk to measure (default: the system's temporary folder)")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    state, parameters = trained(arguments.layers, device)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        table = measure(state, Path(folder), arguments.times)
+    lines = [
+        "# How long a checkpoint keeps training waiting",
+        "",
+        f"`python -m benchmarks.checkpoint --layers {arguments.layers} --times {arguments.times}`. {describe()}; "
+        f"{parameters / 1e6:.0f} M parameters on {device} with AdamW's moments, {size_of(state) / 1e9:.2f} GB.",
+        "",
+        "| what | median, s | least | most |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | **{statistics.median(values):.2f}** | {min(values):.2f} | {max(values):.2f} |"
+            for name, values in table.items()
+        ),
+        "",
+        "Training waits for the copy alone. The first finds its memory, later ones fill it again.",
+    ]
+    text = "\n".join(lines) + "\n"
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def trained(layers: int, device: str) -> tuple[dict[str, Any], int]:
+    """The state of a stack of this many layers and of its optimizer, after an update; and its parameters."""
+    stack = StackSpec(WIDTH, layers).build().to(device)
+    optimizer = torch.optim.AdamW(stack.parameters())
+    for parameter in stack.parameters():
+        nn.init.normal_(parameter)
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    state = {"state_dict": stack.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+    return state, sum(parameter.numel() for parameter in stack.parameters())
+
+
+def measure(state: dict[str, Any], folder: Path, times: int) -> dict[str, list[float]]:
+    """Seconds of everything that is done with a checkpoint, or would be."""
+    host = HostCopy()
+    first, copied = timed(lambda: host.take(state))
+    table: dict[str, list[float]] = {
+        "`torch.save` and fsync: training would wait for it": [],
+        "the first copy: training waits": [first],
+        "a later copy: training waits": [],
+        "writing, hashing and naming the copy: in a thread": [],
+        "looking whether it is whole, before it is loaded": [],
+    }
+    for _ in range(times):
+        numbers = (
+            timed(lambda: plain(state, folder / "plain.ckpt"))[0],
+            timed(lambda: host.take(state))[0],
+            timed(lambda: write(copied, folder / "whole"))[0],
+            timed(lambda: damage(folder / "whole"))[0],
+        )
+        for name, seconds in zip([name for name in table if "first" not in name], numbers, strict=True):
+            table[name].append(seconds)
+    return table
+
+
+def plain(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write(state: dict[str, Any], folder: Path) -> None:
+    with whole_folder(folder) as partial:
+        write_state(state, partial / STATE)
+        seal(partial, {STATE: content_of(partial / STATE)})
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    made = call()
+    return time.perf_counter() - began, made
+
+
+def size_of(value: Any) -> int:
+    """Bytes of all tensors in a nested state."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(size_of, parts))
+
+
+if __name__ == "__main__":
+    main()
