@@ -118,7 +118,8 @@ def _files(folder: Path) -> list[Path]:
     """The files below a folder that can be decoded, sorted; hidden ones are left out, and folders that links lead to a
     second time.
     """
-    found, seen = [], set()
+    found: list[Path] = []
+    seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:

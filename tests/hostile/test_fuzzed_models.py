@@ -50,7 +50,7 @@ def test_these_are_all_files_of_a_bundle(bundle: Path) -> None:
     assert {path.name for path in bundle.iterdir()} == set(FILES)
 
 
-@pytest.mark.parametrize("budget", [6, pytest.param(400, marks=LONG)])
+@pytest.mark.parametrize("budget", [6, pytest.param(200, marks=LONG)])
 @pytest.mark.parametrize("name", FILES)
 def test_each_file_of_a_bundle_with_bytes_changed(name: str, bundle: Path, tmp_path: Path, budget: int) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
@@ -63,7 +63,7 @@ def test_each_file_of_a_bundle_with_bytes_changed(name: str, bundle: Path, tmp_p
     assert "read" in found if name == "README.md" else sum(found.values()) >= budget
 
 
-@pytest.mark.parametrize("budget", [8, pytest.param(600, marks=LONG)])
+@pytest.mark.parametrize("budget", [8, pytest.param(400, marks=LONG)])
 @pytest.mark.parametrize("name", ["model.yaml", "transforms.yaml"])
 def test_a_bundle_with_strange_values(name: str, bundle: Path, tmp_path: Path, budget: int) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
@@ -244,7 +244,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 CONFIGS = ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json")
 
 
-@pytest.mark.parametrize("budget", [5, pytest.param(300, marks=LONG)])
+@pytest.mark.parametrize("budget", [5, pytest.param(150, marks=LONG)])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("family", SIZES)
 def test_folders_of_other_libraries(
