@@ -6,6 +6,8 @@
      {"path": "emoji-train-000000.tar", "split": "train", "samples": 256, "bytes": 2897920,
       "sha256": "9f…", "index": "emoji-train-000000.index.json"}, …]}
 
+Beyond ``MOST_ROWS`` shards, the table is a file of its own (``mmformer.data.shard_table``).
+
 ``path`` and ``index`` are relative to the manifest, with ``/`` between folders; a tar may lie elsewhere (``../``, or at
 a URL), an index may not. The index of a shard is a file of its own, read only when the shard is::
 
@@ -28,45 +30,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+from mmformer.data.shard_row import Shard, checked_fields, parse_shard, refuse_repeats
+from mmformer.data.shard_table import ShardTable, name_urls, parse_layout, rows_of, split_names, write_table
 from mmformer.errors import InputError, nearest
 from mmformer.files import write_whole
 from mmformer.resources import where_to_get
 
+__all__ = ["FilterRecord", "Manifest", "NoSplitError", "Shard", "ShardIndex"]
+
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "mmformer-shards"
 INDEX_FORMAT = "mmformer-shard-index"
-VERSION = 1
-"""Of both files; a reader refuses newer ones."""
+VERSIONS = {MANIFEST_FORMAT: 2, INDEX_FORMAT: 1}
+"""The newest of each that this program reads. A manifest of version 1 has its rows in itself."""
+
+MOST_ROWS = 10_000
+"""Shards whose rows are written into the manifest itself, to be read by people."""
 
 
 class NoSplitError(InputError):
     """A set has no split of a name."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One row of the manifest.
-
-    Args:
-        path: the tar file, relative to the manifest, or its URL.
-        split: the part of the set that it belongs to, such as "train".
-        samples: how many samples it holds.
-        bytes: its size.
-        sha256: of the whole file, in hexadecimal.
-        index: its index file, relative to the manifest.
-    """
-
-    path: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
-    index: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +111,7 @@ class ShardIndex:
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        header = {"format": INDEX_FORMAT, "version": VERSION}
+        header = {"format": INDEX_FORMAT, "version": VERSIONS[INDEX_FORMAT]}
         own = {name: value for name, value in asdict(self).items() if value or name != "checksums"}
         write_whole(path, json.dumps(header | own, separators=(",", ":")) + "\n")
 
@@ -188,21 +176,26 @@ class Manifest:
 
     elsewhere: ClassVar[bool] = False
     root: Path
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]
     history: tuple[FilterRecord, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits, in the table's order."""
-        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+        return split_names(self.shards)
 
-    def split(self, name: str) -> tuple[Shard, ...]:
+    @property
+    def names_urls(self) -> bool:
+        """Whether some tar is elsewhere, by its URL."""
+        return name_urls(self.shards)
+
+    def split(self, name: str) -> Sequence[Shard]:
         """The shards of one split, in the table's order.
 
         Raises:
             NoSplitError: there is no such split; the known ones are listed.
         """
-        chosen = tuple(shard for shard in self.shards if shard.split == name)
+        chosen = rows_of(self.shards, name)
         if not chosen:
             known = ", ".join(self.splits)
             hint = nearest(name, self.splits)
@@ -246,8 +239,12 @@ class Manifest:
         return index
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Manifest:
+    def load(cls, path: str | os.PathLike[str], beside: Callable[[str], Path] | None = None) -> Manifest:
         """Read the manifest of a folder of shards; the file itself may be named as well.
+
+        Args:
+            path: of the folder, or of the file.
+            beside: where a file that stands beside it can be opened, by its name; None: beside it.
 
         Raises:
             InputError: the folder or the manifest is missing, broken, or newer than this program.
@@ -264,11 +261,12 @@ class Manifest:
             "shards index one for tars that are there."
         )
         content = _read_json(file, MANIFEST_FORMAT, f"manifest {file}", fix)
-        rows = content.get("shards")
-        if not isinstance(rows, list) or not rows:
-            raise InputError(f"{file}: 'shards' must be a table of at least one shard. {fix}")
-        shards = tuple(_parse_shard(row, f"{file}: shards[{number}]") for number, row in enumerate(rows))
-        _refuse_repeats(shards, file)
+        shards: Sequence[Shard]
+        if content["version"] == 1:
+            shards = _parse_rows(content.get("shards"), file, fix)
+        else:
+            layout = parse_layout(content.get("table"), f"{file}: table")
+            shards = ShardTable((beside or file.with_name)(layout.file), layout)
         steps = content.get("history", [])
         if not isinstance(steps, list):
             raise InputError(f"{file}: 'history' must be a list of what filters did, but is {steps!r:.60}.")
@@ -276,14 +274,38 @@ class Manifest:
         return cls(file.parent, shards, history)
 
     def save(self) -> Path:
-        """Write ``manifest.json`` into the root, whole or not at all, and return its path."""
+        """Write ``manifest.json`` into the root, whole or not at all, and return its path.
+
+        Raises:
+            InputError: a shard is in it twice.
+        """
         path = self.root / MANIFEST_NAME
-        rows = ",\n ".join(json.dumps(asdict(shard), ensure_ascii=False) for shard in self.shards)
-        head = f'{{"format": "{MANIFEST_FORMAT}", "version": {VERSION}, "shards": ['
+        if len(self.shards) <= MOST_ROWS:
+            version, own = 1, set[str]()
+            rows = ",\n ".join(json.dumps(asdict(shard), ensure_ascii=False) for shard in self.shards)
+            table = f'"shards": [\n {rows}\n]'
+        else:
+            refuse_repeats(self.shards, path)  # those who read it do not look at all rows
+            layout = write_table(self.root, self.shards)
+            version, own = 2, {layout.file}
+            table = f'"table": {json.dumps(asdict(layout), ensure_ascii=False)}'
+        head = f'{{"format": "{MANIFEST_FORMAT}", "version": {version}, '
         steps = ",\n ".join(json.dumps(asdict(record), ensure_ascii=False) for record in self.history)
-        tail = f'], "history": [\n {steps}\n]}}' if steps else "]}"
-        write_whole(path, f"{head}\n {rows}\n{tail}\n")
+        tail = f', "history": [\n {steps}\n]}}' if steps else "}"
+        write_whole(path, f"{head}{table}{tail}\n")
+        for old in self.root.glob("manifest-*.table"):
+            if old.name not in own:
+                old.unlink(missing_ok=True)
         return path
+
+
+def _parse_rows(rows: object, file: Path, fix: str) -> tuple[Shard, ...]:
+    """The table that a manifest has in itself."""
+    if not isinstance(rows, list) or not rows:
+        raise InputError(f"{file}: 'shards' must be a table of at least one shard. {fix}")
+    shards = tuple(parse_shard(row, f"{file}: shards[{number}]") for number, row in enumerate(rows))
+    refuse_repeats(shards, file)
+    return shards
 
 
 def _read_json(path: Path, expected: str, what: str, fix: str) -> Mapping[str, Any]:
@@ -297,64 +319,16 @@ def _read_json(path: Path, expected: str, what: str, fix: str) -> Mapping[str, A
     if not isinstance(content, dict) or content.get("format") != expected:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError(f"The {what} must have the format '{expected}', but has {found!r}. {fix}")
-    version = content.get("version")
+    version, newest = content.get("version"), VERSIONS[expected]
     if type(version) is not int or version < 1:
-        raise InputError(f"The {what} must have a version from 1 to {VERSION}, but has {version!r}. {fix}")
-    if version > VERSION:
+        raise InputError(f"The {what} must have a version from 1 to {newest}, but has {version!r}. {fix}")
+    if version > newest:
         raise InputError(
-            f"The {what} has version {version}, but this mmformer reads up to version {VERSION}. Update mmformer."
+            f"The {what} has version {version}, but this mmformer reads up to version {newest}. Update mmformer."
         )
     return content
 
 
-def _parse_shard(row: object, where: str) -> Shard:
-    """One row of the table, with every field checked."""
-    shard = Shard(**_checked_fields(row, Shard, where))
-    if PurePosixPath(shard.path).is_absolute():
-        raise InputError(f"{where}.path must be relative to the manifest's folder, but is '{shard.path}'.")
-    index = PurePosixPath(shard.index)
-    if index.is_absolute() or ".." in index.parts:
-        raise InputError(f"{where}.index must lie below the manifest's folder, but is '{index}'.")
-    if len(shard.sha256) != 64 or set(shard.sha256) - set("0123456789abcdef"):
-        raise InputError(f"{where}.sha256 must be 64 hexadecimal digits, but is {shard.sha256!r}.")
-    return shard
-
-
 def _parse_record(step: object, where: str) -> FilterRecord:
     """One entry of the history, with every field checked."""
-    return FilterRecord(**_checked_fields(step, FilterRecord, where))
-
-
-_MUST: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "str": ("text", lambda value: isinstance(value, str) and value != ""),
-    "int": ("a whole number", lambda value: type(value) is int and value >= 0),
-    "Mapping[str, Any]": ("an object", lambda value: isinstance(value, dict)),
-}
-"""What a value must be, by the type of its field."""
-
-
-def _checked_fields(row: object, kind: type[Shard | FilterRecord], where: str) -> dict[str, Any]:
-    """An object with exactly the fields of a class, each of its type."""
-    if not isinstance(row, dict):
-        raise InputError(f"{where} must be an object with the fields of a {kind.__name__}, but is {row!r}.")
-    types = {field.name: str(field.type) for field in fields(kind)}
-    for name in row:
-        if name not in types:
-            raise InputError(f"{where} has an unknown field '{name}'.{nearest(name, types)}")
-    for name, declared in types.items():
-        if name not in row:
-            raise InputError(f"{where} lacks the field '{name}'.")
-        must, holds = _MUST[declared]
-        if not holds(row[name]):
-            raise InputError(f"{where}.{name} must be {must}, but is {row[name]!r}.")
-    return row
-
-
-def _refuse_repeats(shards: Iterable[Shard], file: Path) -> None:
-    """Refuse a shard twice in one split, and an index of two rows."""
-    seen: set[tuple[str, ...]] = set()
-    for shard in shards:
-        for what, own in (("shard", (shard.path, shard.split)), ("index", (shard.index,))):
-            if own in seen:
-                raise InputError(f"{file} lists the {what} {own[0]} twice. Remove one of the rows.")
-            seen.add(own)
+    return FilterRecord(**checked_fields(step, FilterRecord, where))

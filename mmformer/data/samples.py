@@ -7,7 +7,8 @@ from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class RawSample:
 class Samples(ABC):
     """The samples of one split, in parts (shards, folders) whose sizes are known beforehand."""
 
-    counts: tuple[int, ...]
+    counts: Sequence[int]
     """Samples in each part."""
 
     elsewhere: bool = False
@@ -46,11 +47,15 @@ class Samples(ABC):
         """
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._size
 
     @cached_property
-    def _ends(self) -> tuple[int, ...]:
-        return tuple(accumulate(self.counts))
+    def _size(self) -> int:
+        return int(np.sum(np.asarray(self.counts, np.int64)))
+
+    @cached_property
+    def _ends(self) -> Sequence[int]:
+        return memoryview(np.cumsum(np.asarray(self.counts, np.int64)))
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 import pickle
+import time
+import tracemalloc
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmformer.data.order import Order, OrderSpec, Place
+from mmformer.data import order as order_module
+from mmformer.data.order import Order, OrderSpec, Place, _owners
 from mmformer.data.seeding import derive, generator, permutation
+from mmformer.data.shuffle import TABLE, shuffle
 from mmformer.errors import InputError
 
 
@@ -52,6 +58,42 @@ def test_a_position_is_found_alike_by_any_path(order: Order, positions: list[int
         fresh = pickle.loads(pickle.dumps(order)).locate(position)  # as a worker gets it, without caches
         assert order.locate(position) == fresh == walked.get(position, fresh)
     assert all(order.locate(position) == place for position, place in reversed(walked.items()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.integers(0, 6000), min_size=2, max_size=5).filter(lambda counts: sum(counts) > TABLE and min(counts)),
+    st.integers(TABLE + 1, 3 * TABLE),
+    st.integers(0, 2**63),
+)
+def test_blocks_beyond_a_table_have_each_sample_once_too(counts: list[int], block: int, seed: int) -> None:
+    order = OrderSpec(block=block).build(counts, seed)
+    for epoch in (0, 3):
+        places = [tuple(place[1:]) for place in lane_epoch(order, 0, epoch)]
+        assert sorted(places) == [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
+    fresh = pickle.loads(pickle.dumps(order))
+    assert [fresh.locate(position) for position in (7, sum(counts) + 1)] == [
+        order.locate(position) for position in (7, sum(counts) + 1)
+    ]
+
+
+def test_more_shards_in_a_lane_than_a_table_holds_are_each_read_once() -> None:
+    order = OrderSpec(block=3).build([1] * (TABLE + 5) + [2] * 3, seed=4)
+    places = lane_epoch(order, 0, 1)
+    assert len({(place.shard, place.row) for place in places}) == len(places) == TABLE + 11
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=40), st.integers(1, 9))
+def test_each_shard_goes_to_the_lane_that_has_least(sizes: list[int], lanes: int) -> None:
+    sizes = sorted(sizes, reverse=True)
+    had = [(0, lane) for lane in range(lanes)]
+    expected = []
+    for size in sizes:
+        total, lane = had[0]
+        expected.append(lane)
+        heapq.heapreplace(had, (total + size, lane))
+    assert _owners(np.array(sizes), lanes).tolist() == expected
 
 
 def test_golden_order_never_changes() -> None:
@@ -143,6 +185,65 @@ def test_the_work_does_not_grow_with_the_number_of_samples() -> None:
     places = [order.locate(position) for position in range(10**17, 10**17 + 400)]
     assert len(set(places)) == 400
     assert all(0 <= place.row < 10**13 for place in places)
+
+
+def test_a_million_shards_take_little_time_and_memory() -> None:
+    """10⁶ shards of 10⁴ samples, or about, for a rank of 4,096 that reads its lane: see benchmarks/order.py for all."""
+    even = np.full(10**6, 10**4)
+    uneven = even + np.random.default_rng(0).integers(-500, 500, len(even))
+    for counts in (even, uneven):
+        tracemalloc.start()
+        began = time.process_time()
+        order = OrderSpec(lanes=4096).build(counts, seed=0)
+        order.locate(4096 * 10**7 + 1234)
+        took = time.process_time() - began
+        held, most = tracemalloc.get_traced_memory()
+        assert held < 20 * 2**20
+        assert most < 50 * 2**20
+        before = held
+        turns = np.random.default_rng(1).choice(order.lengths[1234], 20_000, replace=False)
+        epoch = 7
+        places = [order.locate((epoch * order.lengths[1234] + int(turn)) * 4096 + 1234) for turn in sorted(turns)]
+        assert tracemalloc.get_traced_memory()[0] - before < 8 * 2**20, "of which nearly all is the list itself"
+        tracemalloc.stop()
+        assert took < 6, "under a tracer; without it a tenth"
+        assert len(set(places)) == len(places)
+        assert {place.shard for place in places} <= set(order.shards[1234].tolist())
+        assert all(0 <= place.row < counts[place.shard] for place in places)
+        assert np.array_equal(np.sort(np.concatenate(order.shards)), np.arange(10**6)), "each shard is in one lane"
+        assert len(order) == counts.sum()
+
+
+def test_a_shard_is_opened_once_an_epoch_where_two_may_be_open() -> None:
+    order = OrderSpec(lanes=3, block=64).build([90, 100, 110] * 12, seed=2)
+    for lane in range(3):
+        opened, recent = [], OrderedDict[int, None]()
+        for place in lane_epoch(order, lane, 2):
+            if place.shard not in recent:
+                opened.append(place.shard)
+                recent[place.shard] = None
+            recent.move_to_end(place.shard)
+            while len(recent) > 2:
+                recent.popitem(last=False)
+        assert sorted(opened) == order.shards[lane].tolist()
+
+
+def test_reading_ahead_shuffles_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for a sample, or is mixed into it, is a little later in its lane: maybe in the next block."""
+    order = OrderSpec(lanes=2, block=10).build([25] * 4, seed=2)
+    made: list[tuple[object, ...]] = []
+    monkeypatch.setattr(order_module, "shuffle", lambda *name: made.append(name) or shuffle(*name))
+    for position in range(400):
+        order.locate(position)
+        order.locate(position + 2 * 7)
+    assert len(made) == len(set(made))
+
+
+def test_past_a_shard_stands_none_of_it() -> None:
+    order = OrderSpec(lanes=2, block=10).build([25] * 10, seed=2)
+    for position in range(2 * 60):  # the lanes' epochs have 125 turns
+        place = order.locate(position)
+        assert order.locate(position + 2 * order.turns_past(place.shard)).shard != place.shard
 
 
 @pytest.mark.parametrize(
