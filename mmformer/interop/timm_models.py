@@ -6,7 +6,9 @@ was built. A description counts only where the model that timm builds of it is t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "swiglu"}
 """Of a feed-forward: timm's class -> what the description calls it."""
+
+_DEEPEST = 1000  # layers; timm's own have 48
 
 FLAGS = ("global_pool", "no_embed_class", "num_prefix_tokens", "pool_include_prefix", "dynamic_img_size", "num_classes")
 """What a model computes by and does not show."""
@@ -44,11 +48,23 @@ def _build(name: Any, args: Mapping[str, Any], pretrained: Mapping[str, Any] | N
     for key in ("label_names", "label_descriptions", "model_args", "num_features"):
         known.pop(key, None)
     try:
+        if other := sorted(set(args) - _arguments()):
+            raise ValueError(f"no vision transformer has the model_args {', '.join(other)}")
+        if args.get("depth", 1) > _DEEPEST:
+            raise ValueError(f"none has more than {_DEEPEST} layers")
         with torch.device("meta"):
             model: nn.Module = timm.create_model(name, pretrained=False, pretrained_cfg=known or None, **args)
     except (TypeError, RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"one that timm does not build so: {error}") from error
     return model
+
+
+@cache
+def _arguments() -> frozenset[str]:
+    """What vision transformers are made by. ``create_model`` takes more: it unpickles what ``checkpoint_path`` names."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    return frozenset(inspect.signature(VisionTransformer).parameters)
 
 
 def _description(model: Any) -> dict[str, Any]:

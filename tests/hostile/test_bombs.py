@@ -65,6 +65,12 @@ def png(width: int, height: int, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def gif(width: int, height: int) -> bytes:
+    """With a frame of 65,535 by 65,535."""
+    head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    return head + b"," + struct.pack("<HHHHB", 0, 0, 65_535, 65_535, 0) + b"\x02\x02\x4c\x01\x00;"
+
+
 def scans(number: int) -> bytes:
     """A progressive JPEG of 64 megapixels of one colour, whose last scan comes again and again."""
     file = io.BytesIO()
@@ -77,7 +83,8 @@ def scans(number: int) -> bytes:
 PICTURES: dict[str, Callable[[], bytes]] = {
     "a PNG of 20,000 by 20,000": lambda: png(20_000, 20_000),
     "a PNG of 2 billion by 2 billion": lambda: png(2**31 - 1, 2**31 - 1),
-    "a GIF of 65,535 by 65,535": lambda: b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
+    "a GIF of 65,535 by 65,535": lambda: gif(65_535, 65_535),
+    "a GIF whose frame is larger than it": lambda: gif(8, 8),
     "a WebP of 16,383 by 16,383": lambda: (
         b"RIFF\x1e\x00\x00\x00WEBPVP8L\x11\x00\x00\x00/" + struct.pack("<I", 16382 | 16382 << 14) + bytes(12)
     ),

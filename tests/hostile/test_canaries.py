@@ -350,6 +350,20 @@ def test_folders_of_other_libraries_that_bring_code(gpt2: Path, canary: Path, tm
         import_model(f"hf:{folder}", tmp_path / "bundle")
 
 
+@pytest.mark.parametrize(
+    "name", ["checkpoint_path", "pretrained_cfg_overlay", "cache_dir", "scriptable", "weight_init_"]
+)
+def test_arguments_of_timm_that_load_files(name: str, canary: Path, tmp_path: Path) -> None:
+    """timm's ``create_model`` would unpickle what ``model_args`` of a stranger's config names as its checkpoint."""
+    folder, evil = tmp_path / "folder", tmp_path / "evil.pth"
+    folder.mkdir()
+    torch.save({"state_dict": Evil(canary)}, evil)
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 3, "model_args": {"depth": 1, name: str(evil)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"no vision transformer has the model_args {name}"):
+        import_model(f"timm:{folder}", tmp_path / "bundle")
+
+
 def refused_or_read(attempt: Callable[[], object]) -> None:
     try:
         attempt()
