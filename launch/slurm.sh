@@ -6,6 +6,7 @@
 #   sbatch --nodes 4 --gpus-per-node 8 --ntasks-per-node 8 --time 24:00:00 launch/slurm.sh \
 #     --config configs/runs/emoji_full.yaml --output runs/full --checkpoint.every_steps 500
 #   NODES=4 GPUS=8 launch/slurm.sh --dry-run --config ... --output ...      # print what a job would start
+#   sbatch ... launch/slurm.sh --doctor --config ... --output ...           # look at the job's machines instead
 #
 # --ntasks-per-node and --gpus-per-node must be equal. parallel.shard is set to all of the tasks. All other words are
 # fit's; --output is required, a folder that all machines share. PYTHON is the interpreter (default: .venv/bin/python
@@ -19,9 +20,14 @@
 set -euo pipefail
 
 dry=
+does=fit
 words=()
 for word in "$@"; do
-  if [[ "$word" == --dry-run ]]; then dry=yes; else words+=("$word"); fi
+  case "$word" in
+    --dry-run) dry=yes ;;
+    --doctor) does=doctor ;;
+    *) words+=("$word") ;;
+  esac
 done
 set -- "${words[@]}"
 if [[ $# -eq 0 || "$1" == -h || "$1" == --help ]]; then
@@ -50,15 +56,19 @@ if [[ -n "$dry" ]]; then
 else
   tasks=$SLURM_NTASKS
 fi
-# A checkpoint is there only whole: whether one is decides between a first start and going on.
-if compgen -G "$output/checkpoints/step-*[0-9]" > /dev/null; then words+=(--resume); fi
+if [[ "$does" == fit ]]; then words+=(--continue --parallel.shard "$tasks"); fi
 # srun has not taken over what sbatch was given of CPUs since SLURM 22.05.
-command=(srun --kill-on-bad-exit=1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-8}" "${PYTHON:-.venv/bin/python}" -m mmformer fit "${words[@]}" --parallel.shard "$tasks")
+command=(srun --kill-on-bad-exit=1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-8}" "${PYTHON:-.venv/bin/python}" -m mmformer "$does" "${words[@]}")
 
 if [[ -n "$dry" ]]; then
   printf '%q ' "${command[@]}"
   echo
   exit 0
+fi
+# Where the processes meet: on the first of the machines.
+if [[ -z "${MASTER_ADDR:-}" && -n "${SLURM_JOB_NODELIST:-}" ]]; then
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  export MASTER_ADDR
 fi
 code=0
 "${command[@]}" || code=$?

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 RUN = ("--config", "configs/runs/emoji_quickstart.yaml", "--output", "runs/a b")
@@ -42,16 +43,84 @@ def test_torchrun_on_several_machines() -> None:
     assert words[-1] == "32"
 
 
-def test_slurm_goes_on_where_there_is_a_checkpoint(tmp_path: Path) -> None:
-    words = ("--dry-run", "--config", "run.yaml", "--output", str(tmp_path / "run"))
-    first = shlex.split(call("slurm.sh", *words, NODES="2", GPUS="4").stdout)
-    assert first[0] == "srun"
-    assert first[-1] == "8"
-    assert "--resume" not in first
-    (tmp_path / "run" / "checkpoints" / "step-000000004.partial").mkdir(parents=True)
-    assert "--resume" not in call("slurm.sh", *words).stdout, "one that is not whole is none"
-    (tmp_path / "run" / "checkpoints" / "step-000000002").mkdir()
-    assert "--resume" in shlex.split(call("slurm.sh", *words).stdout)
+def test_torchrun_starts_again() -> None:
+    words = shlex.split(call("torchrun.sh", "--dry-run", *RUN, GPUS="2", RESTARTS="3").stdout)
+    assert words[words.index("--max-restarts") + 1] == "3"
+    assert "--continue" in words, "from its last checkpoint"
+    assert "--continue" not in shlex.split(call("torchrun.sh", "--dry-run", *RUN, GPUS="2").stdout)
+
+
+def test_torchrun_takes_the_machines_that_are_there(tmp_path: Path) -> None:
+    """How many processes there are is told by torchrun, in the environment, when it starts them."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    environment = {"GPUS": "8", "NODES": "2:4", "HEAD": "node0:29500", "PYTHON": str(python)}
+    words = shlex.split(call("torchrun.sh", "--dry-run", *RUN, **environment).stdout)
+    assert words[words.index("--nnodes") + 1] == "2:4"
+    assert "--node-rank" not in words
+    started = words[words.index("--no-python") + 1 :]
+    done = subprocess.run(started, env={**os.environ, "WORLD_SIZE": "24"}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["-m", "mmformer", "fit", *RUN, "--continue", "--parallel.shard", "24"]
+
+
+def test_slurm_goes_on_where_there_is_a_checkpoint() -> None:
+    words = shlex.split(call("slurm.sh", "--dry-run", *RUN, NODES="2", GPUS="4").stdout)
+    assert words[0] == "srun"
+    assert words[-3:] == ["--continue", "--parallel.shard", "8"]
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh"])
+def test_the_doctor_goes_where_a_run_would(script: str) -> None:
+    words = shlex.split(call(script, "--dry-run", "--doctor", *RUN, GPUS="2").stdout)
+    place = words.index("doctor")
+    assert words[place - 1] == "mmformer"
+    assert tuple(words[place + 1 :]) == RUN
+
+
+CLUSTER = {"IMAGE": "mmformer:1", "CLAIM": "runs", "NODES": "3", "GPUS": "8"}
+SHARED = ("--config", 'configs/a "b".yaml', "--output", "/runs/a b")
+
+
+def test_a_pytorch_job() -> None:
+    done = call("kubernetes.sh", "--dry-run", *SHARED, **CLUSTER)
+    assert done.returncode == 0, done.stderr
+    job = yaml.safe_load(done.stdout)
+    assert (job["apiVersion"], job["kind"], job["spec"]["nprocPerNode"]) == ("kubeflow.org/v1", "PyTorchJob", "8")
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    assert {name: replica["replicas"] for name, replica in replicas.items()} == {"Master": 1, "Worker": 2}
+    for replica in replicas.values():
+        assert replica["restartPolicy"] == "OnFailure"
+        (container,) = replica["template"]["spec"]["containers"]
+        assert container["name"] == "pytorch", "the one that the operator looks for"
+        assert container["command"][-9:] == ["mmformer", "fit", *SHARED, "--continue", "--parallel.shard", "24"]
+        assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}
+        volumes = {volume["name"]: volume for volume in replica["template"]["spec"]["volumes"]}
+        mounted = {volumes[mount["name"]]["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounted == {"runs": "/runs", "shared-memory": "/dev/shm"}
+        assert volumes["runs"]["persistentVolumeClaim"]["claimName"] == "runs"
+
+
+def test_a_train_job() -> None:
+    job = yaml.safe_load(call("kubernetes.sh", "--dry-run", *SHARED, **CLUSTER, KIND="TrainJob", NAME="n").stdout)
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert job["metadata"]["name"] == "n"
+    trainer = job["spec"]["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 8)
+    assert trainer["command"][:3] == ["python", "-m", "torch.distributed.run"]
+    assert trainer["command"][-3:] == ["--continue", "--parallel.shard", "24"]
+
+
+def test_kubernetes_is_told_once(tmp_path: Path) -> None:
+    """A manifest that kubectl gets is the one that a dry run prints."""
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text('#!/bin/sh\necho "$@"\ncat\n')
+    kubectl.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    said = call("kubernetes.sh", *SHARED, **CLUSTER, PATH=path, NAMESPACE="team").stdout
+    first, _, manifest = said.partition("\n")
+    assert first == "--namespace team apply --filename -"
+    assert manifest == call("kubernetes.sh", "--dry-run", *SHARED, **CLUSTER).stdout
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (130, True)])
@@ -71,6 +140,13 @@ def test_a_job_that_a_signal_stopped_is_put_back(code: int, requeued: bool, tmp_
     [
         ("torchrun.sh", {"GPUS": "0"}, RUN, "no GPU was found here: set GPUS"),
         ("torchrun.sh", {"GPUS": "2", "NODES": "2"}, RUN, "NODES is 2: set HEAD"),
+        ("torchrun.sh", {"GPUS": "2", "NODES": "many"}, RUN, "NODES is 'many': set it to a number"),
+        ("torchrun.sh", {"GPUS": "2", "NODES": "2:4"}, RUN, "NODES is 2:4: set HEAD"),
+        ("kubernetes.sh", {**CLUSTER, "IMAGE": ""}, SHARED, "set IMAGE to"),
+        ("kubernetes.sh", {**CLUSTER, "CLAIM": ""}, SHARED, "set CLAIM to"),
+        ("kubernetes.sh", {**CLUSTER, "KIND": "Job"}, SHARED, "KIND is 'Job': set it to PyTorchJob or TrainJob"),
+        ("kubernetes.sh", {**CLUSTER, "GPUS": "x"}, SHARED, "NODES is '3' and GPUS 'x': set numbers"),
+        ("kubernetes.sh", CLUSTER, RUN, "--output is 'runs/a b': it must be a folder under /runs"),
         ("slurm.sh", {}, RUN[:2], "--output DIR is required"),
         ("slurm.sh", {}, RUN, "this is for sbatch; --dry-run prints"),
     ],
@@ -83,7 +159,7 @@ def test_what_is_missing_is_said(
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh"])
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh", "kubernetes.sh"])
 def test_help_is_the_head_of_the_script(script: str) -> None:
     done = call(script, "--help")
     assert done.returncode == 0

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "vocabulary": ("vocabulary", "Prepare", "train a text vocabulary, or look into one"),
     "curate": ("curate", "Prepare", "leave out duplicates, bad captions and other samples of little use"),
     "parts": ("parts", "Prepare", "list what a stack can be made of: mixers, positions, feed-forwards …"),
+    "doctor": ("doctor", "Start", "look at a machine, or a job's machines, before a run does"),
     "init": ("init", "Start", "start a project: a run file to change, places for data, what to do next"),
 }
 

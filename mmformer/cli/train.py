@@ -20,6 +20,7 @@ OPTIONS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
         ("fit", "find-lr", "validate", "test"),
     ),
     "resume": (False, "go on from the last whole checkpoint in --output", ("fit",)),
+    "continue": (False, "the same where there is one, else begin: for what starts a run again and again", ("fit",)),
     "overwrite": (False, "replace what a former run left in --output", ("fit",)),
     "print_config": (False, "print the whole configuration, and do nothing else", ("fit",)),
     "lowest": (True, "the learning rate that is tried first (default: 1e-6)", ("find-lr",)),
@@ -67,8 +68,9 @@ def fit(words: Sequence[str]) -> int:
     from mmformer.cli.report import print_end, program
     from mmformer.training.fit import fit as start
 
+    resume, overwrite = _resumes(given.own, output), "overwrite" in given.own
     try:
-        result = start(spec, output, resume="resume" in given.own, overwrite="overwrite" in given.own)
+        result = start(spec, output, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         from mmformer.training.processes import is_first
 
@@ -82,6 +84,21 @@ def fit(words: Sequence[str]) -> int:
     if result is not None:
         print_end(spec, output, result.scores, result.cards, result.taken)
     return 0
+
+
+def _resumes(own: Mapping[str, str], output: Path) -> bool:
+    """Whether a run goes on from a checkpoint.
+
+    Raises:
+        InputError: --continue beside an option that says the one or the other.
+    """
+    if "continue" not in own:
+        return "resume" in own
+    if other := next((name for name in ("resume", "overwrite") if name in own), None):
+        raise InputError(f"--continue goes on where it can, and begins elsewhere: leave --{other} out, or --continue.")
+    from mmformer.training.checkpoint import whole_checkpoints
+
+    return bool(whole_checkpoints(output))
 
 
 def find_lr(words: Sequence[str]) -> int:

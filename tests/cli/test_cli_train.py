@@ -19,6 +19,7 @@ from mmformer.cli import report
 from mmformer.cli.main import main
 from mmformer.models.head import ClassificationHeadSpec
 from mmformer.training.run import EvaluationSpec, RunSpec
+from mmformer.training.sealing import SEAL
 
 
 class Started:
@@ -68,6 +69,23 @@ def test_what_is_started(
     (call,) = started.calls
     assert (call.output, call.run.seed, call.resume, call.overwrite) == (Path(output), seed, resume, overwrite)
     assert Path("run/config.yaml").is_file()
+
+
+def test_continue_goes_on_where_there_is_a_checkpoint(file: Path, started: Started) -> None:
+    Path("run/checkpoints/step-000000004.partial").mkdir(parents=True)
+    assert main(["fit", "--output", "run", "--continue"]) == 0
+    whole = Path("run/checkpoints/step-000000002")
+    whole.mkdir()
+    (whole / SEAL).touch()
+    assert main(["fit", "--output", "run", "--continue"]) == 0
+    assert [(call.resume, call.overwrite) for call in started.calls] == [(False, False), (True, False)]
+
+
+@pytest.mark.parametrize("other", ["resume", "overwrite"])
+def test_continue_is_said_alone(other: str, file: Path, started: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--output", "run", "--continue", f"--{other}"]) == 2
+    assert f"leave --{other} out, or --continue" in capsys.readouterr().err
+    assert not started.calls
 
 
 @pytest.mark.parametrize(("command", "split"), [("validate", "val"), ("test", "test")])

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Train on GPUs of a Kubernetes cluster that has Kubeflow's training operator: one pod a machine, one process a GPU.
+#
+#   IMAGE=registry/mmformer:1 CLAIM=runs NODES=4 GPUS=8 launch/kubernetes.sh \
+#     --config configs/runs/emoji_full.yaml --output /runs/full --checkpoint.every_steps 500
+#   launch/kubernetes.sh --dry-run --config ... --output ...      # print the manifest alone; nothing is started
+#   launch/kubernetes.sh --doctor --config ... --output ...       # look at the machines instead
+#
+# KIND is PyTorchJob (the operator's first version; default) or TrainJob (its second, with the runtime that RUNTIME
+# names, default torch-distributed). NAME is the job's (default: mmformer), NAMESPACE where it runs. IMAGE has mmformer
+# installed with its folder as the working directory. CLAIM is the persistent volume claim that all pods share, at MOUNT
+# (default: /runs); --output has to be under it. Pods that fail or are preempted are started again, RESTARTS times
+# (default: 10), and the run goes on from its last checkpoint. All other words are fit's. kubectl is called once.
+set -euo pipefail
+
+dry=
+does=fit
+words=()
+for word in "$@"; do
+  case "$word" in
+    --dry-run) dry=yes ;;
+    --doctor) does=doctor ;;
+    *) words+=("$word") ;;
+  esac
+done
+if [[ ${#words[@]} -eq 0 || "${words[0]}" == -h || "${words[0]}" == --help ]]; then
+  sed -n '2,/^set/p' "$0" | sed -e '$d' -e 's/^# \{0,1\}//'
+  exit 0
+fi
+
+fail() {
+  echo "launch/kubernetes.sh: $*" >&2
+  exit 2
+}
+kind=${KIND:-PyTorchJob}
+name=${NAME:-mmformer}
+nodes=${NODES:-1}
+gpus=${GPUS:-1}
+mount=${MOUNT:-/runs}
+restarts=${RESTARTS:-10}
+output=
+for ((i = 0; i < ${#words[@]}; i++)); do
+  case "${words[i]}" in
+    --output) output=${words[i + 1]:-} ;;
+    --output=*) output=${words[i]#--output=} ;;
+  esac
+done
+[[ "$kind" == PyTorchJob || "$kind" == TrainJob ]] || fail "KIND is '$kind': set it to PyTorchJob or TrainJob."
+[[ "$nodes" =~ ^[1-9][0-9]*$ && "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "NODES is '$nodes' and GPUS '$gpus': set numbers."
+[[ -n "${IMAGE:-}" ]] || fail "set IMAGE to a container image with mmformer in it."
+[[ -n "${CLAIM:-}" ]] || fail "set CLAIM to a persistent volume claim that all pods share."
+[[ "$output" == "$mount"/* ]] || fail "--output is '$output': it must be a folder under $mount, which all pods share."
+
+quoted() { # a word as YAML has it between double quotes
+  local text=${1//\\/\\\\}
+  printf '"%s"' "${text//\"/\\\"}"
+}
+
+entry() { # what a container runs, one word a line; $1 is the indent
+  local each=(python -m torch.distributed.run --max-restarts "$restarts" --module mmformer "$does" "${words[@]}")
+  if [[ "$does" == fit ]]; then each+=(--continue --parallel.shard "$((nodes * gpus))"); fi
+  local word
+  for word in "${each[@]}"; do printf '%s- %s\n' "$1" "$(quoted "$word")"; done
+}
+
+pod() { # a pod's template of a PyTorchJob
+  cat <<END
+      template:
+        spec:
+          containers:
+          - name: pytorch
+            image: $(quoted "$IMAGE")
+            command:
+$(entry "            ")
+            resources: {limits: {nvidia.com/gpu: $gpus}}
+            volumeMounts:
+            - {name: runs, mountPath: $(quoted "$mount")}
+            - {name: shared-memory, mountPath: /dev/shm}
+          volumes:
+          - name: runs
+            persistentVolumeClaim: {claimName: $(quoted "$CLAIM")}
+          - name: shared-memory  # pods have 64 MiB of their own, too few for loaders
+            emptyDir: {medium: Memory}
+END
+}
+
+pytorch_job() {
+  cat <<END
+apiVersion: kubeflow.org/v1
+kind: PyTorchJob
+metadata:
+  name: $(quoted "$name")
+spec:
+  nprocPerNode: "$gpus"
+  runPolicy: {backoffLimit: $restarts, cleanPodPolicy: Running}
+  pytorchReplicaSpecs:
+    Master:
+      replicas: 1
+      restartPolicy: OnFailure
+$(pod)
+END
+  if [[ "$nodes" -gt 1 ]]; then
+    cat <<END
+    Worker:
+      replicas: $((nodes - 1))
+      restartPolicy: OnFailure
+$(pod)
+END
+  fi
+}
+
+train_job() {
+  cat <<END
+apiVersion: trainer.kubeflow.org/v1alpha1
+kind: TrainJob
+metadata:
+  name: $(quoted "$name")
+spec:
+  runtimeRef: {name: $(quoted "${RUNTIME:-torch-distributed}")}
+  trainer:
+    image: $(quoted "$IMAGE")
+    numNodes: $nodes
+    numProcPerNode: $gpus
+    command:
+$(entry "    ")
+    resourcesPerNode: {limits: {nvidia.com/gpu: $gpus}}
+  podTemplateOverrides:
+  - targetJobs: [{name: node}]
+    spec:
+      containers:
+      - name: node
+        volumeMounts:
+        - {name: runs, mountPath: $(quoted "$mount")}
+        - {name: shared-memory, mountPath: /dev/shm}
+      volumes:
+      - name: runs
+        persistentVolumeClaim: {claimName: $(quoted "$CLAIM")}
+      - name: shared-memory  # pods have 64 MiB of their own, too few for loaders
+        emptyDir: {medium: Memory}
+END
+}
+
+if [[ "$kind" == PyTorchJob ]]; then manifest=$(pytorch_job); else manifest=$(train_job); fi
+if [[ -n "$dry" ]]; then
+  echo "$manifest"
+  exit 0
+fi
+command -v kubectl > /dev/null || fail "kubectl is not installed here; --dry-run prints the manifest."
+kubectl ${NAMESPACE:+--namespace "$NAMESPACE"} apply --filename - <<< "$manifest"
