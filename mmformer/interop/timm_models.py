@@ -61,7 +61,7 @@ def _build(name: Any, args: Mapping[str, Any], pretrained: Mapping[str, Any] | N
 
 @cache
 def _arguments() -> frozenset[str]:
-    """What vision transformers are made by. ``create_model`` takes more, and would load what ``checkpoint_path`` names."""
+    """What vision transformers are made by. ``create_model`` takes more, and loads what ``checkpoint_path`` names."""
     from timm.models.vision_transformer import VisionTransformer
 
     return frozenset(inspect.signature(VisionTransformer).parameters)
