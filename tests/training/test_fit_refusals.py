@@ -123,6 +123,7 @@ def test_what_cannot_work_is_told_before_anything_is_written(case: str, shards: 
         (lambda: TrainerSpec(accumulate_grad_batches=0), "TrainerSpec.accumulate_grad_batches must be at least 1"),
         (lambda: TrainerSpec(log_every_n_steps=0), "TrainerSpec.log_every_n_steps must be at least 1"),
         (lambda: CheckpointSpec(every_steps=0), "CheckpointSpec.every_steps must be None or at least 1"),
+        (lambda: CheckpointSpec(every_minutes=0.0), "CheckpointSpec.every_minutes must be None or positive"),
         (lambda: CheckpointSpec(keep=0), "CheckpointSpec.keep must be at least 1"),
         (lambda: EvaluationSpec(every_steps=0), "EvaluationSpec.every_steps must be None or at least 1"),
     ],

@@ -1,0 +1,65 @@
+"""Signals end a run after the update that it is in, with one whole checkpoint; twice the same is no hurry."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_run, write_shards
+
+from mmformer.training.checkpoint import newest_checkpoint, step_of
+from mmformer.training.fit import fit
+from mmformer.training.run import CheckpointSpec, RunSpec
+from mmformer.training.task import TrainingTask
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    run = tiny_run(write_shards(tmp_path_factory.mktemp("shards")), steps=9, data={"test": None})
+    return dataclasses.replace(run, checkpoint=CheckpointSpec())
+
+
+def signalled(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals) -> None:
+    """Have the process signalled in the fourth update."""
+    step = TrainingTask.training_step
+
+    def training_step(self: TrainingTask, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 3:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TrainingTask, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGUSR1,), (signal.SIGTERM, signal.SIGTERM), (signal.SIGUSR1, signal.SIGTERM)]
+)
+def test_signals_of_schedulers_end_it_in_order(
+    numbers: tuple[signal.Signals, ...],
+    run: RunSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They may come from a scheduler and, passed on, from whatever it started."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    signalled(monkeypatch, *numbers)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, tmp_path / "run")
+    state = newest_checkpoint(tmp_path / "run").newest
+    assert state is not None and step_of(state) == 4
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000004"]
+    assert capsys.readouterr().err == "\nStopping after this update, with a checkpoint.\n"
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_a_second_ctrl_c_ends_it_at_once(run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signalled(monkeypatch, signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
