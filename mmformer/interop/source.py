@@ -15,6 +15,9 @@ from mmformer.interop.family import Family, Library
 from mmformer.interop.pictures import PictureReading
 from mmformer.interop.vocabularies import FoundVocabulary
 
+WANTED = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.spm", "*.gz", "*.jinja"]
+"""Files of a model on the hub that are copied; not those in folders inside it, which other programs read."""
+
 
 class Found(NamedTuple):
     """A model as it was found."""
@@ -55,16 +58,18 @@ def hub_folder(name: str) -> Path:
     if folder.is_file():
         raise InputError(f"{name} is a file, but a folder is expected.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"There is no folder {name}.{nearest_file(name)}")
+        raise InputError(
+            f"There is no folder {name}. Names on the hub are owner/name, such as openai-community/gpt2."
+            f"{nearest_file(name)}"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise InputError(
             f"There is no folder {name}; to look for it on the hub, pip install 'mmformer[hub]', or copy it here."
         ) from error
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.bin", "*.spm"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=WANTED, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's own and the network's, of many kinds
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"There is no folder {name}, and the hub did not give it: {first} Copy it here.") from error
