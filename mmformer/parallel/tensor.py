@@ -120,6 +120,8 @@ class SharedRows(ParallelStyle):
         module.mesh, module.exchange = device_mesh, None
         if len(self.parts) > 1:
             module.exchange = exchange_of(self.parts, device_mesh.size(), device_mesh.get_local_rank())
+            order = module.exchange.order.to(module.weight.device)
+            module.register_buffer("order", order, persistent=False)
         return module
 
 
@@ -134,6 +136,7 @@ class SharedLinear(nn.Linear):
 
     mesh: Any
     exchange: Exchange | None
+    order: Tensor  # that of the exchange, where there is one
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self._computed(self.bias)
@@ -145,8 +148,7 @@ class SharedLinear(nn.Linear):
         stored = parameter.to_local()
         if self.exchange is None:
             return stored
-        order = torch.tensor(self.exchange.order, device=stored.device)
-        sent, group = stored.index_select(0, order), self.mesh.get_group()
+        sent, group = stored.index_select(0, self.order), self.mesh.get_group()
         computed: Tensor = all_to_all_single(
             torch.empty_like(sent), sent, self.exchange.received, self.exchange.sent, group
         )
@@ -156,7 +158,7 @@ class SharedLinear(nn.Linear):
 class Exchange(NamedTuple):
     """Which rows change hands between those who store them and those who compute with them."""
 
-    order: list[int]  # this process's rows, by who computes with them, then as they are stored
+    order: Tensor  # int64: this process's rows, by who computes with them, then as they are stored
     sent: list[int]  # how many to each process
     received: list[int]  # how many from each
 
@@ -170,7 +172,7 @@ def exchange_of(parts: tuple[int, ...], processes: int, rank: int) -> Exchange:
     user = torch.cat([torch.arange(part) // (part // processes) for part in parts])
     stored, computed = user[owner == rank], owner[user == rank]
     sent, received = (torch.bincount(each, minlength=processes).tolist() for each in (stored, computed))
-    return Exchange(stored.argsort(stable=True).tolist(), sent, received)
+    return Exchange(stored.argsort(stable=True), sent, received)
 
 
 def entering(x: Tensor, mesh: Any) -> Tensor:

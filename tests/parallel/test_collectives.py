@@ -61,6 +61,18 @@ def gathering(part: slice) -> dict[str, Tensor]:
     return {"rows": everyone.detach(), "x": x.grad, "numbers": numbers.float()}
 
 
+def peers(part: slice) -> dict[str, Tensor]:
+    """Of two processes that compute the same part of a batch, each has all parts."""
+    own, _ = dist.new_subgroups_by_enumeration([[0], [1]])
+    collectives.divide_batches(own)
+    assert (collectives.data_world_size(), collectives.data_rank(), collectives.world_size()) == (1, 0, WORLD)
+    x = values()[0][part]
+    summed = collectives.sum_over_ranks({"one": torch.ones(())})["one"]
+    assert collectives.gather_rows(x) is x and collectives.pass_on(x) == (x,) and collectives.gather_values(1) == [1]
+    told = torch.tensor(float(collectives.any_rank(collectives.rank() == 1)))
+    return {"summed": summed, "told": told, "first": collectives.of_first(torch.tensor(float(collectives.rank())))}
+
+
 def work(rank: int, function: Callable[[slice], dict[str, Tensor]], folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
@@ -94,6 +106,11 @@ def test_rows_are_gathered_in_order_and_their_gradients_added(tmp_path: Path) ->
         assert part["numbers"].tolist() == list(range(ROWS))
         own = torch.arange(ROWS * 5.0).view(ROWS, 5)[rank * 3 : rank * 3 + 3]
         assert torch.equal(part["x"], (1 + 2) * own), "what both processes said of these rows"
+
+
+def test_peers_share_decisions_and_no_sums(tmp_path: Path) -> None:
+    for part in on_two(peers, tmp_path):
+        assert {name: float(value) for name, value in part.items()} == {"summed": 1, "told": 1, "first": 0}
 
 
 def test_one_process_is_told_nothing_new() -> None:

@@ -66,7 +66,9 @@ def experts(shards: Path) -> RunSpec:
 def translator(shards: Path) -> RunSpec:
     """As T5's: an encoder and a decoder with a bias for each head and bucket, gated, and one table of tokens."""
     layer = LayerSpec(AttentionSpec(4, scale=1.0, bias=False), GLUFeedForwardSpec(), norm=RMSNormSpec())
-    crossed = dataclasses.replace(layer, cross=AttentionSpec(4, key_value_heads=2, bias=False))
+    # Two processes have three hidden units each, and two that shard those have two and one of them.
+    narrow = GELUFeedForwardSpec(hidden_width=6)
+    crossed = dataclasses.replace(layer, cross=AttentionSpec(4, key_value_heads=2, bias=False), feedforward=narrow)
     stacks = {
         "read": StackSpec(16, 2, layer, RelativeBucketPositionSpec()),
         "write": StackSpec(16, 2, crossed, RelativeBucketPositionSpec(bidirectional=False)),
