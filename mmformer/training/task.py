@@ -134,13 +134,20 @@ class TrainingTask(pl.LightningModule):
         norm = clip_gradients(self.built.parameters(), trainer.gradient_clip_val)
         self.refused = self.guard.judge(step + 1, self.mixture.kind(step), losses["loss"], norm)
         if self.refused is not None:
-            self.built.zero_grad()  # optimizers leave alone what has no gradient; the step is counted
-        optimizer.step()
-        if self.refused is None:
+            self._count()
+        else:
+            optimizer.step()
             rebalance(excess)
             if self.average is not None:
                 self.average.update(self.built, step + 1)
         self._log(losses | norms, norm, lr, step + 1)
+
+    def _count(self) -> None:
+        """Count an update that no optimizer makes, not even without gradients: some count their steps themselves."""
+        self.built.zero_grad()
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
 
     def check_finite(self) -> None:
         """Refuse to measure or to keep weights that are not numbers any more: a finite gradient may have made them so.
