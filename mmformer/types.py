@@ -80,6 +80,8 @@ class Text(NamedTuple):
     everywhere: Tensor | None = None
     """B L, bool: which ids see all and are seen by all (global attention, Longformer, Beltagy et al. 2020, §3.1), where
     an encoder's mixers know such; None: none does."""
+    begun: bool = False
+    """Whether each row's first id is what its tokenizer put before the text (bos), which decoders do not write."""
 
     @property
     def real(self) -> Tensor:
@@ -87,6 +89,14 @@ class Text(NamedTuple):
         if self.valid is not None:
             return self.valid
         return torch.arange(self.ids.shape[1], device=self.ids.device) < self.lengths[:, None]
+
+    @property
+    def written(self) -> Text:
+        """What a decoder learns to write of it: all, without what it begins with."""
+        if not self.begun:
+            return self
+        marks = (None if value is None else value[:, 1:] for value in self[2:5])
+        return Text(self.ids[:, 1:], self.lengths - 1, *marks)
 
     def after(self, first: int) -> Text:
         """What a decoder reads that learns to write this: a first id in every row, then all but the last place's."""
@@ -103,11 +113,12 @@ class Text(NamedTuple):
         """Some rows, cut again to the longest of them in multiples of 8."""
         lengths = self.lengths[keep]
         length = -(-int(lengths.max()) // 8) * 8
-        return Text(self.ids[keep, :length], lengths, *(_cut(value, keep, length) for value in self[2:]))
+        marks = (_cut(value, keep, length) for value in self[2:5])
+        return Text(self.ids[keep, :length], lengths, *marks, begun=self.begun)
 
     def to(self, device: torch.device | str) -> Text:
-        marks = (None if value is None else value.to(device) for value in self[2:])
-        return Text(self.ids.to(device), self.lengths.to(device), *marks)
+        marks = (None if value is None else value.to(device) for value in self[2:5])
+        return Text(self.ids.to(device), self.lengths.to(device), *marks, begun=self.begun)
 
 
 def _cut(value: Tensor | None, keep: Tensor | slice, length: int) -> Tensor | None:
@@ -175,7 +186,7 @@ class Batch(NamedTuple):
     where pictures have sizes of their own."""
     text: Text | None = None
     audio: Audio | None = None
-    target: Text | None = None  # what decoders learn to write; None: ``text``
+    target: Text | None = None  # what decoders learn to write; None: ``text``, without what it begins with
     positions: Tensor | None = None  # B, int64: in the order of samples; what is random for a sample draws from it
     references: tuple[tuple[str, ...], ...] | None = None  # B: all texts that are right for each, to measure against
     mixed: Mixed | None = None  # in training, where pictures are mixed; None: they are not
@@ -187,7 +198,9 @@ class Batch(NamedTuple):
     @property
     def written(self) -> Text | None:
         """What decoders learn to write."""
-        return self.text if self.target is None else self.target
+        if self.target is not None:
+            return self.target
+        return None if self.text is None else self.text.written
 
     def picture(self, row: int) -> Tensor:
         """The picture of one of the samples, the first of several, where there are pictures: 3 H W, uint8."""

@@ -34,7 +34,7 @@ def tensors(batch: Batch) -> list[Tensor]:
     assert batch.image is not None and batch.text is not None and batch.audio is not None
     assert batch.target is not None and batch.positions is not None and batch.mixed is not None
     assert isinstance(batch.image, Tensor) and batch.audio.hidden is not None and batch.seen is not None
-    texts = [value for text in (batch.text, batch.target) for value in text if value is not None]
+    texts = [value for text in (batch.text, batch.target) for value in text if isinstance(value, Tensor)]
     return [
         *batch.labels.values(),
         batch.image,
@@ -110,13 +110,29 @@ def test_a_decoder_reads_a_first_id_and_all_but_the_last() -> None:
     assert read.types.tolist() == [[0, 0, 1, 0]]
     assert read.everywhere is not None
     assert read.everywhere.tolist() == [[False, False, True, True]]
-    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None, None)
+    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None, None, False)
 
 
 def test_what_is_written_is_the_target_or_the_text() -> None:
     batch = full()
     assert batch.written is batch.target
     assert batch._replace(target=None).written is batch.text
+
+
+def test_what_stands_before_a_text_is_not_written() -> None:
+    batch = full()._replace(target=None)
+    assert batch.text is not None and batch.text.valid is not None and batch.text.types is not None
+    begun = batch._replace(text=batch.text._replace(begun=True))
+    for whole in (begun, begun.to("cpu")):
+        assert whole.rows(slice(0, 3)).text is not None and whole.rows(slice(0, 3)).text.begun  # type: ignore[union-attr]
+        written = whole.written
+        assert written is not None and written.valid is not None and written.types is not None and not written.begun
+        assert written.lengths.tolist() == [19, 8, 2, 7]
+        assert torch.equal(written.ids, batch.text.ids[:, 1:])
+        assert torch.equal(written.valid, batch.text.valid[:, 1:])
+        assert torch.equal(written.types, batch.text.types[:, 1:])
+    plain = Text(batch.text.ids, batch.text.lengths, begun=True).written
+    assert plain.real.sum(1).tolist() == [19, 8, 2, 7]
 
 
 def test_modalities_are_fields_of_a_batch() -> None:

@@ -45,7 +45,9 @@ class DecoderSpec:
         placeholder: the id in whose places tokens are inserted, one for each, or that stands for one picture of media;
             a text that has none begins with them, after its first id. It is never learned to be written.
         shares: the text encoder whose token embeddings are this decoder's too; None: it has its own. Where logits are
-            tied to them as well, one matrix serves three (Vaswani et al. 2017, §3.4).
+            tied to them as well, one matrix serves three (Vaswani et al. 2017, §3.4). If the encoder runs the first
+            ``layers`` of this decoder's stack, causally, a text that both read goes through them once
+            (``models/going_on.py``).
         tied: logits are products with the token embeddings (Press and Wolf 2016); False: with a matrix of their own.
         logit_scale: factor on the tokens that logits are made of: width^-½ in T5's first models.
         transform: what stands between the tokens and their logits (BLIP, whose decoder is made of BERT); None: nothing.
@@ -117,6 +119,13 @@ class Decoded(NamedTuple):
     aux: Aux
 
 
+class Begun(NamedTuple):
+    """What is made already of the text that a decoder reads."""
+
+    x: Tensor  # B L D, what left the first layers of its stack
+    layers: int  # how many
+
+
 class Decoder(nn.Module):
     undecayed = ()
 
@@ -144,6 +153,7 @@ class Decoder(nn.Module):
         stack: Stack,
         start: Tensor | None = None,
         state: StackState | None = None,
+        begun: Begun | None = None,
     ) -> Decoded:
         """Run over a text, or over the part of it that follows what a state holds.
 
@@ -153,6 +163,7 @@ class Decoder(nn.Module):
             stack: the stack that the spec names.
             start: B, int64: where in each text the first id stands; None: at its beginning.
             state: what the last call returned, or ``stack.empty_state()``; None carries nothing.
+            begun: to go on from, where the spec reads by cross mixers alone, and there is no state.
 
         Raises:
             InputError: an encoder that the spec reads is absent from memory, or its tokens and the text's placeholders
@@ -162,6 +173,9 @@ class Decoder(nn.Module):
         if missing:
             raise InputError(f"A decoder reads '{missing[0]}', but there is nothing of it to read.")
         tokens: Tokens = self.tokenizer(text, start)
+        span = None
+        if begun is not None:
+            tokens, span = tokens._replace(x=begun.x), range(begun.layers, stack.spec.depth)
         memory = {name: content(memory[name], self.special[name]) for name in self.spec.reads}
         length, prefix = tokens.x.shape[1], None
         first = state is None or state.pos is None
@@ -184,10 +198,10 @@ class Decoder(nn.Module):
         if self.spec.packed and state is None and tokens.valid is not None:
             packed = pack(tokens)
             beside = None if read is None else pack_beside(packed, read).tokens
-            output = stack(packed.tokens, causal=True, memory=beside)
+            output = stack(packed.tokens, causal=True, memory=beside, span=span)
             x = packed.unpack(output.tokens.x)
             return Decoded(x, Tokens(x, tokens.pos, tokens.valid), None, output.aux)
-        output = stack(tokens, causal=True, prefix=prefix, memory=read, media=media, state=state)
+        output = stack(tokens, causal=True, prefix=prefix, memory=read, media=media, state=state, span=span)
         return Decoded(output.tokens.x[:, -length:], output.tokens, output.state, output.aux)
 
     @property
@@ -200,10 +214,12 @@ class Decoder(nn.Module):
         """... D -> ... V."""
         return F.linear(self._transformed(x), self.pieces, self.logit_bias)
 
-    def loss(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> tuple[LossTerm, Decoded]:
+    def loss(
+        self, text: Text, memory: Mapping[str, Tokens], stack: Stack, begun: Begun | None = None
+    ) -> tuple[LossTerm, Decoded]:
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
         text = self._with_places(text, memory)
-        decoded = self(text.after(self.tokenizer.start), memory, stack)
+        decoded = self(text.after(self.tokenizer.start), memory, stack, begun=begun)
         real = text.real  # B L
         if self.spec.placeholder is not None:
             real = real & (text.ids != self.spec.placeholder)

@@ -10,10 +10,11 @@ from typing import TypeVar
 from torch import nn
 
 from mmformer.errors import InputError, nearest
-from mmformer.models.decoder import Decoder, DecoderSpec
+from mmformer.models.decoder import Begun, Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec, exits_of
 from mmformer.models.fit import require_fit, require_places
+from mmformer.models.going_on import begun
 from mmformer.models.head import Head, HeadSpec, Shared, Source
 from mmformer.models.pixel_head import PixelHeadSpec
 from mmformer.nn.ability import Ability
@@ -243,7 +244,8 @@ class Model(nn.Module):
             assert isinstance(decoder, Decoder)
             if not decode or batch.written is None or not decoder.spec.reads.keys() <= outputs.tokens.keys():
                 continue
-            loss, decoded = decoder.loss(batch.written, outputs.tokens, self.stack_of(decoder.spec.stack))
+            stack, read = self.stack_of(decoder.spec.stack), outputs.tokens
+            loss, decoded = decoder.loss(batch.written, read, stack, self._begun(decoder, batch, outputs))
             outputs.losses[name], outputs.tokens[name] = loss, decoded.tokens
             outputs.aux.update({f"{name}/{key}": term for key, term in decoded.aux.items()})
         if not outputs.tokens and (decode or batch.written is None):
@@ -269,6 +271,13 @@ class Model(nn.Module):
         owner = None if spec.shares is None else self.encoders[spec.shares].tokenizer
         assert owner is None or isinstance(owner, TextTokens)
         return spec.build(self.spec.stacks[spec.stack].width, self.spec.sources, owner)
+
+    def _begun(self, decoder: Decoder, batch: Batch, outputs: Outputs) -> Begun | None:
+        """What the encoder that a decoder shares with has made already of what the decoder reads."""
+        shared = decoder.spec.shares
+        if shared is None or shared not in outputs.tokens:
+            return None
+        return begun(decoder, self.spec.encoders[shared], batch, outputs.tokens[shared])
 
     def stack_of(self, name: str) -> Stack:
         stack = self.stacks[name]

@@ -149,7 +149,8 @@ class TextEncoder:
         ids = torch.full((len(rows), length), special.pad or 0, dtype=torch.int64)  # B L
         for row, target in zip(rows, ids, strict=True):
             target[: len(row)] = torch.tensor(row)
-        return Text(ids, torch.tensor(lengths, dtype=torch.int64)), sum(len(row) > room for row in encoded)
+        text = Text(ids, torch.tensor(lengths, dtype=torch.int64), begun=bool(before))
+        return text, sum(len(row) > room for row in encoded)
 
     def warn_of_cut(self, number: int, cut: int) -> None:
         """Tell whoever handed in a number of texts that some were cut, if any were."""

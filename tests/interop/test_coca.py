@@ -151,6 +151,30 @@ def test_texts_as_people_have_them(tmp_path: Path) -> None:
     assert model.caption(picture, spec=GreedySpec(max_length=5)) == words.decode(ids[0, 1:].tolist())
 
 
+def test_both_embeddings_and_the_loss_of_one_pass(tmp_path: Path) -> None:
+    """The layers that read texts alone run once for the embedding and the caption, as the reference's do."""
+    parts = {"text_cfg": TEXT | {"vocab_size": 49408}, "multimodal_cfg": CAPTIONER | {"vocab_size": 49408}}
+    case = saved({**MODEL, **parts}, tmp_path / "in")
+    merges = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
+    (tmp_path / "in" / merges.name).write_bytes(merges.read_bytes())
+    model = imported(case, tmp_path / "bundle", "open_clip").model.train()
+    ids = IDS.clamp(min=1)
+    ids[:, 0], ids[:, -1] = 49406, 49407
+    theirs = case.reference.train()(PIXELS, ids)
+    runs: list[int] = []
+    model.stack_of("text").layers[0].register_forward_hook(lambda *_: runs.append(1))
+    made = model(Batch((), {}, image=PICTURES, text=Text(ids, torch.full((3,), 11), begun=True)))
+    assert len(runs) == 1
+    written = made.losses["caption"]
+    loss = written.total / written.items
+    wanted = F.cross_entropy(theirs["logits"].flatten(0, 1), theirs["labels"].flatten())
+    cosines = theirs["logit_scale"] * theirs["image_features"] @ theirs["text_features"].T
+    close(loss.detach()[None], wanted.detach()[None], varied=False, measured="loss")
+    close(scores(made).detach(), cosines.detach(), measured="similarities")
+    ours = torch.cat((loss[None], scores(made).flatten()))
+    check_gradients(ours, model, torch.cat((wanted[None], cosines.flatten())), case, "open_clip")
+
+
 def test_greedy_captions(case: Case, tmp_path: Path) -> None:
     """Token by token, with a cache, against the reference, which begins anew for each."""
     model = imported(case, tmp_path / "bundle", "open_clip").model

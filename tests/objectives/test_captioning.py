@@ -59,8 +59,11 @@ def test_it_counts_what_is_written() -> None:
     batch, objective = tiny_batch(TEXTS), CaptioningSpec().build()
     assert objective.items(batch._replace(target=target))["cross_entropy"] == 15
     assert objective.items(batch._replace(target=target, text=None))["cross_entropy"] == 15
+    assert batch.text is not None
+    begun = batch._replace(text=batch.text._replace(begun=True))
+    assert objective.items(begun)["cross_entropy"] == batch.text.lengths.sum() - len(TEXTS), "bos is not written"
     model = build()
-    for given in (batch, batch._replace(target=target)):
+    for given in (batch, batch._replace(target=target), begun):
         assert objective.losses(model(given), given)["cross_entropy"].items == objective.items(given)["cross_entropy"]
 
 

@@ -129,6 +129,29 @@ def test_micro_batches_train_the_same(done: tuple[RunSpec, Path], shards: Path, 
             assert math.isclose(float(one[f"train/{name}"]), float(other[f"train/{name}"]), rel_tol=1e-4), name
 
 
+def test_a_text_that_begins_with_bos_is_read_and_written(shards: Path) -> None:
+    """As CoCa's is: bos is read by the encoder, and not written; however a batch is cut."""
+    run = coca(shards)
+    text = run.model.encoders["text"]
+    assert isinstance(text.tokenizer, TextTokensSpec)
+    text = dataclasses.replace(text, tokenizer=dataclasses.replace(text.tokenizer, begin=True))
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, encoders={**run.model.encoders, "text": text}))
+    loader: Any = training_loader(run.data, run.model.text_encoders(), run.seed, 0, 1)
+    (batch,) = loader
+    assert batch.target is None and batch.text.begun
+    model = run.model.build()
+    objectives = {name: spec.build() for name, spec in run.objectives.items()}
+    found = []
+    for parts in (1, 4):
+        model.initialise(run.seed)
+        model.zero_grad()
+        losses = accumulate(
+            model, objectives, {"contrastive": 1.0, "captioning": 2.0}, batch, parts, lambda loss: loss.backward()
+        )
+        found.append((losses, [parameter.grad for parameter in model.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_training_is_the_plain_loop(shards: Path, tmp_path: Path) -> None:
     run = dataclasses.replace(coca(shards), evaluation=EvaluationSpec())
     fit(run, tmp_path / "run")
