@@ -17,7 +17,6 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from mmformer.errors import InputError
 from mmformer.schema import (
-    MODE,
     at,
     check_layout,
     default_class,
@@ -53,7 +52,7 @@ def make_parser(spec: type, **options: Any) -> ArgumentParser:
     """
     set_parsing_settings(subclasses_enabled=list(FAMILIES))
     # No abbreviations: an option added later would change what a script means.
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=MODE, **options)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     parser.add_argument("--config", action="config", help="a YAML file; later options override what it says")
     parser.add_class_arguments(spec, nested_key=None, fail_untyped=True, sub_configs=True)
     return parser

@@ -8,32 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mmformer.errors import InputError, nearest
 from mmformer.spec import FAMILIES
 
-MODE = "mmformer"
-"""How jsonargparse reads a text that stands where no text is meant (``--depth 9``)."""
-
-_LONGEST = 1000  # characters of such a text
-
-
-def _load(text: str) -> Any:
-    """A short text as YAML, without anchors: a few of those can mean billions of values. Any other stays a text."""
-    if len(text) > _LONGEST or "&" in text:
-        return text
-    try:
-        return get_loader("yaml")(text)
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        return text
-
-
-set_loader(MODE, _load, (yaml.YAMLError,))
+_LONGEST = 1000
+"""Characters of a text that stands for a number or a list of them (``--depth 9``): the parser reads it as YAML."""
 
 
 def check_layout(hint: Any, value: Any, where: str, key: str = "") -> None:
@@ -53,6 +38,8 @@ def check_layout(hint: Any, value: Any, where: str, key: str = "") -> None:
     if not has_spec(hint):
         if value is None and not accepts_null(hint):
             raise InputError(f"{at(where)}{key} must be {describe(hint)}, but is null.")
+        if not _takes_text(hint) and (riddle := next(filter(_is_riddle, _texts(value)), None)) is not None:
+            raise InputError(f"{at(where)}{key} must be {describe(hint)}, but is {riddle!r:.80}.")
         return
     if value is None and accepts_null(hint):
         return
@@ -70,6 +57,26 @@ def check_layout(hint: Any, value: Any, where: str, key: str = "") -> None:
             if name not in hints:
                 unknown_key(join(key, name), name, hints, where)
             check_layout(hints[name], item, where, join(key, name))
+
+
+def _takes_text(hint: Any) -> bool:
+    """Whether a type has a place for a text as it is."""
+    if hint in (Any, str) or get_origin(hint) is Literal:
+        return True
+    return any(map(_takes_text, get_args(hint)[1:] if get_origin(hint) is dict else get_args(hint)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The texts in plain data."""
+    if isinstance(value, str):
+        yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _texts(item)
+
+
+def _is_riddle(text: str) -> bool:
+    """Whether a text, read as YAML, could mean billions of values, or a number of millions of digits."""
+    return len(text) > _LONGEST or "&" in text
 
 
 def split_class(base: type, value: Any, where: str, key: str) -> tuple[type | None, dict[str, Any]]:
@@ -235,7 +242,7 @@ def describe(hint: Any) -> str:
 
 
 def _find_wrong_value(hint: Any, value: Any, key: str, optional: bool = False) -> str | None:
-    parser = ArgumentParser(exit_on_error=False, parser_mode=MODE)
+    parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
         parser.parse_object({"value": value})

@@ -96,7 +96,8 @@ def even_heads(spec: MixerSpec, width: int, heads: int) -> Heads:
         InputError: they cannot, and what could.
     """
     if width % heads:
-        nearest = min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(n - heads))
+        around = (n for step in range(min(heads, 4096)) for n in (heads - step, heads + step))
+        nearest = next((n for n in around if width % n == 0), 1)
         raise InputError(
             f"{type(spec).__name__}.heads must divide the stack's width, but {heads} heads do not divide {width}: "
             f"take {nearest} heads, or a width that is a multiple of {heads}."

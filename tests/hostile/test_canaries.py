@@ -352,7 +352,7 @@ def test_folders_of_other_libraries_that_bring_code(gpt2: Path, canary: Path, tm
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg_overlay", "cache_dir", "scriptable"])
 def test_arguments_of_timm_that_load_files(name: str, canary: Path, tmp_path: Path) -> None:
-    """timm's ``create_model`` would load what ``model_args`` of a stranger's config names, older ones whatever it is."""
+    """timm's ``create_model`` would load what a stranger's ``model_args`` name, older ones whatever it is."""
     folder, evil = tmp_path / "folder", tmp_path / "evil.pth"
     folder.mkdir()
     torch.save({"state_dict": Evil(canary)}, evil)

@@ -17,7 +17,7 @@ ROWS = [
 ]
 
 
-def tests_here() -> set[str]:
+def names_of_tests() -> set[str]:
     """The names of the tests in this folder."""
     trees = (ast.parse(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("test_*.py"))
     functions = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
@@ -30,7 +30,7 @@ def test_each_line_is_held_by_tests(row: list[str]) -> None:
     named = re.findall(r"`(test_\w+)`", tests)
     assert what and holds.endswith(".")
     assert named, "a line that no test holds"
-    assert set(named) <= tests_here()
+    assert set(named) <= names_of_tests()
 
 
 OF_THE_TESTS_THEMSELVES = {"test_the_canaries_sing", "test_each_line_is_held_by_tests", "test_each_test_holds_a_line"}
@@ -38,7 +38,7 @@ OF_THE_TESTS_THEMSELVES = {"test_the_canaries_sing", "test_each_line_is_held_by_
 
 def test_each_test_holds_a_line() -> None:
     named = set(re.findall(r"`(test_\w+)`", PAGE))
-    assert tests_here() - named == OF_THE_TESTS_THEMSELVES
+    assert names_of_tests() - named == OF_THE_TESTS_THEMSELVES
     assert len(ROWS) > 15
 
 
