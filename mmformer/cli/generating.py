@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmformer.generation.generation import GenerationSpec
 
 _SAMPLING = ("temperature", "top_k", "top_p", "seed")
-_BEAMS = ("beams", "length_penalty")
+_BEAMS = ("beams", "length_penalty", "stop")
 _ALL = ("min_length", "max_length", "repetition_penalty", "no_repeat_ngram")
 
 WAYS = "the likeliest word each time, or by --beams, or drawn (--temperature, --top-k, --top-p)"
@@ -25,6 +25,10 @@ def add_generation(parser: Parser) -> None:
     parser.add_argument("--beams", type=int, metavar="N", help="search with so many texts side by side")
     power = "power of the length that a text's score is divided by (default: 1)"
     parser.add_argument("--length-penalty", type=float, metavar="POWER", help=power)
+    ends = (
+        "when the search ends: when nothing better can come (default), when it is not likely to, or with enough texts"
+    )
+    parser.add_argument("--stop", choices=("certain", "likely", "full"), help=ends)
     parser.add_argument("--temperature", type=float, metavar="T", help="draw; below 1 bolder, above 1 freer")
     parser.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest that add up to P")
@@ -45,7 +49,7 @@ def generation(args: argparse.Namespace) -> GenerationSpec:
     if drawn and beams:
         raise InputError(f"{_option(next(iter(drawn)))} draws words, {_option(next(iter(beams)))} searches: give one.")
     if beams and "beams" not in beams:
-        raise InputError("--length-penalty is for a search with beams: give --beams too.")
+        raise InputError(f"{_option(next(iter(beams)))} is for a search with beams: give --beams too.")
     if drawn.keys() == {"seed"}:
         raise InputError("--seed is of what is drawn: give --temperature, --top-k or --top-p too.")
 

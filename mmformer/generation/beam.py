@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,27 +14,34 @@ from mmformer.generation.generation import GenerationSpec, Written, begin_histor
 from mmformer.spec import require
 from mmformer.types import Text
 
+Stop = Literal["certain", "likely", "full"]
+
 
 @dataclass(frozen=True)
 class BeamSpec(GenerationSpec):
     """The text with the highest sum of log-probabilities over its length to a power, among those that beams find.
 
     A text is found where eos is among the likeliest ways on from all beams, as many of them as there are beams (as in
-    fairseq and transformers): what is unlikely does not end a text. The length counts eos. The search for an input ends
-    when none of its beams could still become better than the best text that was found, whatever it wrote.
+    fairseq and transformers): what is unlikely does not end a text. The length counts eos.
 
     Attributes:
         beams: texts for each input side by side.
         length_penalty: the power; 0 prefers short texts, 1 is the mean, more prefers long ones.
+        stop: when the search for an input ends: ``certain``, when none of its beams could still become better than the
+            best text that was found, whatever it wrote; ``likely``, when as many texts as beams were found and no beam,
+            as long as it is now, is better than the worst of them (what transformers does unless it is told); ``full``,
+            when as many were found. These are its ``early_stopping`` "never", False and True.
     """
 
     beams: int = 4
     length_penalty: float = 1.0
+    stop: Stop = "certain"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.beams >= 1, self, "beams", "at least 1")
         require(0 <= self.length_penalty <= 10, self, "length_penalty", "from 0 to 10")
+        require(self.stop in get_args(Stop), self, "stop", f"one of {', '.join(get_args(Stop))}")
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
@@ -49,7 +56,7 @@ class BeamSpec(GenerationSpec):
             log_probability = log_probabilities(logits, search.history.flatten(0, 1), written, self, ends)
             search, chosen, source = search.extend(self, log_probability, written, ends)
             over = search.is_over(self, written + 1)
-            found |= search.select(over.nonzero()[:, 0]).best(begin=prompt.ids.shape[1] - 1)
+            found |= search.select(over.nonzero()[:, 0]).best(begin=prompt.ids.shape[1])
             going = (~over).nonzero()[:, 0]
             if not len(going):
                 break
@@ -67,6 +74,7 @@ class _Search(NamedTuple):
     inputs: Tensor  # B: their places among all
     limit: Tensor  # B: ids that may be written
     score: Tensor  # B K: sums of log-probabilities of the beams, the best first
+    found: Tensor  # B K: scores of the best finished texts, the best first
     history: Tensor  # B K T: prompts and what the beams have written
     best_score: Tensor  # B: over the length
     best_ids: Tensor  # B T: −1 past the end
@@ -74,12 +82,12 @@ class _Search(NamedTuple):
     @staticmethod
     def begin(spec: BeamSpec, decoding: Decoding, prompt: Text, limit: Tensor) -> _Search:
         batch, device = decoding.rows, decoding.device
-        score = torch.full((batch, spec.beams), float("-inf"), device=device)
-        best_score = score[:, 0].clone()
+        found = torch.full((batch, spec.beams), float("-inf"), device=device)
+        score = found.clone()
         score[:, 0] = 0.0  # the beams of an input begin alike: one of them counts
-        before = begin_history(prompt)
+        before = begin_history(prompt, decoding.start)
         history = before[:, None].expand(-1, spec.beams, -1)
-        return _Search(torch.arange(batch, device=device), limit, score, history, best_score, before)
+        return _Search(torch.arange(batch, device=device), limit, score, found, history, found[:, 0], before)
 
     def select(self, rows: Tensor) -> _Search:
         """The same over some inputs."""
@@ -113,24 +121,30 @@ class _Search(NamedTuple):
         return cut, chosen.flatten(), source.flatten()
 
     def _keep(self, score: Tensor, beam: Tensor) -> _Search:
-        """With the best of some texts of these beams, scored so (B K), where it is better than the one that is kept."""
+        """With texts of these beams that are finished, scored so (B K): the best, where none was better, is kept."""
         best, place = score.max(dim=1)
         better = best > self.best_score
         row = beam.gather(1, place[:, None])
         ids = self.history.gather(1, row[..., None].expand(-1, 1, self.history.shape[2]))[:, 0]
         return self._replace(
+            found=torch.cat((self.found, score), dim=1).topk(self.found.shape[1], dim=1).values,
             best_score=torch.where(better, best, self.best_score),
             best_ids=torch.where(better[:, None], ids, self.best_ids),
         )
 
     def is_over(self, spec: BeamSpec, written: int) -> Tensor:
-        """Whether no beam of an input can become better than its best text: B.
+        """Whether the search for an input ends: B.
 
         A sum of log-probabilities only falls; over a length to a power, it is highest at the shortest or the longest.
         """
+        worst, at_end = self.found[:, -1], self.limit <= written
+        if spec.stop == "full":
+            return ~worst.isneginf() | at_end
+        if spec.stop == "likely":
+            return (worst >= self.score[:, 0] / written**spec.length_penalty) | at_end
         lengths = (torch.full_like(self.limit, written + 1), self.limit)
         bound = torch.stack([self.score[:, 0] / length**spec.length_penalty for length in lengths]).amax(0)
-        return (self.best_score >= bound) | (self.limit <= written)
+        return (self.best_score >= bound) | at_end
 
     def best(self, begin: int) -> dict[int, Written]:
         """The best text of each input, by its place; prompts take the first ``begin`` places."""

@@ -54,6 +54,11 @@ class Decoding:
         return self.decoder.spec.tokenizer.context_length
 
     @property
+    def start(self) -> int | None:
+        """The id that texts begin with, which is no part of them; None: there is none."""
+        return self.decoder.tokenizer.special.first
+
+    @property
     def device(self) -> torch.device:
         return self.decoder.tokenizer.table.device
 

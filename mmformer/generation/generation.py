@@ -56,7 +56,7 @@ class GenerationSpec(ABC):
 
         Args:
             decoding: of B rows.
-            prompt: ids that begin with bos, B rows of any lengths, padded on the right.
+            prompt: ids that begin with bos where the model's texts do, B rows of any lengths, padded on the right.
             numbers: of the rows among all inputs, of which a batch may be a part: what is random for an input is a
                 function of its number; None: 0 and on.
 
@@ -74,7 +74,7 @@ def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> Tensor:
     left = decoding.context_length - prompt.lengths  # B
     wanted, least = spec.max_length or max(1, spec.min_length), int(left.min())
     if least < wanted:
-        before = int(prompt.lengths.max()) - 1
+        before = int((prompt.lengths - _begins(prompt, decoding.start).long()).max())
         raise InputError(
             f"{type(spec).__name__} is to write {wanted} ids, but the decoder's context_length is "
             f"{decoding.context_length}, which with eos and a prompt of {before} ids leaves {max(least, 0)}: "
@@ -83,11 +83,21 @@ def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> Tensor:
     return left if spec.max_length is None else torch.full_like(left, spec.max_length)
 
 
-def begin_history(prompt: Text) -> Tensor:
-    """The prompts without bos, moved to the right: B L, −1 where there is nothing."""
-    ids, lengths = prompt.ids[:, 1:], prompt.lengths - 1
-    place = torch.arange(ids.shape[1], device=ids.device) - (ids.shape[1] - lengths[:, None])
-    return torch.where(place >= 0, ids.gather(1, place.clamp(min=0)), -1)
+def begin_history(prompt: Text, start: int | None) -> Tensor:
+    """The prompts' own ids, moved to the right: B L, −1 where there is nothing, and for what a decoder begins with.
+
+    Args:
+        start: the id of that, where there is one; a prompt may go without (GPT-2's do).
+    """
+    length = prompt.ids.shape[1]
+    place = torch.arange(length, device=prompt.ids.device) - (length - prompt.lengths[:, None])
+    own = place >= _begins(prompt, start)[:, None].long()
+    return torch.where(own, prompt.ids.gather(1, place.clamp(min=0)), -1)
+
+
+def _begins(prompt: Text, start: int | None) -> Tensor:
+    """Which prompts begin with an id: B, bool."""
+    return torch.zeros_like(prompt.lengths, dtype=torch.bool) if start is None else torch.eq(prompt.ids[:, 0], start)
 
 
 def log_probabilities(

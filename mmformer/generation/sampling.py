@@ -35,7 +35,7 @@ class _OneByOneSpec(GenerationSpec):
         uniform = self._uniform(numbers or range(decoding.rows), longest).to(decoding.device)
         ids: list[list[int]] = [[] for _ in range(decoding.rows)]
         scores = [0.0] * decoding.rows
-        rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
+        rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt, decoding.start)
         logits, progress = decoding.begin(prompt)
         for written in range(longest):
             log_probability = log_probabilities(logits, history, written, self, ends)

@@ -51,6 +51,7 @@ def test_every_option_of_caption_is_handed_on(three: Typed, trimodal: Path, shot
     every = "--beams 2 --min-length 4 --max-length 6 --repetition-penalty 3 --no-repeat-ngram 1"
     for words, spec in (
         ("--beams 3 --length-penalty 2", BeamSpec(beams=3, length_penalty=2.0)),
+        ("--beams 3 --stop full", BeamSpec(beams=3, stop="full")),
         ("--temperature 2 --top-k 40 --top-p 0.9 --seed 3", SamplingSpec(0, None, 1.0, 0, 2.0, 40, 0.9, 3)),
         (every, BeamSpec(4, 6, 3.0, 1, 2)),
     ):
@@ -90,6 +91,7 @@ def test_texts_that_are_cut_are_told_in_one_line(
         (("shots", "--text", "is it red?"), "caption needs a decoder that reads image and text alone"),
         (("shots", "--seed", "1"), "--seed is of what is drawn: give --temperature, --top-k or --top-p too"),
         (("shots", "--length-penalty", "1"), "--length-penalty is for a search with beams: give --beams too"),
+        (("shots", "--stop", "likely"), "--stop is for a search with beams: give --beams too"),
         (("shots", "--beams", "2", "--top-k", "3"), "--top-k draws words, --beams searches: give one"),
         (("shots", "--beams", "0"), "BeamSpec.beams must be at least 1, but is 0"),
         (("shots", "--top-p", "2"), "SamplingSpec.top_p must be above 0 and at most 1, but is 2.0"),

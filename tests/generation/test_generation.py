@@ -216,11 +216,26 @@ def runs(ids: list[int], size: int) -> tuple[int, int]:
 
 def test_runs_of_a_prompt_count_and_its_padding_does_not() -> None:
     prompt = Text(torch.tensor([[2, 10, 11, 10], [2, 10, 0, 0]]), torch.tensor([4, 2]))
-    history = begin_history(prompt)
-    assert history.tolist() == [[10, 11, 10], [-1, -1, 10]]
+    history = begin_history(prompt, 2)
+    assert history.tolist() == [[-1, 10, 11, 10], [-1, -1, -1, 10]]
     spec = GreedySpec(no_repeat_ngram=2)
     banned = log_probabilities(torch.zeros(2, 20), history, 0, spec, (EOS,)).isneginf()
     assert banned.nonzero().tolist() == [[0, 11]]
+
+
+def test_what_a_prompt_without_bos_begins_with_counts() -> None:
+    """GPT-2's texts begin with nothing: their first id is theirs."""
+    prompt = Text(torch.tensor([[10, 11, 10], [2, 11, 2], [12, 0, 0]]), torch.tensor([3, 3, 1]))
+    assert begin_history(prompt, 2).tolist() == [[10, 11, 10], [-1, 11, 2], [-1, -1, 12]]
+    assert begin_history(prompt, None).tolist() == [[10, 11, 10], [2, 11, 2], [-1, -1, 12]]
+    made = decoding("alone", 2)
+    begun = Text(torch.tensor([[10, 11, 12], [13, 0, 0]]), torch.tensor([3, 1]))
+    for spec in (GreedySpec(max_length=9, no_repeat_ngram=1), BeamSpec(max_length=9, beams=3, no_repeat_ngram=1)):
+        texts = [text.ids for text in spec.write(made, begun)]
+        assert not {10, 11, 12} & {*texts[0]} and 13 not in texts[1]
+        assert all(len({*ids}) == len(ids) for ids in texts)
+    with pytest.raises(InputError, match=r"with eos and a prompt of 3 ids leaves 13: shorten"):
+        GreedySpec(min_length=14).write(made, begun)
 
 
 def test_a_text_ends_where_nothing_else_may_be_written() -> None:
