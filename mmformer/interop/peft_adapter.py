@@ -22,9 +22,14 @@ FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "ia3_l")
 KINDS = ("LORA", "IA3")
 BEYOND = (
     *("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "lora_bias"),
-    *("use_qalora", "use_bdlora", "arrow_config", "corda_config", "eva_config", "loftq_config"),
+    *("use_qalora", "use_bdlora", "arrow_config", "corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+    *("kasa_config", "monteclora_config"),
 )
 """Keys of LoRA's config that mean more than two factors, where they say anything."""
+
+TAKEN_OUT = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""First weights that peft takes out of the base's, here and whenever it loads the adapter: what was trained is an
+adapter of what is left of those."""
 
 RENAMED = {
     **{"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value"},
@@ -50,6 +55,12 @@ def with_adapter(state: Mapping[str, Tensor], folder: Path) -> State:
         raise InputError(f"{folder} has an adapter of the peft_type {kind!r}, but those that are read are {KINDS}.")
     if beyond := [key for key in BEYOND if config.get(key)]:
         raise InputError(f"{folder} has {beyond[0]} {config[beyond[0]]!r:.80}, which is not read: merge it with peft.")
+    first = config.get("init_lora_weights")
+    if str(first).lower().startswith(TAKEN_OUT):
+        raise InputError(
+            f"{folder} has init_lora_weights {first!r}: its adapter is of weights that this was taken out of, and not "
+            f"of the model's. Merge it with peft, or save it there with path_initial_model_for_weight_conversion."
+        )
     changed = dict(state)
     modules: dict[str, dict[str, Tensor]] = {}
     for name, value in read_tensors(file).items():

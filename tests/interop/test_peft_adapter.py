@@ -132,6 +132,20 @@ def test_what_is_not_read_is_refused(change: dict[str, Any], message: str, tmp_p
         with_adapter({}, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("first", ["pissa", "olora"])
+def test_an_adapter_of_other_weights_than_the_models_is_refused(first: str, tmp_path: Path) -> None:
+    """peft takes its first weights out of the base's: on the base as it is, it would be another model."""
+    make = lambda: peft.LoraConfig(r=3, target_modules=["q_proj"], init_lora_weights=first)  # noqa: E731
+    expected = trained(llama, make(), tmp_path)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    with pytest.raises(InputError, match=f"has init_lora_weights '{first}': its adapter is of weights that this was"):
+        with_adapter(base, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"init_lora_weights": True}))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.allclose(with_adapter(base, tmp_path / "adapter")[name], expected[name], atol=1e-3)
+
+
 def test_another_model_is_refused(tmp_path: Path) -> None:
     trained(llama, peft.LoraConfig(target_modules=["q_proj"]), tmp_path)
     vit().save_pretrained(tmp_path / "other")
