@@ -139,16 +139,23 @@ def _other_words(bundle: Path, theirs: ModelSpec, ours: ModelSpec, taken: Collec
     """
     found: dict[str, str] = {}
     for group in ("encoders", "decoders"):
+        parts = getattr(theirs, group)
         for name, part in getattr(ours, group).items():
             where = f"{group}.{name}.tokenizer"
-            if not isinstance(part.tokenizer, TextTokensSpec) or f"{where}.weight" not in taken:
+            rows = [row for row in _rows(ours, group, name) if row in taken]
+            if not isinstance(part.tokenizer, TextTokensSpec) or not rows or name not in parts:
                 continue
-            before = getattr(theirs, group)[name].tokenizer
-            other, own = before.vocabulary, part.tokenizer.vocabulary
+            before = parts[name].tokenizer
             if before.words().fingerprint != part.tokenizer.words().fingerprint:
-                refusal = (
-                    f"initial.path: {bundle} was trained with another vocabulary than {own}: set "
-                    f"model.{where}.vocabulary to {other}, or leave {where}.weight out of initial.parameters."
-                )
-                found |= {f"{where}.weight": refusal, f"{group}.{name}.output.weight": refusal}
+                told = f"initial.path: {bundle} was trained with another vocabulary than {part.tokenizer.vocabulary}"
+                fix = f"set model.{where}.vocabulary to {before.vocabulary}"
+                found |= {row: f"{told}: {fix}, or leave {row} out of initial.parameters." for row in rows}
     return found
+
+
+def _rows(spec: ModelSpec, group: str, name: str) -> list[str]:
+    """What has a row for each piece of a part's vocabulary: its embeddings, and what logits are made by."""
+    heads = [key for key, head in spec.heads.items() if head.writes and group == "encoders" and name in head.reads]
+    parts = [f"{group}.{name}", *(f"heads.{head}" for head in heads)]
+    logits = [f"{part}.{last}" for part in parts for last in ("output.weight", "logit_bias", "bias")]
+    return [f"{group}.{name}.tokenizer.weight", *logits]

@@ -14,8 +14,9 @@ from timm.layers import resample_abs_pos_embed
 from tiny import COLOURS, tiny_model, tiny_run, write_shards
 from torch import Tensor
 
-from mmformer.bundle import save_bundle
+from mmformer.bundle import Transforms, save_bundle
 from mmformer.errors import InputError
+from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.bias import RelativeGridPositionSpec
 from mmformer.nn.position import LearnedPositionSpec
@@ -200,3 +201,28 @@ def test_a_part_leaves_the_rows_of_other_words(bundle: Path, tmp_path: Path) -> 
     built = dataclasses.replace(spec, encoders={**spec.encoders, "text": text}).build()
     loaded = load_initial(built, InitialSpec(str(bundle), partial=True))
     assert loaded.report[1:] == [f"  {what} encoders.text.tokenizer.weight" for what in ("drawn   ", "not read")]
+
+
+def test_a_part_leaves_what_logits_over_other_words_are_made_by(tmp_path: Path) -> None:
+    """There is a row or a number for each piece in heads over words and in decoders, besides the embeddings."""
+    VocabularySpec(size=300).train(["a red square", "a blue one"] * 9).save(tmp_path / "other.model")
+    made = tiny_model(caption=True)
+    heads = {"mask": LanguageHeadSpec("text", tied=False)}
+    caption = dataclasses.replace(made.decoders["caption"], tied=False, logit_bias=True)
+    specs = []
+    for file in (made.encoders["text"].tokenizer.vocabulary, str(tmp_path / "other.model")):  # type: ignore[attr-defined]
+        words = TextTokensSpec(file, 16, rows=2**14)  # as many of both: their shapes do not tell them apart
+        encoders = {**made.encoders, "text": dataclasses.replace(made.encoders["text"], tokenizer=words)}
+        decoders = {"caption": dataclasses.replace(caption, tokenizer=words)}
+        specs.append(dataclasses.replace(made, encoders=encoders, decoders=decoders, heads=heads))
+    old, new = (spec.build() for spec in specs)
+    old.initialise(0)
+    save_bundle(tmp_path / "old", old, Transforms(), "# A tiny model\n")
+    loaded = load_initial(new, InitialSpec(str(tmp_path / "old"), partial=True))
+    assert set(new.state_dict()) - loaded.names == {
+        *(f"{part}.tokenizer.weight" for part in ("encoders.text", "decoders.caption")),
+        *("decoders.caption.output.weight", "decoders.caption.logit_bias"),
+        *("heads.mask.output.weight", "heads.mask.bias"),
+    }
+    with pytest.raises(InputError, match=r"another vocabulary than .*other\.model: .* leave heads\.mask\.bias out of"):
+        load_initial(new, InitialSpec(str(tmp_path / "old"), ("heads.mask.bias",)))
