@@ -22,11 +22,11 @@ def log_scale(theirs: str, shape: Shape = (), bounded: bool = True) -> Rule:
 
     Args:
         shape: of theirs.
-        bounded: refuse what our head's bound would change.
+        bounded: refuse what our head's bound would change, by more than the precision that it is kept in.
     """
 
     def to_ours(found: list[Tensor], shapes: list[Shape]) -> list[Tensor]:
-        if bounded and bool((found[0].float() > torch.tensor(HIGHEST, dtype=torch.float32)).any()):
+        if bounded and bool((found[0] > torch.tensor(HIGHEST).to(found[0].dtype)).any()):
             raise InputError(
                 f"{theirs} is {float(found[0].max()):.4f}, a scale above 100, which CLIP's training never lets it be "
                 f"and our head would take for 100: set it to at most {HIGHEST:.4f}."

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import torch
+
 from mmformer.interop.family import Family, Layout
 from mmformer.interop.fields import ACTIVATIONS, choice, fixed, same
 from mmformer.interop.plain import Data
-from mmformer.interop.rules import Rule, tied, transposed
+from mmformer.interop.rules import Rule, constant, tied, transposed
 from mmformer.interop.rules import same as named
 
 _STACK, _TEXT = "stacks.text", "decoders.text"
 
 
+def _masks(config: Data) -> list[Rule]:
+    """What older weights hold in each layer: who sees whom, and what hides the others."""
+    places, layers = config["n_positions"], [f"{{base}}h.{layer}.attn" for layer in range(config["n_layer"])]
+    return [
+        *(constant(f"{layer}.bias", lambda: torch.ones(1, 1, places, places).tril()) for layer in layers),
+        *(constant(f"{layer}.masked_bias", lambda: torch.tensor(-1e4)) for layer in layers),
+    ]
+
+
 def _rules(config: Data) -> list[Rule]:
     layer, theirs = "stacks.text.layers.{i}", "{base}h.{i}"
     return [
+        *_masks(config),
         named("decoders.text.tokenizer.weight", "{base}wte.weight"),
         named("stacks.text.position.weight", "{base}wpe.weight"),
         named(f"{layer}.mixer_residual.norm.{{p}}", f"{theirs}.ln_1.{{p}}"),
@@ -32,7 +44,11 @@ FAMILY = Family(
     library="hf",
     name="gpt2",
     template="gpt2.yaml",
-    layouts={"GPT2LMHeadModel": Layout("transformer."), "GPT2Model": Layout()},
+    layouts={
+        "GPT2LMHeadModel": Layout("transformer."),
+        "GPT2LMHeadModel bare": Layout(mark="wte."),  # as OpenAI's are published
+        "GPT2Model": Layout(),
+    },
     fields=(
         same("vocab_size", f"{_TEXT}.tokenizer.rows"),
         same("n_positions", f"{_TEXT}.tokenizer.context_length", f"{_STACK}.position.sizes.0"),
