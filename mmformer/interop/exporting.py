@@ -117,6 +117,7 @@ def expressed(model: Model, library: Library, origin: Origin | None, where: str)
             return family, layout, family.config(model.spec, layout, where)
         except InputError as error:
             refusals.append(str(error))
-    refusals.sort(key=lambda refusal: ": it has no " in refusal)  # what has the same parts comes nearest
-    shown = "\n  ".join(refusals[:4])
+    # What has the same parts comes nearest, and of those what its config could have said.
+    refusals.sort(key=lambda refusal: (": it has no " in refusal, " cannot say " in refusal))
+    shown = "\n  ".join(list(dict.fromkeys(refusals))[:4])
     raise InputError(f"{where}: no family of {library} is such a model:\n  {shown}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -159,11 +160,15 @@ def write_config(data: Data, fields: Sequence[Field], where: str) -> Data:
 
 
 def complete(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Data:
-    """A config with the reference's own defaults where it says nothing, or null; callables get the config so far."""
+    """A config with the reference's own defaults where it says nothing, or null.
+
+    Callables come last, and get the config so far. What one of them lacks is told when the config is read.
+    """
     whole = copy.deepcopy(dict(config))
-    for key, default in defaults.items():
+    for key, default in sorted(defaults.items(), key=lambda pair: callable(pair[1])):
         if find(whole, key) is None:
-            put(whole, key, default(whole) if callable(default) else default)
+            with suppress(KeyError):
+                put(whole, key, default(whole) if callable(default) else default)
     return whole
 
 

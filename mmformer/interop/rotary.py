@@ -39,11 +39,11 @@ OLD = ("rope_theta", "rope_scaling")
 """Keys of configs before version 5; ``parameters_of`` reads them."""
 
 
-def parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_parameters`` of a config that has none."""
+def parameters_of(config: Mapping[str, Any], base: float = 10_000.0) -> dict[str, Any]:
+    """``rope_parameters`` of a config that has none; ``base`` is its library's where it does not say one."""
     scaling = dict(config.get("rope_scaling") or {})
     kind = scaling.pop("type", None)
-    return {"rope_type": kind or "default", "rope_theta": config.get("rope_theta", 10_000.0), **scaling}
+    return {"rope_type": kind or "default", "rope_theta": config.get("rope_theta", base), **scaling}
 
 
 def rotary(path: str, key: str = "rope_parameters") -> Field:

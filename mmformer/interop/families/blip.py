@@ -6,7 +6,7 @@ from mmformer.interop import berts
 from mmformer.interop.family import Family, Layout
 from mmformer.interop.fields import fixed, same
 from mmformer.interop.plain import Data
-from mmformer.interop.rules import Rule, rooted, viewed
+from mmformer.interop.rules import Rule, counted, rooted, viewed
 from mmformer.interop.rules import same as named
 from mmformer.interop.towers import patches, picture_fields, places, under
 
@@ -46,6 +46,7 @@ def _rules(config: Data) -> list[Rule]:
     texts = [*berts.embedding_rules(_TEXT), *berts.layer_rules(), *berts.prediction_rules(_TEXT, _TEXT, "logit_bias")]
     return [
         *_picture_rules(config["vision_config"]),
+        counted("text_decoder.bert.embeddings.position_ids", config["text_config"]["max_position_embeddings"]),
         *rooted(rooted(texts, "{base}", "text_decoder.bert."), "cls.", "text_decoder.cls."),
     ]
 

@@ -74,6 +74,7 @@ FAMILY = Family(
     ignored=(
         *("residual_in_fp32", "rescale_prenorm_residual", "time_step_*", "use_mambapy", "use_associative_scan"),
         *("d_model", "d_inner", "n_layer", "ssm_cfg", "rms_norm", "fused_add_norm"),  # which published ones have, too
+        "pad_vocab_size_multiple",  # which vocab_size is already
     ),
     text=(f"{_TEXT}.tokenizer",),
 )
