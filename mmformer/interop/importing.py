@@ -120,6 +120,9 @@ def build(found: Found, scratch: Path) -> Built:
         spec, audio = with_sounds(spec, family.sound.split(".")[1], found.folder)
     heads = [path.split(".")[1] for path in family.classes if family.has(path, found.layout)]
     classes = {head: class_names(found.config) for head in heads[:1]}  # of those that a mean is taken of, the mean's
+    kind = found.config.get("problem_type")
+    if classes and kind not in (None, "single_label_classification"):
+        notes.append(f"its problem_type is {kind}, but what classify says of classes are shares that add up to 1")
     check_depth(spec, found.state, found.where)
     with torch.device("meta"):
         model = spec.build()
