@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,3 +144,22 @@ def test_half_the_precision_is_half_the_precision_of_one_process(
     assert norms[1] == pytest.approx(norms[0], rel=2**-6)
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert b["train/loss"] == pytest.approx(a["train/loss"], rel=0.02), a["step"]
+
+
+def test_a_run_goes_on_in_any_layout(file: Path, one: Path, tmp_path: Path) -> None:
+    """One process, two that shard, two that compute together, four that do both, and one again, an update each."""
+    words = ("--checkpoint.every_steps", "1", "--checkpoint.keep", "9")
+    layouts = [(), ("--parallel.shard", "2"), ("--parallel.tensor", "2")]
+    layouts += [("--parallel.shard", "2", "--parallel.tensor", "2"), ()]
+    before = tmp_path / "0"
+    fit(file, before, *words)
+    for step, layout in enumerate(layouts[1:], start=1):
+        now = tmp_path / str(step)
+        shutil.copytree(before, now)
+        shutil.rmtree(now / "bundle")
+        for folder in (now / "checkpoints").iterdir():
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder)
+        fit(file, now, *words, *layout, "--resume")
+        assert_alike(one, now)
+        before = now
