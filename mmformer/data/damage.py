@@ -17,11 +17,24 @@ class DamageError(InputError):
     Attributes:
         key: of the sample.
         cause: one of few, to be counted.
+        shard: the number of its shard, where none of that can be used; None: others can.
     """
 
-    def __init__(self, message: str, key: str, cause: str) -> None:
+    def __init__(self, message: str, key: str, cause: str, shard: int | None = None) -> None:
         super().__init__(message)
-        self.key, self.cause = key, cause
+        self.key, self.cause, self.shard = key, cause, shard
+
+
+class ShardError(InputError):
+    """A shard, or what belongs to it, cannot be used: it refuses the run, or others stand in for all of its samples.
+
+    Attributes:
+        cause: one of few, to be counted.
+    """
+
+    def __init__(self, message: str, cause: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from mmformer.data.caption import lookup
 from mmformer.data.classes import read_classes
 from mmformer.data.collate import Other, Sample
 from mmformer.data.curriculum import Curriculum
-from mmformer.data.damage import MOST, DamageError, damage
+from mmformer.data.damage import MOST, DamageError, ShardError, damage
 from mmformer.data.decode import decode
 from mmformer.data.inputs import TextInputSpec
 from mmformer.data.lengths import length
@@ -80,8 +80,7 @@ class SampleDataset(Dataset[Sample]):
         skipped: list[Skipped] = []
         while True:
             try:
-                found = self._sample(self._stand_in(place, len(skipped)), position)
-                return found._replace(skipped=tuple(skipped))
+                return self._sample(place, position)._replace(skipped=tuple(skipped))
             except DamageError as error:
                 skipped.append(Skipped(position, self.spec.source, error.key, error.cause, str(error)))
                 if not self.skips:
@@ -92,14 +91,17 @@ class SampleDataset(Dataset[Sample]):
                         f"{self.spec.source}: {MOST} samples in a row cannot be used, which is no damage here and "
                         f"there: see whether data asks for what they have. Of the last: {error}"
                     ) from error
+                place += self.order.spec.lanes * self._turns(error, len(skipped))
 
-    def _stand_in(self, place: int, number: int) -> int:
-        """The place of a sample's own (number 0), and of those that stand in for it, in the same lane.
+    def _turns(self, error: DamageError, number: int) -> int:
+        """How much later in its lane the sample is that stands in for one, the first (number 1) or a further one.
 
-        The first of them is that of the same row an update later: a batch would else have a sample twice.
+        The first is that of the same row an update later: a batch would else have a sample twice. A shard of which none
+        can be used is left behind.
         """
-        lanes = self.order.spec.lanes
-        return place + lanes * (-(-self.spec.batch_size // lanes) + number - 1) if number else place
+        if error.shard is not None:
+            return self.order.turns_past(error.shard)
+        return -(-self.spec.batch_size // self.order.spec.lanes) if number == 1 else 1
 
     def _sample(self, place: int, position: int) -> Sample:
         _, shard, row = self.order.locate(place)
@@ -190,11 +192,14 @@ class SampleDataset(Dataset[Sample]):
         """A sample's bytes, with all that is wanted.
 
         Raises:
-            DamageError: the sample has no such member.
-            InputError: none of its shard has it, or the shard cannot be read.
+            DamageError: the sample has no such member, or its shard is missing, was changed, or cannot be reached.
+            InputError: none of its shard has it.
         """
         # A member that a whole shard lacks may not be asked for by name.
-        raw = self.reader.read(shard, row, None if everything else wanted)
+        try:
+            raw = self.reader.read(shard, row, None if everything else wanted)
+        except ShardError as error:
+            raise DamageError(str(error), f"{shard}:{row}", error.cause, shard) from error
         self._require(raw, wanted, shard, row)
         return raw
 

@@ -21,14 +21,9 @@ from typing import ClassVar
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.tar import index_shard
+from mmformer.data.transfer import REFUSALS, Expected, Patience, copy, reason
 from mmformer.errors import InputError
 from mmformer.spec import require
-
-_BLOCK = 2**22
-
-_REFUSALS = (OSError, ValueError, ImportError, NotImplementedError)
-"""What fsspec's file systems raise: the place or the network (OSError), an address of no known kind (ValueError), one
-whose package is not installed (ImportError), one whose files cannot be listed (NotImplementedError)."""
 
 
 def is_remote(source: str | os.PathLike[str]) -> bool:
@@ -43,13 +38,25 @@ class CacheSpec:
     Attributes:
         folder: may be shared by runs and by processes.
         gib: room for shards, in GiB; those that were not read for the longest time make room for others.
+        attempts: how often something is asked for, as long as not a byte comes, before it counts as unreachable; waits
+            of 1, 2, 4 … seconds lie between.
+        timeout: seconds that the next 4 MiB may take before they are asked for again.
     """
 
     folder: str = "~/.cache/mmformer"
     gib: float = 50.0
+    attempts: int = 5
+    timeout: float = 60.0
 
     def __post_init__(self) -> None:
         require(self.gib > 0, self, "gib", "positive")
+        require(self.attempts >= 1, self, "attempts", "at least 1")
+        require(self.timeout > 0, self, "timeout", "positive")
+
+    @property
+    def patience(self) -> Patience:
+        """With what is elsewhere."""
+        return Patience(self.attempts, self.timeout)
 
     @property
     def shards(self) -> Path:
@@ -70,13 +77,22 @@ def open_manifest(source: str | os.PathLike[str], cache: CacheSpec | None = None
     cache = cache or CacheSpec()
     if not is_remote(source):
         manifest = Manifest.load(source)
-        if not any(is_remote(shard.path) for shard in manifest.shards):
+        if not manifest.names_urls:
             return manifest
         return RemoteManifest(manifest.root, manifest.shards, manifest.history, "", cache)
     url = _moved(str(source), lambda place: place.removesuffix(MANIFEST_NAME).rstrip("/"))
     root = Path(cache.folder).expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
-    _fetch(join_url(url, MANIFEST_NAME), root / MANIFEST_NAME)  # anew in every run: it may have changed
-    manifest = Manifest.load(root)
+
+    def beside(name: str) -> Path:
+        """The table of very many shards, whose name has the first digits of its hash."""
+        if not (root / name).exists():
+            digits = name.removeprefix("manifest-").removesuffix(".table")
+            copy(join_url(url, name), root / name, cache.patience, Expected(digits))
+        return root / name
+
+    # Anew in every run: it may have changed.
+    copy(join_url(url, MANIFEST_NAME), root / MANIFEST_NAME, cache.patience)
+    manifest = Manifest.load(root, beside)
     return RemoteManifest(root, manifest.shards, manifest.history, url, cache)
 
 
@@ -110,12 +126,12 @@ class RemoteManifest(Manifest):
                 os.utime(path)
             else:
                 _make_room(self.cache, shard.bytes, keep=path)
-                _fetch(self.address(shard), path, shard)
+                copy(self.address(shard), path, self.cache.patience, Expected(shard.sha256, shard.bytes))
         return path
 
     def beside(self, name: str) -> Path:
         if self.url:
-            _fetch(self._at(name), self.root / name)
+            copy(self._at(name), self.root / name, self.cache.patience)
         return self.root / name
 
     def index(self, shard: Shard) -> ShardIndex:
@@ -123,12 +139,12 @@ class RemoteManifest(Manifest):
             return super().index(shard)
         path = self.root / f"{shard.sha256[:32]}-{hashlib.sha256(shard.index.encode()).hexdigest()[:8]}.index.json"
         if not path.exists():
-            _fetch(self._at(shard.index), path)
+            copy(self._at(shard.index), path, self.cache.patience)
         try:
             return self._checked(ShardIndex.load(path), shard, path)
         except InputError:
             path.unlink(missing_ok=True)  # it may be that of an older set: fetched again, it may be right
-            _fetch(self._at(shard.index), path)
+            copy(self._at(shard.index), path, self.cache.patience)
             return self._checked(ShardIndex.load(path), shard, path)
 
     def _at(self, path: str) -> str:
@@ -173,8 +189,8 @@ def find_urls(pattern: str) -> list[str]:
     try:
         files, place = url_to_fs(pattern)
         found = sorted(files.glob(place))
-    except _REFUSALS as error:
-        raise InputError(f"{pattern} cannot be listed: {_reason(error)}") from error
+    except REFUSALS as error:
+        raise InputError(f"{pattern} cannot be listed: {reason(error)}") from error
     return [each if is_remote(each) else _moved(pattern, partial(_rooted_like, each)) for each in found]
 
 
@@ -191,15 +207,15 @@ def index_remote(url: str, cache: CacheSpec) -> tuple[ShardIndex, str]:
     """
     cache.shards.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.shards, prefix=".indexing-") as folder:
-        copy = Path(folder, "copy.tar")
-        digest = _fetch(url, copy)
+        copied = Path(folder, "copy.tar")
+        digest = copy(url, copied, cache.patience)
         try:
-            index = replace(index_shard(copy), shard=posixpath.basename(url))
+            index = replace(index_shard(copied), shard=posixpath.basename(url))
         except InputError as error:
-            raise InputError(str(error).replace(str(copy), url)) from error
+            raise InputError(str(error).replace(str(copied), url)) from error
         kept = cache.shards / f"{digest[:32]}.tar"
         _make_room(cache, index.bytes, keep=kept)
-        copy.replace(kept)
+        copied.replace(kept)
     return index, digest
 
 
@@ -209,42 +225,6 @@ def _alone(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _fetch(url: str, target: Path, shard: Shard | None = None) -> str:
-    """Copy a file from elsewhere, whole or not at all; its SHA-256.
-
-    Raises:
-        InputError: it cannot be read, or is not what the manifest says.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".fetching-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for block in _blocks(url):
-                digest.update(block)
-                file.write(block)  # an error of our own disk is not the address's
-        if shard is not None and digest.hexdigest() != shard.sha256:
-            raise InputError(
-                f"{url} has {Path(name).stat().st_size} bytes and the SHA-256 {digest.hexdigest()[:12]}…, but the "
-                f"manifest says {shard.bytes} and {shard.sha256[:12]}…: it was changed or cut. Restore it there."
-            )
-        Path(name).replace(target)
-        return digest.hexdigest()
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _blocks(url: str) -> Iterator[bytes]:
-    import fsspec
-
-    try:
-        with fsspec.open(url, "rb") as remote:
-            while block := remote.read(_BLOCK):
-                yield block
-    except _REFUSALS as error:
-        raise InputError(f"{url} cannot be read: {_reason(error)}") from error
 
 
 def _make_room(cache: CacheSpec, wanted: int, keep: Path) -> None:
@@ -258,11 +238,3 @@ def _make_room(cache: CacheSpec, wanted: int, keep: Path) -> None:
             break
         size -= path.stat().st_size
         path.unlink(missing_ok=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file. Check the address."
-    if isinstance(error, ImportError):
-        return f"{error} (fsspec needs a package for this kind of address.)"
-    return f"{' '.join(str(error).split()) or type(error).__name__}."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Samples(ABC):
         return int(np.sum(np.asarray(self.counts, np.int64)))
 
     @cached_property
-    def _ends(self) -> Sequence[int]:
-        return memoryview(np.cumsum(np.asarray(self.counts, np.int64)))
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum(np.asarray(self.counts, np.int64))
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -70,8 +70,8 @@ class Samples(ABC):
         """
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of a split of {len(self)} samples")
-        part = bisect_right(self._ends, position)
-        return part, position - self._ends[part] + self.counts[part]
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        return part, position - int(self._ends[part]) + self.counts[part]
 
     def __getitem__(self, position: int) -> RawSample:
         """The sample at a position that counts through the whole split, with all of its members."""

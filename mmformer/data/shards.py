@@ -20,10 +20,11 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from mmformer.data.damage import DamageError
+from mmformer.data.damage import DamageError, ShardError
 from mmformer.data.decode import most_bytes
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.samples import RawSample, Samples
+from mmformer.data.shard_table import sample_counts
 from mmformer.data.tar import RESTORE, add_sample, check_names, file_sha256, finish_shard, index_shard
 from mmformer.errors import InputError, nearest
 
@@ -161,14 +162,15 @@ def _open_shard(manifest: Manifest, shard: Shard) -> _Descriptor:
     try:
         descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
     except FileNotFoundError:
-        raise InputError(
-            f"The shard {path} is missing: the manifest lists it with {expected} bytes. {RESTORE}"
+        raise ShardError(
+            f"The shard {path} is missing: the manifest lists it with {expected} bytes. {RESTORE}", "missing shard"
         ) from None
     except OSError as error:
-        raise InputError(f"The shard {path} cannot be opened: {error}.") from error
+        raise ShardError(f"The shard {path} cannot be opened: {error}.", "unreachable shard") from error
     found = os.fstat(descriptor.number).st_size
     if found != expected:
-        raise InputError(f"The shard {path} has {found} bytes, but the manifest says {expected}. {RESTORE}")
+        told = f"The shard {path} has {found} bytes, but the manifest says {expected}. {RESTORE}"
+        raise ShardError(told, "changed shard")
     return descriptor
 
 
@@ -193,9 +195,10 @@ class ShardReader(Samples):
         self.max_open, self.max_indexes = max_open, max_indexes
         self.elsewhere = manifest.elsewhere
         self.shards = manifest.split(split)
-        self.counts = tuple(shard.samples for shard in self.shards)  # from the manifest alone
+        self.counts = sample_counts(self.shards)  # from the manifest alone
         self._descriptor = lru_cache(max_open)(partial(_open_shard, manifest))
         self._index = lru_cache(max_indexes)(manifest.index)
+        self._unusable: dict[int, tuple[str, str]] = {}  # part -> what was told of it, and the cause
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Manifest, str, int, int]]:
         return type(self), (self.manifest, self.split, self.max_open, self.max_indexes)
@@ -208,6 +211,15 @@ class ShardReader(Samples):
         return self._index(self.shards[part]).keys
 
     def read(self, part: int, row: int, extensions: Collection[str] | None = None) -> RawSample:
+        if part in self._unusable:  # it stays so, and is not asked for again for each of its samples
+            raise ShardError(*self._unusable[part])
+        try:
+            return self._read(part, row, extensions)
+        except ShardError as error:
+            self._unusable[part] = str(error), error.cause
+            raise
+
+    def _read(self, part: int, row: int, extensions: Collection[str] | None) -> RawSample:
         entry = self.shards[part]
         index = self._index(entry)
         spans = index.spans(row)
@@ -238,9 +250,10 @@ def _pread(descriptor: _Descriptor, offset: int, length: int, path: Path) -> byt
         while len(data) < length and (more := os.pread(descriptor.number, length - len(data), offset + len(data))):
             data += more  # one call returns at most 2 GiB
     except OSError as error:
-        raise InputError(f"The shard {path} cannot be read at byte {offset}: {error}.") from error
+        raise ShardError(f"The shard {path} cannot be read at byte {offset}: {error}.", "unreachable shard") from error
     if len(data) < length:
-        raise InputError(f"The shard {path} ends {length - len(data)} bytes early, while it was open. {RESTORE}")
+        told = f"The shard {path} ends {length - len(data)} bytes early, while it was open. {RESTORE}"
+        raise ShardError(told, "changed shard")
     return data
 
 

@@ -78,7 +78,10 @@ class DataSpec(SourceSpec):
         on_damage: what becomes of a training sample that cannot be used (a picture, sound or text that cannot be
             decoded, a member or caption that is not there): ``refuse`` ends the run, ``skip`` has another one stand in,
             the same one whenever the run is repeated; those are counted, and ``skipped.tsv`` in the run's output lists
-            them. What is measured on is never skipped.
+            them. So it is with all samples of a shard that is missing, was changed, or cannot be reached. What is
+            measured on is never skipped.
+        most_skipped: different samples that a run may skip, in all processes; where there are more, all of them end
+            after the same update. Left alone where none is skipped.
         workers: processes that read and decode; 0: the training process itself. The batches do not depend on it.
         cache_mib: memory, in each process, for decoded samples, in MiB; sources have equal parts of it.
         copies: of shards that are at URLs, where they are kept; left alone where there are none.
@@ -92,6 +95,7 @@ class DataSpec(SourceSpec):
     order: OrderSpec = field(default_factory=OrderSpec)
     buckets: BucketSpec | None = None
     on_damage: Literal["refuse", "skip"] = "refuse"
+    most_skipped: int = 10_000
     workers: int = 0
     cache_mib: int = 256
     copies: CacheSpec = field(default_factory=CacheSpec)
@@ -100,6 +104,9 @@ class DataSpec(SourceSpec):
         super().__post_init__()
         require(self.batch_size >= 1, self, "batch_size", "at least 1")
         require(self.evaluation_batch_size >= 1, self, "evaluation_batch_size", "at least 1")
+        require(self.most_skipped >= 0, self, "most_skipped", "at least 0")
+        counted = self.on_damage == "skip" or self.most_skipped == DataSpec.most_skipped
+        require(counted, self, "most_skipped", "left alone unless on_damage is skip")
         require(self.workers >= 0, self, "workers", "at least 0")
         require(self.cache_mib >= 0, self, "cache_mib", "at least 0")
         alone = self.also or self.weight == SourceSpec.weight

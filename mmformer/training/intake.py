@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 
 from mmformer import collectives
+from mmformer.errors import InputError
 from mmformer.files import write_whole
 from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
@@ -72,11 +73,22 @@ class Intake(pl.Callback):
         if step % self.run.trainer.log_every_n_steps and step != trainer.max_steps:
             return
         self._tell()
+        self._check_budget()
         values = {f"data/skipped/{cause.replace(' ', '_')}": float(count) for cause, count in self._causes.items()}
         values |= {f"data/cut/{name}": float(cut) for name, (_, cut) in self._texts.items() if cut}
         if values:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step)
+
+    def _check_budget(self) -> None:
+        """All processes know of the same samples, and so all of them end here."""
+        number, most = sum(self._causes.values()), self.run.data.most_skipped
+        if number > most:
+            causes = ", ".join(f"{count:,} {cause}" for cause, count in self._causes.most_common())
+            raise InputError(
+                f"{number:,} different training samples could not be used ({causes}), but data.most_skipped is "
+                f"{most:,}: {self.path} lists them. Mend the data, or raise data.most_skipped; then resume the run."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All processes write a checkpoint at once; the table has what the checkpoint is past."""

@@ -29,6 +29,9 @@ MAY_CHANGE = (
     "data.test",
     "data.evaluation_batch_size",
     "data.on_damage",
+    "data.most_skipped",
+    "data.copies",
+    "parallel",
     "data.workers",
     "data.cache_mib",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,87 @@ def test_a_picture_to_be_mixed_in_that_is_damaged_is_skipped_with_what_it_is_mix
         assert found.key not in unusable
     own = {note.key for position in range(32) for note in MixedDataset(spec, 3)[position].skipped}
     assert own == unusable
+
+
+# ------------------------------------------------------------------------------------- shards of which none can be used
+
+
+def without(whole: Path, folder: Path, spoil: str = "missing") -> tuple[Path, set[str]]:
+    """A copy of a set, whose third training shard is missing, or is another file; and the keys that it had."""
+    shutil.copytree(whole, folder)
+    manifest = Manifest.load(folder)
+    shard = manifest.split("train")[2]
+    if spoil == "missing":
+        manifest.path(shard).unlink()
+    else:
+        manifest.path(shard).write_bytes(b"another")
+    return folder, set(manifest.index(shard).keys)
+
+
+@pytest.mark.parametrize("spoil", ["missing", "changed"])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_others_stand_in_for_a_shard_that_cannot_be_used(
+    lanes: int, shuffle: bool, spoil: str, whole: Path, tmp_path: Path, encoder: TextEncoder
+) -> None:
+    order = OrderSpec(lanes, shuffle=shuffle)
+    folder, lost = without(whole, tmp_path / "set", spoil)
+    clean = [key for batch in batches(tiny_data(whole, order=order), encoder) for key in batch.keys]
+    made = batches(tiny_data(folder, order=order, on_damage="skip"), encoder)
+    found = [key for batch in made for key in batch.keys]
+    assert not lost & set(found)
+    assert [a == b for a, b in zip(clean, found, strict=True)] == [key not in lost for key in clean]
+    noted = [note for batch in made for note in batch.notes.skipped]  # type: ignore[union-attr]
+    assert {note.cause for note in noted} == {f"{spoil} shard"}
+    assert {note.key for note in noted} == {f"2:{row}" for row in range(8)}
+    assert all("tiny-train-000002.tar" in note.reason for note in noted)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_stands_in_for_a_shard_is_the_same_in_any_process(
+    workers: int, whole: Path, tmp_path: Path, encoder: TextEncoder
+) -> None:
+    folder, _ = without(whole, tmp_path / "set")
+    spec = tiny_data(folder, on_damage="skip")
+    once = batches(spec, encoder)
+    again = batches(dataclasses.replace(spec, workers=workers), encoder, first=5)
+    assert [(one.keys, one.notes) for one in once[5:]] == [(one.keys, one.notes) for one in again]
+    parts = [batches(spec, encoder, rank=rank, ranks=2) for rank in range(2)]
+    for one, *halves in zip(once, *parts, strict=True):
+        assert sorted(one.keys) == sorted(key for half in halves for key in half.keys)
+
+
+def test_a_shard_that_cannot_be_used_is_asked_for_once(whole: Path, tmp_path: Path) -> None:
+    folder, _ = without(whole, tmp_path / "set")
+    dataset = MixedDataset(tiny_data(folder, on_damage="skip"), 3)
+    samples = dataset.sources[0].reader
+    assert isinstance(samples, ShardReader)
+    asked: list[str] = []
+    fetch = samples.manifest.fetch
+    object.__setattr__(samples.manifest, "fetch", lambda shard: asked.append(shard.path) or fetch(shard))
+    for position in range(64):
+        assert dataset[position].key
+    assert asked.count("tiny-train-000002.tar") == 1
+
+
+def test_without_skipping_a_shard_that_cannot_be_used_is_refused(
+    whole: Path, tmp_path: Path, encoder: TextEncoder
+) -> None:
+    folder, _ = without(whole, tmp_path / "set")
+    with pytest.raises(InputError, match=r"tiny-train-000002.tar is missing: .* set data.on_damage to skip\.$"):
+        batches(tiny_data(folder), encoder)
+
+
+def test_a_lane_of_nothing_but_shards_that_cannot_be_used_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder, _ = without(whole, tmp_path / "set")
+    dataset = MixedDataset(tiny_data(folder, on_damage="skip", order=OrderSpec(4)), 3)
+    with pytest.raises(InputError, match=rf"{MOST} samples in a row cannot be used"):
+        for position in range(4):
+            assert dataset[position].key
+
+
+def test_the_number_that_may_be_skipped_is_left_alone_where_none_is(whole: Path) -> None:
+    with pytest.raises(InputError, match=r"DataSpec.most_skipped must be left alone unless on_damage is skip"):
+        tiny_data(whole, most_skipped=5)
+    with pytest.raises(InputError, match=r"DataSpec.most_skipped must be at least 0, but is -1"):
+        tiny_data(whole, on_damage="skip", most_skipped=-1)

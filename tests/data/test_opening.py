@@ -215,7 +215,7 @@ def test_what_changed_or_is_missing_elsewhere_is_told(remote: tuple[str, CacheSp
     with memory.open("/sets/tiny/tiny-train-000001.tar", "wb") as file:
         file.write(b"other")
     samples = open_samples(url, "train", cache)
-    with pytest.raises(InputError, match=r"tiny/tiny-train-000001.tar has 5 bytes .* it was changed or cut"):
+    with pytest.raises(InputError, match=r"tiny/tiny-train-000001.tar has 5 bytes, .* it was changed or cut"):
         samples.read(1, 0)
     memory.rm("/sets/tiny/tiny-train-000002.tar")
     with pytest.raises(InputError, match=r"tiny-train-000002.tar cannot be read: there is no such file"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -19,16 +20,17 @@ from mmformer.curation.best import Best
 from mmformer.curation.candidates import Place
 from mmformer.curation.curate import curate
 from mmformer.curation.scores import Cut
-from mmformer.data import remote
+from mmformer.data import remote, transfer
 from mmformer.data.checking import check
 from mmformer.data.dataset import MixedDataset
 from mmformer.data.indexing import index_tars
-from mmformer.data.manifest import Manifest, Shard
+from mmformer.data.manifest import Manifest
 from mmformer.data.opening import open_samples
 from mmformer.data.patterns import find_files, find_places
-from mmformer.data.remote import CacheSpec, _fetch, join_url, open_manifest
+from mmformer.data.remote import CacheSpec, join_url, open_manifest
 from mmformer.data.shards import verify
 from mmformer.data.statistics import Questions, measure
+from mmformer.data.transfer import Patience, copy
 from mmformer.errors import InputError
 
 
@@ -80,15 +82,15 @@ def test_the_copies_are_those_that_indexing_made_and_may_be_lost(
     bucket: str, local: Path, cache: CacheSpec, tmp_path: Path
 ) -> None:
     manifest = index_tars([f"{bucket}/tiny-train-000000.tar"], {"train": "*"}, tmp_path / "index", workers=1)
-    (copy,) = cache.shards.iterdir()
-    assert copy.stem == manifest.shards[0].sha256[:32]
+    (kept,) = cache.shards.iterdir()
+    assert kept.stem == manifest.shards[0].sha256[:32]
     before = read(tmp_path / "index")
-    copy.unlink()
+    kept.unlink()
     assert read(tmp_path / "index") == before
     with fsspec.open(f"{bucket}/tiny-train-000000.tar", "wb") as file:
         file.write(b"changed")
-    copy.unlink()
-    with pytest.raises(InputError, match=r"memory://bucket/tiny-train-000000.tar has 7 bytes .* was changed or cut"):
+    kept.unlink()
+    with pytest.raises(InputError, match=r"memory://bucket/tiny-train-000000.tar has 7 bytes, .* was changed or cut"):
         read(tmp_path / "index")
     (problem,) = verify(open_manifest(tmp_path / "index"))
     assert "it was changed or cut" in problem
@@ -98,20 +100,20 @@ def test_several_readers_copy_a_shard_once(
     bucket: str, cache: CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index_tars([f"{bucket}/tiny-train-000000.tar"], {"train": "*"}, tmp_path / "index", workers=1)
-    (copy,) = cache.shards.iterdir()
-    copy.unlink()
+    (kept,) = cache.shards.iterdir()
+    kept.unlink()
     copied: list[str] = []
 
-    def slowly(url: str, target: Path, shard: Shard | None = None) -> str:
+    def slowly(url: str, *rest: Any) -> str:
         copied.append(url)
         time.sleep(0.2)
-        return _fetch(url, target, shard)
+        return copy(url, *rest)
 
-    monkeypatch.setattr(remote, "_fetch", slowly)
+    monkeypatch.setattr(remote, "copy", slowly)
     manifest = open_manifest(tmp_path / "index")
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(manifest.fetch, manifest.shards * 4))
-    assert found == [copy] * 4
+        found = list(pool.map(manifest.fetch, [*manifest.shards] * 4))
+    assert found == [kept] * 4
     assert copied == [f"{bucket}/tiny-train-000000.tar"]
 
 
@@ -200,9 +202,9 @@ def test_a_full_disk_here_is_no_mistake_of_the_address(
         os.close(descriptor)
         return Path("/dev/full").open(mode, buffering=0)
 
-    monkeypatch.setattr(remote.os, "fdopen", full)
+    monkeypatch.setattr(transfer.os, "fdopen", full)
     target = tmp_path / "kept" / "manifest.json"
     with pytest.raises(OSError) as caught:
-        _fetch(f"file://{local / 'manifest.json'}", target)
+        copy(f"file://{local / 'manifest.json'}", target, Patience())
     assert caught.value.errno == errno.ENOSPC
     assert not list(target.parent.iterdir())

@@ -208,6 +208,9 @@ def test_a_cut_shard_is_refused_with_both_sizes(folder: Path, reader: ShardReade
         reader.read(1, 0)
     assert reader.read(0, 0) == SAMPLES[0]
     path.unlink()
+    with pytest.raises(InputError, match=rf"{path} has {size - 1024} bytes"):
+        reader.read(1, 0)  # what could not be used is not asked for again
+    reader = ShardReader(reader.manifest, "train")
     with pytest.raises(InputError, match=rf"{path} is missing: the manifest lists it with {size} bytes. .*copy or"):
         reader.read(1, 0)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from launched import assert_alike, fit, rows
+import pytest
+from launched import assert_alike, fit, rows, start
 from tiny import sample, tiny_run, write_shards
 
 from mmformer.config import to_yaml
@@ -39,3 +40,26 @@ def test_two_processes_tell_what_one_does(tmp_path: Path) -> None:
     assert len(table.splitlines()) == 1 + 7
     assert rows(tmp_path / "two")[-1]["data/skipped/damaged_picture"] == 7
     assert_alike(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_missing_shard_is_one_process_s_and_ends_both(tmp_path: Path) -> None:
+    """Each lane, and so each process, has two of four shards. Both skip its samples, or both end after one update."""
+    shards = write_shards(tmp_path / "shards")
+    (shards / "tiny-train-000001.tar").unlink()
+    run = tiny_run(shards, data={"on_damage": "skip", "validation": None, "test": None})
+    run = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, log_every_n_steps=2))
+    fit_here(run, tmp_path / "one")
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(run), encoding="utf-8")
+    said = fit(file, tmp_path / "two", "--parallel.shard", "2")
+    assert said.count("8 training samples were skipped, and others read instead") == 1
+    table = (tmp_path / "one" / "skipped.tsv").read_text()
+    assert (tmp_path / "two" / "skipped.tsv").read_text() == table
+    assert table.count("missing shard") == 8
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
+    process = start(file, tmp_path / "few", "--parallel.shard", "2", "--data.most_skipped", "3")
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 2, said
+    assert said.count("data.most_skipped is 3") == 1
+    assert "Traceback" not in said

@@ -18,6 +18,7 @@ from mmformer.data.buckets import BucketSpec
 from mmformer.data.loading import training_loader
 from mmformer.data.manifest import Manifest
 from mmformer.data.shards import RawSample, ShardReader, ShardWriter
+from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, RunSpec
@@ -176,3 +177,18 @@ def test_a_run_that_refused_goes_on_skipping(shards: Path, tmp_path: Path) -> No
 
 
 ORDER = dataclasses.replace(tiny_run(Path("x")).data.order, lanes=1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_ends_where_more_is_skipped_than_it_may(workers: int, shards: Path, tmp_path: Path) -> None:
+    """Six can be skipped; five may be. The run goes on where it ended as soon as it may skip one more."""
+    output = tmp_path / "run"
+    with pytest.raises(
+        InputError, match=r"6 different training samples could not be used \(\d damaged \w+, "
+    ) as caught:
+        fit(make_run(shards, most_skipped=5, workers=workers), output)
+    assert "data.most_skipped is 5" in str(caught.value)
+    assert str(output / "skipped.tsv") in str(caught.value)
+    assert len(table(output / "skipped.tsv")) == 6
+    fit(make_run(shards, most_skipped=6, workers=workers), output, resume=True)
+    assert len(table(output / "skipped.tsv")) == 6

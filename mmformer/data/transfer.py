@@ -1,0 +1,221 @@
+"""Copying a file from elsewhere: whole or not at all, and again where it fails.
+
+Networks and stores fail for a while: a connection is refused, an answer is 503, comes slowly, stalls, or is cut. What
+failed is asked for again after a wait that doubles, from the byte on where it was cut. What cannot become better by
+waiting (no such file, no permission, an address of no known kind, another file than the manifest's) fails at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import random
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from time import sleep
+from typing import BinaryIO, NamedTuple
+
+from mmformer.data.damage import ShardError
+
+_BLOCK = 2**22
+_WAIT = 1.0
+"""Seconds before something is asked for again for the first time."""
+
+REFUSALS = (OSError, ValueError, ImportError, NotImplementedError)
+"""What fsspec's file systems raise: the place or the network (OSError), an address of no known kind (ValueError), one
+whose package is not installed (ImportError), one whose files cannot be listed (NotImplementedError)."""
+
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError, NotImplementedError)
+_PASSING = (408, 425, 429)  # of the answers 400 to 499: too slow, too early, too many
+
+
+class Patience(NamedTuple):
+    """How long to wait for what is elsewhere."""
+
+    attempts: int = 5  # in a row without a byte
+    timeout: float = 60.0  # seconds that the next 4 MiB may take
+
+
+class Expected(NamedTuple):
+    """What a file must be."""
+
+    sha256: str  # in hexadecimal, or its first digits
+    bytes: int | None = None  # its size; None: not known
+
+
+class _OtherFileError(Exception):
+    """A file of another size than was expected."""
+
+
+class _CutError(OSError):
+    """A file ended early."""
+
+
+def copy(url: str, target: Path, patience: Patience, expected: Expected | None = None) -> str:
+    """Copy a file from elsewhere, whole or not at all; its SHA-256.
+
+    Raises:
+        ShardError: it is missing, cannot be reached, or is not what was expected.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".fetching-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for block in blocks(url, patience, None if expected is None else expected.bytes):
+                digest.update(block)
+                size += len(block)
+                file.write(block)  # an error of our own disk is not the address's
+        if expected is not None and not digest.hexdigest().startswith(expected.sha256):
+            raise _changed(url, f"{size} bytes and the SHA-256 {digest.hexdigest()[:12]}…", expected)
+        Path(name).replace(target)
+        return digest.hexdigest()
+    except _OtherFileError as error:
+        assert expected is not None
+        raise _changed(url, f"{error} bytes", expected) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def blocks(url: str, patience: Patience, size: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file elsewhere, one after the other, whatever fails on the way.
+
+    Args:
+        url: of the file.
+        patience: with what fails.
+        size: of the file; None: not known, and its end is where the answer ends.
+    """
+    done = failed = 0
+    parts = True  # until a server says that it sends whole files alone
+    while True:
+        try:
+            # A whole file is one answer of a web server, and what it lacks at the end another one, of a part.
+            streamed = url.startswith(("http://", "https://")) and not (done and parts)
+            for block in _timed(_blocks(url, done, streamed, size), patience.timeout):
+                done, failed = done + len(block), 0
+                yield block
+            if size is None or done == size:
+                return
+            raise _CutError(f"it ended after {done} of {size} bytes")
+        except _OtherFileError:
+            raise
+        except Exception as error:  # libraries of file systems raise what they like
+            if isinstance(error, ValueError) and "range requests" in str(error) and parts:
+                parts = False
+                continue
+            failed += 1
+            final = _is_final(error)
+            if final or failed == patience.attempts:
+                tried = "" if final else f" (asked {failed} times)"
+                cause = "missing shard" if _is_missing(error) else "unreachable shard"
+                raise ShardError(f"{url} cannot be read{tried}: {reason(error)}", cause) from error
+        # Thousands of readers that failed together shall not ask again together.
+        sleep(_WAIT * 2 ** (failed - 1) * random.SystemRandom().uniform(0.5, 1))
+
+
+def _blocks(url: str, start: int, streamed: bool, size: int | None) -> Iterator[bytes]:
+    """The bytes of a file from one on; of a web server in one answer, or else in parts."""
+    import fsspec
+
+    with fsspec.open(url, "rb", **({"block_size": 0} if streamed else {})) as remote:
+        found = getattr(remote, "size", None)
+        if None not in (size, found) and found != size:
+            raise _OtherFileError(found)
+        _pass(remote, start)
+        while block := remote.read(_BLOCK):
+            yield block
+
+
+def _pass(remote: BinaryIO, start: int) -> None:
+    """Go to a byte of a file, through all before it where there is no other way."""
+    with suppress(ValueError, OSError, NotImplementedError):
+        remote.seek(start)
+        return
+    while start:
+        passed = remote.read(min(start, _BLOCK))
+        if not passed:
+            raise _CutError(f"it ended {start} bytes before where it was cut last")
+        start -= len(passed)
+
+
+def _timed(source: Iterator[bytes], timeout: float) -> Iterator[bytes]:
+    """The same, but for one that takes too long: file systems have no time limit in common, so a thread reads."""
+    ready: queue.Queue[bytes | BaseException] = queue.Queue(1)
+    given_up = threading.Event()
+
+    def read() -> None:
+        try:
+            for block in source:
+                ready.put(block)
+                if given_up.is_set():
+                    return
+            ready.put(b"")
+        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            ready.put(error)
+
+    threading.Thread(target=read, name="mmformer-transfer", daemon=True).start()
+    try:
+        while True:
+            try:
+                found = ready.get(timeout=timeout)
+            except queue.Empty:
+                raise TimeoutError(f"nothing came for {timeout:g} s") from None
+            if isinstance(found, BaseException):
+                raise found
+            if not found:
+                return
+            yield found
+    finally:
+        given_up.set()
+        with suppress(queue.Empty):
+            ready.get_nowait()  # room for what the thread may still be putting there, before it sees that it may end
+
+
+def _origin(error: BaseException) -> tuple[BaseException, int | None]:
+    """What an error comes from, and the status of the server's answer.
+
+    fsspec says that there is no such file where a server did not answer, too: what that came from says more.
+    """
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return _origin(error.__cause__)
+    status = getattr(error, "status", None)  # aiohttp's
+    if status is None:
+        told = getattr(error, "response", None)  # botocore's
+        status = told.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(told, dict) else None
+    return error, status
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether to ask again is of no use."""
+    origin, status = _origin(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in _PASSING
+    return isinstance(origin, _FINAL)
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether there is no such file."""
+    origin, status = _origin(error)
+    return status in (404, 410) or (status is None and isinstance(origin, FileNotFoundError))
+
+
+def _changed(url: str, found: str, expected: Expected) -> ShardError:
+    size = "" if expected.bytes is None else f"{expected.bytes} and "
+    return ShardError(
+        f"{url} has {found}, but the manifest says {size}{expected.sha256[:12]}…: it was changed or cut. Restore it "
+        f"there.",
+        "changed shard",
+    )
+
+
+def reason(error: BaseException) -> str:
+    """What an error of fsspec's file systems means."""
+    if _is_missing(error):
+        return "there is no such file. Check the address."
+    if isinstance(error, ImportError):
+        return f"{error} (fsspec needs a package for this kind of address.)"
+    return f"{' '.join(str(_origin(error)[0]).split()) or type(error).__name__}."
