@@ -187,12 +187,12 @@ def microseconds(lanes: int, shards: int, count: int, block: int) -> float:
 
 SCALE = """One rank, which reads one lane of as many as there are ranks. It has started when it has opened the manifest,
 shared out the shards and looked up its first sample. Memory is what comes on top of Python and its libraries, mapped
-pages of the manifest's table among it; that of the workers is what they alone hold. Turns: so many were looked up, four
+pages of the manifest's table among it, at the start, at most, and after 200,000 samples; that of the workers is what
+they alone hold. Uneven: by how much the longest lane is longer than the shortest. Turns: so many were looked up, four
 epochs of three lanes, and each of their samples was there exactly once; that no lane and no epoch can differ is shown
 in `mmformer/data/order.py`.
 
-| counts | manifest, MiB | start, s | CPU, s | memory, MiB | most at start | after 200,000 | workers | lookup, µs | turns \
-| longest lane, more than the shortest |
+| counts | table, MiB | start, s | CPU, s | memory, MiB | most | after 200,000 | workers | lookup, µs | turns | uneven |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
 
