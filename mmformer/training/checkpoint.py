@@ -20,6 +20,7 @@ from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from mmformer import collectives
 from mmformer.files import discard, partial_of, sync, whole_folder
 from mmformer.training.background import Background, HostCopy
+from mmformer.training.layouts import read_parts
 from mmformer.training.processes import is_first
 from mmformer.training.run import CheckpointSpec
 from mmformer.training.sealing import SEAL, content_of, damage, seal
@@ -70,7 +71,7 @@ def set_aside(damaged: Iterable[Path]) -> None:
 
 
 class StateIO(TorchCheckpointIO):
-    """Keeps a copy of the state that Lightning would have it write. Reading is Lightning's."""
+    """Keeps a copy of the state that Lightning would have it write; reads what any number of processes wrote."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,6 +80,12 @@ class StateIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         self.state = self.host.take(checkpoint)
+
+    def load_checkpoint(self, path: str | Path, *settings: Any, **named: Any) -> dict[str, Any]:
+        if Path(path).is_dir():
+            return read_parts(Path(path))
+        whole: dict[str, Any] = super().load_checkpoint(path, *settings, **named)
+        return whole
 
 
 class Checkpoint(pl.Callback):

@@ -55,7 +55,7 @@ class MetricsTable(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {"step": str(step or 0)}
-        values |= {name: f"{value:.6g}" for name, value in metrics.items() if name != "epoch"}
+        values |= {name: f"{value:.9g}" for name, value in metrics.items() if name != "epoch"}
         again = self.last.get("step") == values["step"]
         self.last = {**self.last, **values} if again else values
         if self.rows or not set(self.last) <= set(self.columns):

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
 from mmformer.parallel.mesh import ParallelSpec, make_mesh, readers_of
+from mmformer.training.layouts import load_whole
 
 _DISCONNECTED = re.compile("connect|reset by peer|broken pipe|NCCL|gloo", re.IGNORECASE)
 """What errors say where another process is gone."""
@@ -94,6 +96,15 @@ class MeshStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Hand over what this process has of a state: what becomes of it is ``Checkpoint``'s."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """What several processes wrote is Lightning's to read, by names; what one wrote goes to each as its part."""
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_file():
+            parts: dict[str, Any] = super().load_checkpoint(path, weights_only)
+            return parts
+        assert self.lightning_module is not None
+        return load_whole(self.lightning_module, self.optimizers, path)
 
 
 def _started() -> tuple[int | None, int]:
