@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,9 +72,11 @@ def read_tensors(file: Path) -> State:
     if file.suffix == ".safetensors":
         return read_state(file)
     try:
-        # Weights only: a pickle could run whatever it likes.
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, OSError, *_MALFORMED) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch tells its developers of pickles that it does not write
+            # Weights only: a pickle could run whatever it likes.
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, OSError, struct.error, *_MALFORMED) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         with file.open("rb") as opened:
             begins = describe_bytes(opened.read(64))

@@ -30,6 +30,18 @@ COUNTS: dict[str, Counter[str]] = {}
 """Kind of input -> what became of those that were tried; see ``--counts``."""
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50_257, "n_positions": 12, "n_inner": 16}
+    | {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5}
+    | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    "bert": {"vocab_size": 120, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    | {"intermediate_size": 16, "max_position_embeddings": 12, "type_vocab_size": 2}
+    | {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
+    | dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0),
+}
+"""What the smallest configs of some families say."""
+
+
 class TooSlowError(Exception):
     """An input takes longer than it may."""
 

@@ -65,6 +65,12 @@ def png(width: int, height: int, *more: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(more) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def texts(number: int) -> bytes:
+    """A PNG with so many texts of a megabyte each."""
+    packed = zlib.compress(bytes(2**20), 9)
+    return png(8, 8, *(chunk(b"zTXt", b"k%d\0\0" % place + packed) for place in range(number)))
+
+
 def gif(width: int, height: int) -> bytes:
     """With a frame of 65,535 by 65,535."""
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
@@ -92,9 +98,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
         b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0)
     ),
     "a JPEG of 10,000 scans": lambda: scans(10_000),
-    "a PNG whose text unpacks to a gigabyte": lambda: png(
-        8, 8, *(chunk(b"zTXt", b"k%d\0\0" % number + zlib.compress(bytes(2**20), 9)) for number in range(1000))
-    ),
+    "a PNG whose text unpacks to a gigabyte": lambda: texts(1000),
 }
 
 
@@ -303,18 +307,18 @@ def test_vocabularies_that_unpack_to_gigabytes(tmp_path: Path) -> None:
                 archive.writestr(member_name, data)
         return tmp_path / name
 
-    zeros = bytes(260 * 2**20)
-    large = zipped("large.zip", options=zeros)
+    large = zipped("large.zip", options=bytes(2**24))
+    lying = zipped("lying.zip", options=bytes(2**24))
+    for file, declared in ((large, 2**30), (lying, 10)):
+        content = bytearray(file.read_bytes())
+        place = content.rindex(b"PK\x01\x02")
+        content[place + 24 : place + 28] = struct.pack("<I", declared)
+        file.write_bytes(content)
     packed = zipped("packed.zip", zipfile.ZIP_LZMA, options=b"{}")
-    del zeros
-    lying = bytearray(zipped("lying.zip", options=bytes(2**24)).read_bytes())
-    place = lying.rindex(b"PK\x01\x02")
-    lying[place + 24 : place + 28] = struct.pack("<I", 10)  # the size that is declared
-    (tmp_path / "lying.zip").write_bytes(lying)
     refused("zip of zeros", lambda: open_vocabulary(large), "MiB")
     refused("zip with another method", lambda: open_vocabulary(packed), "packed in a way")
-    refused("zip with another size", lambda: open_vocabulary(tmp_path / "lying.zip"), "damaged")
-    merges = gzip.compress(bytes(200 * 2**20), 1)
+    refused("zip with another size", lambda: open_vocabulary(lying), "damaged")
+    merges = gzip.compress(bytes(40 * 2**20), 1)
     refused("gzip of zeros", lambda: from_open_clip(merges), "not CLIP's")
 
 
@@ -324,7 +328,6 @@ def test_safetensors_that_declare_more_than_there_is(tmp_path: Path) -> None:
         (
             {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
             {"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}},
-            {"a": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}},
         )
     ):
         text = json.dumps(header).encode()

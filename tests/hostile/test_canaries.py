@@ -16,14 +16,14 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 import yaml
-from attempts import count
+from attempts import SIZES, count
 from bundles import change, save_classifier, save_dual
 from PIL import Image
 from tiny import tiny_run, write_shards
 
 import mmformer
 from mmformer.adapters.file import read_adapters
-from mmformer.bundle import Transforms, save_bundle
+from mmformer.bundle import Transforms, read_spec, save_bundle
 from mmformer.cli.options import merged
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.dataset import SampleDataset
@@ -131,7 +131,8 @@ def places(data: Any, found: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_bundle_that_names_a_class(name: str, tmp_path: Path) -> None:
     """In every place where one may be named, only specs of mmformer's are known, and nothing is imported to look."""
-    data = to_data(mmformer.load(save_dual(tmp_path / "bundle")).model.spec)
+    bundle = save_dual(tmp_path / "bundle")
+    data = to_data(read_spec(bundle))
     where = places(data)
     assert len(where) > 8
     for place in where:
@@ -142,9 +143,9 @@ def test_a_bundle_that_names_a_class(name: str, tmp_path: Path) -> None:
         held["class_path"] = name
         with pytest.raises(InputError, match=r"is no .*Spec"):
             parse(ModelSpec, changed, "model.yaml")
-    change(tmp_path / "bundle" / "model.yaml", lambda model: model["model"]["stacks"]["image"].update(layer=name))
+    change(bundle / "model.yaml", lambda model: model["model"]["stacks"]["image"].update(layer=name))
     with pytest.raises(InputError):
-        mmformer.load(tmp_path / "bundle")
+        mmformer.load(bundle)
 
 
 @pytest.mark.parametrize("tag", TAGS)
@@ -230,7 +231,11 @@ def test_members_of_shards_that_would_run(canary: Path, tmp_path: Path) -> None:
     code = f"open({str(canary)!r}, 'w')".encode()
     kinds = {"pyd": evil, "pickle": evil, "pkl": evil, "pth": tensor.read_bytes(), "npy": evil, "npz": evil, "py": code}
     with ShardWriter(tmp_path / "set", "s") as writer:
-        writer.write(RawSample("a", {**kinds, "png": array.read_bytes(), "json": b'{"names": {"en": "a"}}'}))
+        writer.write(
+            RawSample(
+                "a", {**kinds, "png": array.read_bytes(), "json": b'{"names": {"en": "a"}, "keywords": {"en": ["a"]}}'}
+            )
+        )
     reader = ShardReader(Manifest.load(tmp_path / "set"), "train")
     assert reader[0].members["pyd"] == evil
     for extension, data in kinds.items():
@@ -313,8 +318,7 @@ def test_weights_of_pytorch_that_are_pickles(canary: Path, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model as transformers keeps it."""
-    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 12, "n_inner": 16}
-    model = GPT2.spec(sizes, next(iter(GPT2.layouts)), "gpt2").build()
+    model = GPT2.spec(SIZES["gpt2"], next(iter(GPT2.layouts)), "gpt2").build()
     model.initialise(0)
     folder = tmp_path_factory.mktemp("gpt2")
     save_bundle(folder / "bundle", model, Transforms(), "")

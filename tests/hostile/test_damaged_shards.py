@@ -81,7 +81,7 @@ def test_every_cut_is_found(whole: Path, tmp_path: Path) -> None:
         count("shards cut", FOUND)
 
 
-@pytest.mark.parametrize("flips", [150, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_no_flipped_bit_is_silent(whole: Path, tmp_path: Path, flips: int) -> None:
     folder = copied(whole, tmp_path)
     manifest, expected = Manifest.load(folder), whole_samples(whole)
@@ -105,7 +105,7 @@ def test_no_flipped_bit_is_silent(whole: Path, tmp_path: Path, flips: int) -> No
     assert outcomes == {FOUND, HARMLESS}
 
 
-@pytest.mark.parametrize("budget", [60, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("budget", [40, pytest.param(3000, marks=pytest.mark.slow)])
 def test_a_damaged_tar_of_which_nothing_is_known_is_indexed_or_refused(
     whole: Path, tmp_path: Path, budget: int
 ) -> None:
@@ -122,7 +122,7 @@ def test_a_damaged_tar_of_which_nothing_is_known_is_indexed_or_refused(
     assert "refused" in fuzz("tars", damaged(content), attempt, budget)
 
 
-@pytest.mark.parametrize("budget", [80, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("budget", [40, pytest.param(4000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["manifest", "index"])
 def test_strange_manifests_and_indexes_are_read_or_refused(name: str, whole: Path, tmp_path: Path, budget: int) -> None:
     folder = copied(whole, tmp_path)
