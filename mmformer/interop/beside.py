@@ -11,7 +11,7 @@ from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.interop import plain
 from mmformer.interop.checkpoint import read_json
-from mmformer.interop.fields import find
+from mmformer.interop.fields import complete, find
 from mmformer.interop.pictures import PictureReading, folder_pictures
 from mmformer.interop.source import Found
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder
@@ -39,7 +39,8 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
             vocabulary = found.vocabulary
         rows = plain.get(data, f"{path}.rows")
         if vocabulary is None:
-            plain.put(data, f"{path}.ids", to_data(_with_own(special_ids(found, rows, notes), found)))
+            ids = _with_end(_with_own(special_ids(found, rows, notes), found), path, rows, found)
+            plain.put(data, f"{path}.ids", to_data(ids))
             continue
         _require_rows(vocabulary, rows, found)
         file = scratch / f"{side}.zip"
@@ -120,6 +121,14 @@ def _with_own(ids: SpecialIds, found: Found) -> SpecialIds:
     if "eos" in said:
         said["eos"] = (said["eos"],)
     return dataclasses.replace(ids, **said)
+
+
+def _with_end(ids: SpecialIds, path: str, rows: int, found: Found) -> SpecialIds:
+    """With the id at which the family's pool reads a text, for a vocabulary that is not there to say it."""
+    end = found.family.text_end
+    looked_for = end.read(complete(found.said, found.family.defaults)) if end and end.path == path else None
+    known = looked_for is not None and 0 <= looked_for < rows
+    return dataclasses.replace(ids, eos=(looked_for,)) if known else ids
 
 
 def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmformer.interop.fields import Field
+from mmformer.interop.fields import Field, fixed, same
 from mmformer.interop.open_clip_towers import block_rules, write_ratio
 from mmformer.interop.plain import Data, get
 from mmformer.interop.rules import Rule, joined, split
@@ -23,6 +23,18 @@ def layers_field() -> Field:
     """What both towers say of their layers: those that read texts alone, then pairs, whose second reads the picture."""
     paths = (*(f"{STACK}.{name}" for name in ("width", "depth", "pattern")), "encoders.text.layers")
     return Field(_KEYS, paths, _read_layers, _write_layers)
+
+
+def pooler_fields() -> tuple[Field, ...]:
+    """What is said of the pooler, which reads the picture for both."""
+    return (
+        same("embed_dim", f"{POOLER}.width"),
+        fixed("vision_cfg.attentional_pool", True),
+        fixed("vision_cfg.pool_type", "tok"),
+        same("vision_cfg.attn_pooler_queries", f"{POOLER}.queries"),
+        same("vision_cfg.attn_pooler_heads", f"{POOLER}.attention.heads"),
+        fixed("vision_cfg.norm_kwargs", None),  # the pooler would not hear of it
+    )
 
 
 def layers_rules(number: int, pairs: int) -> list[Rule]:

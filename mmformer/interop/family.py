@@ -19,9 +19,10 @@ from mmformer import resources
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.errors import InputError
 from mmformer.interop import plain
-from mmformer.interop.fields import Field, complete, read_config, require_known, write_config
+from mmformer.interop.fields import Field, complete, put, read_config, require_known, write_config
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule
+from mmformer.interop.text_end import TextEnd
 from mmformer.models.model import ModelSpec
 from mmformer.tokenizers.cleaning import Cleaning
 
@@ -45,7 +46,7 @@ COMMON: Mapping[Library, tuple[str, ...]] = {
         *("initializer_range", "initializer_factor", "output_attentions", "output_hidden_states", "output_past"),
         *("gradient_checkpointing", "chunk_size_feed_forward", "attn_implementation", "_attn_implementation*"),
         *("task_specific_params", "finetuning_task", "prefix", "_num_labels", "_commit_hash", "language"),
-        "is_encoder_decoder",
+        *("is_encoder_decoder", "vision_config.tie_word_embeddings"),
         *GENERATION,
     ),
     "open_clip": (),
@@ -54,6 +55,13 @@ COMMON: Mapping[Library, tuple[str, ...]] = {
 """Keys of all configs of a library that change nothing of what a model computes, or are read apart (special ids,
 classes)."""
 
+
+INERT = {
+    **{"add_cross_attention": False, "cross_attention_hidden_size": None, "is_decoder": False},
+    **{"tie_encoder_decoder": False, "dropout": 0.0},
+}
+"""Keys that transformers 4 wrote into every config, those inside another too, and what each is where it changes
+nothing."""
 
 TRAINING = (
     *("dropout", "mixer_dropout", "input_dropout", "output_dropout", "drop_path", "patch_dropout", "jitter"),
@@ -100,6 +108,7 @@ class Family:
         ignored: patterns of keys that change nothing of what is computed.
         text: the paths of the TextTokensSpecs whose vocabulary a folder's is.
         special: where a config says special ids that others say elsewhere: a field of SpecialIds -> its key.
+        text_end: the id at which its pool reads a text, where it looks for one.
         clean: what the library does to a text before its vocabulary sees it (open_clip); None: nothing.
         resizes: the path of positions that its library resizes, in each pass, to the size that pictures have: the
             config has the size that they were learned at, and the files beside it say the other; None: they are one.
@@ -118,6 +127,7 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
+    text_end: TextEnd | None = None
     clean: Cleaning | None = None
     special: Mapping[str, str] = field(default_factory=dict)
     resizes: str | None = None
@@ -135,7 +145,7 @@ class Family:
         known = [key for each in self.fields for key in each.keys]
         common = COMMON[self.library]
         inner = [f"*_config.{key}" for key in common]
-        require_known(config, known, (*common, *inner, *self.ignored), where)
+        require_known(config, known, (*common, *inner, *_inert(config), *self.ignored), where)
         whole = complete(config, self.defaults)
         data = read_config(whole, self._template(), self.fields, where)
         for path in self.classes:
@@ -156,15 +166,16 @@ class Family:
             if path.rpartition(".")[2] not in spec.heads:
                 raise InputError(f"{where} is no {self.name} ({layout}): it has no {path}.")
             config["id2label"] = {str(i): f"LABEL_{i}" for i in range(plain.get(found, f"{path}.classes"))}
-        back = self._settled(self.spec(config, layout, where), layout, where)
-        if back != found:
-            raise InputError(f"{where} is no {self.name} ({layout}): {_difference(found, back)}.")
+        if self.text_end is not None and self.has(self.text_end.path, layout):
+            for key, value in self.text_end.said(spec, self.name, where).items():
+                put(config, key, value)
+        if told := self._difference(spec, self.spec(config, layout, where), layout, where):
+            raise InputError(f"{where} is no {self.name} ({layout}): {told}.")
         return config
 
     def says(self, config: Mapping[str, Any], spec: ModelSpec, layout: str, where: str) -> bool:
         """Whether a config says what a spec is; several may, in other words."""
-        said = self._settled(self.spec(config, layout, where), layout, where)
-        return said == self._settled(spec, layout, where)
+        return not self._difference(spec, self.spec(config, layout, where), layout, where)
 
     def weights(self, config: Mapping[str, Any], layout: str) -> list[Rule]:
         """The rules for a config and a class."""
@@ -181,12 +192,22 @@ class Family:
         """Whether what stands at a path of the template is there in a class, too."""
         return not any(path == gone or path.startswith(f"{gone}.") for gone in self.layouts[layout].without)
 
+    def _difference(self, spec: ModelSpec, said: ModelSpec, layout: str, where: str) -> str:
+        """Where a spec differs first from what a config of a class says; "" where it is that."""
+        ours, theirs = to_data(spec), to_data(said)
+        for path in self.layouts[layout].without:  # what a class has not would be lost
+            if (there := _at(ours, path)) != (other := _at(theirs, path)):
+                return f"it has {path}, which that has not" if other is None else _difference(there, other, path)
+        ours, theirs = (self._settled(each, layout, where) for each in (spec, said))
+        return "" if ours == theirs else _difference(ours, theirs)
+
     def _template(self) -> Data:
         return template_data(self.template)
 
     def _settled(self, spec: ModelSpec, layout: str, where: str) -> Data:
         """The spec's plain data, with the template's own where the class has none, or where no config says it."""
         data: Data = to_data(spec)
+        _name_pools(data)
         template = copy.deepcopy(self._template())
         try:
             unsaid = [path for path in self._unsaid() if self.has(path, layout)]
@@ -212,6 +233,12 @@ class Family:
         return found + [f"{self.sound}.{name}" for name in sound if self.sound]
 
 
+def _inert(config: Mapping[str, Any]) -> list[str]:
+    """Keys of a config, and of those inside it, that are there and change nothing."""
+    groups = {"": config, **{f"{name}.": inside for name, inside in config.items() if isinstance(inside, Mapping)}}
+    return [f"{at}{key}" for at, said in groups.items() for key, value in INERT.items() if said.get(key, "") == value]
+
+
 @cache
 def template_data(name: str) -> Data:
     """The whole plain data of a file under configs/models/; it is shared, and must be copied before it is changed."""
@@ -229,6 +256,15 @@ def class_names(config: Mapping[str, Any]) -> list[str]:
     return [labels[key] for key in sorted(labels, key=int)]
 
 
+def _name_pools(data: Data) -> None:
+    """Say of classifiers what they read: an embedding that is no more than what its pool makes is that pool's."""
+    for head in data["heads"].values():
+        own, plain_head = head["init_args"], head["class_path"] == "ClassificationHeadSpec"
+        encoder = data["encoders"].get(own["encoder"]) if plain_head and own["pool"] is None else None
+        if encoder is not None and encoder["embedding"] is None and encoder["norm"] is None:
+            own["pool"] = copy.deepcopy(encoder["pool"])
+
+
 def _without_training(data: Any, template: Any, kept: set[str], path: str = "") -> None:
     """Put the template's own in place of what is of training alone, but for the paths that a config says."""
     if not isinstance(data, dict) or not isinstance(template, dict):
@@ -239,6 +275,14 @@ def _without_training(data: Any, template: Any, kept: set[str], path: str = "") 
             data[key] = template[key]
         else:
             _without_training(data[key], template[key], kept, place)
+
+
+def _at(data: Data, path: str) -> Any:
+    """What stands at a path; None: nothing, or its place is not there."""
+    try:
+        return plain.get(data, path) or None
+    except KeyError:
+        return None
 
 
 def _difference(ours: Any, theirs: Any, path: str = "") -> str:

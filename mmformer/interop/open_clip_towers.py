@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmformer.interop.fields import Field, fixed, same
+from mmformer.interop.fields import Field, all_fixed, fixed, same
 from mmformer.interop.plain import Data, Named
 from mmformer.interop.rules import Rule, transposed, viewed
 from mmformer.interop.rules import same as named
 from mmformer.interop.temperature import BOUND, log_scale, temperature
+from mmformer.interop.text_end import TextEnd
 from mmformer.interop.towers import patches, read_grid, write_grid
 
 _ALWAYS = {"mlp_ratio": 4.0, "layers": 12, "ls_init_value": None, "norm_kwargs": None, "act_kwargs": None}
@@ -24,7 +25,14 @@ PICTURE_DEFAULTS: Mapping[str, Any] = {
 TEXT_DEFAULTS: Mapping[str, Any] = {
     **{**_ALWAYS, **dict.fromkeys(CUSTOM, False)},
     **{"width": 512, "heads": 8, "context_length": 77, "vocab_size": 49408, "no_causal_mask": False},
-    **{"pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "embed_cls": False, "hf_model_name": None},
+    **{
+        "pool_type": "argmax",
+        "eos_id": 2,
+        "proj_bias": False,
+        "proj_type": "linear",
+        "embed_cls": False,
+        "hf_model_name": None,
+    },
 }
 PAIR_DEFAULTS: Mapping[str, Any] = {
     **{"quick_gelu": False, "init_logit_scale": math.log(1 / 0.07), "init_logit_bias": None},
@@ -60,8 +68,13 @@ def tower_fields(stack: str, at: str) -> tuple[Field, ...]:
         ),
         Field((f"{at}.layers",), (f"{stack}.depth",), _read_depth, lambda depth: [depth]),
         same(f"{at}.ls_init_value", f"{stack}.layer.layer_scale"),
-        *(fixed(f"{at}.{key}", False) for key in CUSTOM),
+        *plain_fields(at),
     )
+
+
+def plain_fields(at: str) -> tuple[Field, ...]:
+    """What no attention of theirs has with us."""
+    return all_fixed({f"{at}.{key}": False for key in CUSTOM})
 
 
 def activations(*towers: tuple[str, str]) -> Field:
@@ -130,10 +143,31 @@ def text_fields() -> tuple[Field, ...]:
         same(f"{at}.vocab_size", f"{encoder}.tokenizer.rows"),
         eps_field(f"{at}.norm_kwargs", f"{stack}.layer.norm.eps"),
         Field((f"{at}.no_causal_mask", f"{at}.pool_type"), read, _read_reading, _write_reading),
-        same(f"{at}.proj_bias", f"{encoder}.projection.bias"),
-        fixed(f"{at}.proj_type", "linear"),
-        fixed(f"{at}.hf_model_name", None),
+        fixed(f"{at}.embed_cls", False),
+        *text_projection_fields(),
     )
+
+
+def text_projection_fields() -> tuple[Field, ...]:
+    """What is made of the vector of a text that such a transformer has read."""
+    return (
+        same("text_cfg.proj_bias", "encoders.text.projection.bias"),
+        fixed("text_cfg.proj_type", "linear"),
+        fixed("text_cfg.hf_model_name", None),
+    )
+
+
+def text_end() -> TextEnd:
+    """What the pool of such a text transformer looks for: the highest id, or the one that the config says."""
+
+    def read(config: Data) -> int | None:
+        said = config["text_cfg"]
+        return {"argmax": said["vocab_size"] - 1, "eos": said["eos_id"]}.get(said["pool_type"])
+
+    def write(end: int, highest: bool) -> Mapping[str, Any]:
+        return {} if highest else {"text_cfg.pool_type": "eos", "text_cfg.eos_id": end}
+
+    return TextEnd("encoders.text.tokenizer", read, write)
 
 
 def eps_field(key: str, path: str) -> Field:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmformer.interop.fields import ACTIVATIONS, Field, choice, fixed, same
+from mmformer.interop.fields import ACTIVATIONS, Field, choice, find, fixed, same
 from mmformer.interop.plain import Data
-from mmformer.interop.rules import Rule, joined, viewed
+from mmformer.interop.rules import Rule, counted, joined, viewed
 from mmformer.interop.rules import same as named
 
 
@@ -38,6 +38,35 @@ def text_fields(at: str) -> tuple[Field, ...]:
     )
 
 
+def picture_rules(config: Data, special: int = 0) -> list[Rule]:
+    """Patches, positions, layers and their norm, for a vision config.
+
+    Args:
+        special: how many special tokens have positions, too.
+    """
+    embeddings = "vision_model.embeddings"
+    return [
+        patches(f"{embeddings}.patch_embedding.weight", config["hidden_size"], config["patch_size"]),
+        named("encoders.image.tokenizer.projection.bias", f"{embeddings}.patch_embedding.bias"),
+        named("stacks.image.position.weight", f"{embeddings}.position_embedding.weight"),
+        counted(f"{embeddings}.position_ids", special + places(config)),
+        *layer_rules("stacks.image", "vision_model.encoder"),
+        named("stacks.image.norm.{p}", "vision_model.post_layernorm.{p}"),
+    ]
+
+
+def text_rules(config: Data) -> list[Rule]:
+    """Embeddings, positions, layers and their norm, for a text config."""
+    embeddings = "text_model.embeddings"
+    return [
+        named("encoders.text.tokenizer.weight", f"{embeddings}.token_embedding.weight"),
+        named("stacks.text.position.weight", f"{embeddings}.position_embedding.weight"),
+        counted(f"{embeddings}.position_ids", config["max_position_embeddings"]),
+        *layer_rules("stacks.text", "text_model.encoder"),
+        named("stacks.text.norm.{p}", "text_model.final_layer_norm.{p}"),
+    ]
+
+
 def layer_rules(stack: str, theirs: str) -> list[Rule]:
     """A stack's layers; ``theirs`` is what their names begin with."""
     layer, theirs = f"{stack}.layers.{{i}}", f"{theirs}.layers.{{i}}"
@@ -57,8 +86,12 @@ def patches(theirs: str, width: int, side: int) -> Rule:
 
 
 def under(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of a config that is inside another."""
-    return {f"{group}.{key}": value for key, value in values.items()}
+    """Defaults of a config that is inside another; callables get that one."""
+    return {f"{group}.{key}": _inside(group, value) if callable(value) else value for key, value in values.items()}
+
+
+def _inside(group: str, default: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda config: default(find(config, group) or {})
 
 
 def read_grid(size: Any, patch: Any) -> Sequence[Any]:

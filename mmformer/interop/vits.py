@@ -1,18 +1,25 @@
-"""Vision transformers as transformers names them: what the families of ViT, DeiT and DINOv2 share."""
+"""Vision transformers as transformers names them: what the families of ViT, DeiT, DINOv2, MAE and AST share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from mmformer.interop.fields import Field, fixed, same
+from mmformer.interop.fields import ACTIVATIONS, Field, choice, fixed, same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, joined, viewed
 from mmformer.interop.rules import same as named
 from mmformer.interop.towers import patches, read_grid, write_grid
 
 STACK, IMAGE = "stacks.image", "encoders.image"
+ALONE: Mapping[str, str] = {"": STACK}
+_SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "layer.mixer.heads",
+}
 
 DEFAULTS = {
     **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 16},
@@ -21,18 +28,36 @@ DEFAULTS = {
 }
 
 
-def fields(*dropout: str) -> tuple[Field, ...]:
-    """What all of their configs say but for the grid; ``dropout`` is where ``hidden_dropout_prob`` goes."""
+def layer_fields(*dropout: str, stacks: Mapping[str, str] = ALONE, norms: Sequence[str] = ()) -> tuple[Field, ...]:
+    """What configs say of layers, but for their hidden units.
+
+    Args:
+        dropout: where ``hidden_dropout_prob`` goes.
+        stacks: each by what stands before the keys that are its own; the others say the same of all.
+        norms: those beside the stacks' that have the same eps.
+    """
+    layers = [f"{stack}.layer" for stack in stacks.values()]
     return (
-        same("hidden_size", f"{STACK}.width"),
-        same("num_hidden_layers", f"{STACK}.depth"),
-        same("num_attention_heads", f"{STACK}.layer.mixer.heads"),
-        same("layer_norm_eps", f"{STACK}.layer.norm.eps"),
-        same("attention_probs_dropout_prob", f"{STACK}.layer.mixer.dropout"),
+        *(same(f"{at}{key}", f"{stack}.{path}") for at, stack in stacks.items() for key, path in _SIZES.items()),
+        same("layer_norm_eps", *(f"{norm}.eps" for norm in (*(f"{layer}.norm" for layer in layers), *norms))),
+        same("attention_probs_dropout_prob", *(f"{layer}.mixer.dropout" for layer in layers)),
         same("hidden_dropout_prob", *dropout),
-        fixed("num_channels", 3),
         fixed("qkv_bias", True),
     )
+
+
+def hidden_fields(stacks: Mapping[str, str] = ALONE) -> tuple[Field, ...]:
+    """Plain hidden units: of each stack how many, and an activation that all have."""
+    units = {at: f"{stack}.layer.feedforward" for at, stack in stacks.items()}
+    return (
+        *(same(f"{at}intermediate_size", f"{each}.hidden_width") for at, each in units.items()),
+        choice("hidden_act", ACTIVATIONS, *units.values()),
+    )
+
+
+def fields(*dropout: str, stacks: Mapping[str, str] = ALONE) -> tuple[Field, ...]:
+    """What all that read pictures say but for their grids and hidden units; see ``layer_fields``."""
+    return (*layer_fields(*dropout, stacks=stacks), fixed("num_channels", 3))
 
 
 def grid_field() -> Field:
@@ -49,14 +74,18 @@ def embedding_rules(config: Data, special: dict[str, int], rows: int) -> list[Ru
         rows: how many of them have a row among the positions.
     """
     embeddings, width = "{base}embeddings", config["hidden_size"]
-    places = math.prod(read_grid(config["image_size"], config["patch_size"])[1])
     return [
         special_rule({f"{embeddings}.{name}": number for name, number in special.items()}, width),
         patches(f"{embeddings}.patch_embeddings.projection.weight", width, config["patch_size"]),
         named(f"{IMAGE}.tokenizer.projection.bias", f"{embeddings}.patch_embeddings.projection.bias"),
-        viewed(f"{STACK}.position.weight", f"{embeddings}.position_embeddings", (1, places + rows, width)),
+        viewed(f"{STACK}.position.weight", f"{embeddings}.position_embeddings", (1, rows + places(config), width)),
         named(f"{STACK}.norm.{{p}}", "{base}layernorm.{p}"),
     ]
+
+
+def places(config: Data) -> int:
+    """How many patches a picture has."""
+    return math.prod(read_grid(config["image_size"], config["patch_size"])[1])
 
 
 def special_rule(numbers: dict[str, int], width: int) -> Rule:
@@ -80,7 +109,7 @@ def attention_rules(layer: str, theirs: str) -> list[Rule]:
 
 
 def layer_rules(stack: str = STACK, theirs: str = "{base}encoder.layer.{i}") -> list[Rule]:
-    """The layers of ViT and DeiT, or of a stack with others' names."""
+    """The layers of ViT, DeiT and AST, or of a stack with others' names."""
     layer = f"{stack}.layers.{{i}}"
     return [
         named(f"{layer}.mixer_residual.norm.{{p}}", f"{theirs}.layernorm_before.{{p}}"),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parity import Case, check_gradients, check_round_trip, close, imported, saved
+from frames import Continuing
+from parity import Case, check_refused, close, ended, imported, saved, written
 
-from mmformer.errors import InputError
 from mmformer.generation.beam import BeamSpec
-from mmformer.generation.decoding import Decoding
 from mmformer.generation.sampling import GreedySpec
-from mmformer.interop.importing import import_model
-from mmformer.models.logits import text_logits, text_of
 from mmformer.types import Batch
 
 transformers = pytest.importorskip("transformers", reason="the reference")
@@ -40,40 +36,23 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return saved(transformers.BlipForConditionalGeneration(config), tmp_path_factory.mktemp("blip"))
 
 
-def test_logits_of_padded_rows(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle")
-    valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
-    with torch.no_grad():
-        theirs = case.reference(input_ids=IDS, pixel_values=VALUES, attention_mask=valid.long())
-    close(model.logits(IDS, image=VALUES, valid=valid)[valid], theirs.logits[valid], measured="logits")
-    with torch.no_grad():
-        ours = model.model(Batch((), {}, VALUES), decode=False).tokens["image"].x
-    close(ours, theirs.last_hidden_state, measured="hidden states")
+class TestBlip(Continuing):
+    ids, image = IDS, VALUES
 
+    def test_logits_of_padded_rows(self, case: Case, tmp_path: Path) -> None:
+        valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
+        theirs = self.check_padded(case, tmp_path / "bundle", valid)
+        model = imported(case, tmp_path / "bundle")
+        with torch.no_grad():
+            ours = model.model(Batch((), {}, VALUES), decode=False).tokens["image"].x
+        close(ours, theirs.last_hidden_state, measured="hidden states")
 
-def test_gradients(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle").model.train()
-    theirs = case.reference.train()(input_ids=IDS, pixel_values=VALUES).logits
-    check_gradients(text_logits(model, None, text_of(IDS), None, {"image": VALUES}), model, theirs, case)
-    case.reference.eval()
-
-
-def test_the_way_out(case: Case, tmp_path: Path) -> None:
-    imported(case, tmp_path / "bundle")
-    load = transformers.BlipForConditionalGeneration.from_pretrained
-    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", load)
-
-
-def test_writing(case: Case, tmp_path: Path) -> None:
-    """From the first id alone, as ``generate`` does, which begins with bos and ends with sep."""
-    model = imported(case, tmp_path / "bundle").model
-    with torch.no_grad():
-        memory = model(Batch((), {}, VALUES), decode=False).tokens
-    start = torch.full((3, 1), 98)
-    for spec, more in ((GreedySpec(max_length=12), {}), (BeamSpec(beams=3, max_length=12), {"num_beams": 3})):
-        written = case.reference.generate(pixel_values=VALUES, max_new_tokens=12, do_sample=False, **more)[:, 1:]
-        ours = spec.write(Decoding(model, "text", memory, rows=3), text_of(start))
-        assert [each.ids for each in ours] == [row[: row.index(3)] if 3 in row else row for row in written.tolist()]
+    def test_writing(self, case: Case, tmp_path: Path) -> None:
+        """From the first id alone, as ``generate`` does, which begins with bos and ends with sep."""
+        model, start = imported(case, tmp_path / "bundle").model, torch.full((3, 1), 98)
+        for spec, more in ((GreedySpec(max_length=12), {}), (BeamSpec(beams=3, max_length=12), {"num_beams": 3})):
+            theirs = case.reference.generate(pixel_values=VALUES, max_new_tokens=12, do_sample=False, **more)[:, 1:]
+            assert written(model, spec, start, Batch((), {}, VALUES)) == ended(theirs, 3)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +67,4 @@ def test_writing(case: Case, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_told(
     case: Case, tmp_path: Path, group: str, change: dict[str, object], told: str
 ) -> None:
-    found = json.loads((case.folder / "config.json").read_text())
-    found[group] |= change
-    (tmp_path / "config.json").write_text(json.dumps(found))
-    (tmp_path / "model.safetensors").write_bytes((case.folder / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=told):
-        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
+    check_refused(case, tmp_path, change, told, group)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import SHALLOW, Case, check_gradients, close, imported, randomise
+from parity import DEEP, SHALLOW, Case, check_gradients, close, imported, randomise
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -62,10 +62,6 @@ def scores(made: Outputs) -> Tensor:
     image, text = (F.normalize(made.embedding[name], dim=-1) for name in ("image", "text"))
     scaled = made.scale["contrastive"] * image @ text.T
     return scaled + made.bias["contrastive"] if made.bias else scaled
-
-
-DEEP = 1e-4
-"""Tolerance at published depth."""
 
 
 def check_embeddings(

@@ -1,5 +1,5 @@
 """As deep as they were published, and narrow: errors add up over layers, and stay below 1e-4 (families whose own files
-have such a test: BERT, Jamba, Longformer, Mamba, Marian, Switch, T5).
+have such a test: AST, BERT, CLIP and CoCa of open_clip, Jamba, Longformer, MAE, Mamba, Marian, Switch, T5, Whisper).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from parity import close, imported, saved
+from parity import DEEP, close, imported, saved
 from torch import Tensor
 
 from mmformer.models.logits import text_of
@@ -20,7 +20,6 @@ from mmformer.types import Batch
 pytestmark = pytest.mark.slow
 transformers = pytest.importorskip("transformers", reason="the reference")
 
-DEEP = 1e-4
 RANDOM = torch.Generator().manual_seed(3)
 IDS = torch.randint(3, 90, (2, 24), generator=RANDOM)
 VALUES = torch.randn(2, 3, 16, 16, generator=RANDOM)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
+from frames import Continuing
+from parity import Case, check_refused, check_round_trip, close, imported, saved
 
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.config import parse, read_yaml, to_data
@@ -16,7 +16,6 @@ from mmformer.errors import InputError
 from mmformer.generation.sampling import GreedySpec
 from mmformer.interop import plain
 from mmformer.interop.exporting import export_model
-from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import ModelSpec
 
@@ -35,30 +34,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return saved(transformers.GPT2LMHeadModel(config), tmp_path_factory.mktemp("gpt2"))
 
 
-def test_logits(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle")
-    with torch.no_grad():
-        close(model.logits(IDS), case.reference(IDS).logits, measured="logits")
-
-
-def test_padded_rows(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle")
-    valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
-    with torch.no_grad():
-        theirs = case.reference(IDS, attention_mask=valid.long()).logits
-    close(model.logits(IDS, valid=valid)[valid], theirs[valid], measured="logits")
-
-
-def test_gradients(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle").model.train()
-    ours = text_logits(model, None, text_of(IDS), None, {})
-    check_gradients(ours, model, case.reference.train()(IDS).logits, case)
-    case.reference.eval()
-
-
-def test_the_way_out(case: Case, tmp_path: Path) -> None:
-    imported(case, tmp_path / "bundle")
-    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", transformers.GPT2LMHeadModel.from_pretrained)
+class TestGPT2(Continuing):
+    ids, eos = IDS, 98
 
 
 def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
@@ -69,10 +46,6 @@ def test_the_trunk_alone_goes_both_ways(tmp_path: Path) -> None:
     check_round_trip(
         case, tmp_path / "bundle", tmp_path / "out", lambda f: transformers.GPT2Model.from_pretrained(f, dtype="auto")
     )
-
-
-def test_writing(case: Case, tmp_path: Path) -> None:
-    check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4], eos=98)
 
 
 @pytest.mark.parametrize("prompt", ["a dog", "two men in \n\n hats", "Ünïcode 🦊"])
@@ -110,12 +83,7 @@ def test_a_folder_with_its_vocabulary(tmp_path: Path, prompt: str) -> None:
     ],
 )
 def test_what_does_not_fit_is_told(case: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
-    config = json.loads((case.folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | change))
-    (tmp_path / "model.safetensors").write_bytes((case.folder / "model.safetensors").read_bytes())
-    with pytest.raises(InputError, match=told):
-        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
+    check_refused(case, tmp_path, change, told)
 
 
 def test_a_model_that_was_trained_here_goes_out(tmp_path: Path) -> None:

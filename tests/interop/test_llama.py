@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity import Case, check_gradients, check_round_trip, check_writing, close, imported, saved
-
-from mmformer.errors import InputError
-from mmformer.interop.importing import import_model
-from mmformer.models.logits import text_logits, text_of
+from frames import Continuing
+from parity import Case, check_refused, close, imported, saved
 
 transformers = pytest.importorskip("transformers", reason="the reference")
 
@@ -52,27 +49,14 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return saved(getattr(transformers, f"{name}ForCausalLM")(config), tmp_path_factory.mktemp(request.param))
 
 
-def test_logits_of_padded_rows(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle")
-    valid = torch.arange(11) < torch.tensor([[11], [7], [3]])
-    with torch.no_grad():
-        theirs = case.reference(IDS, attention_mask=valid.long()).logits
-    close(model.logits(IDS, valid=valid)[valid], theirs[valid], measured="logits")
+class TestLlama(Continuing):
+    ids = IDS
 
 
-def test_gradients(case: Case, tmp_path: Path) -> None:
-    model = imported(case, tmp_path / "bundle").model.train()
-    check_gradients(text_logits(model, None, text_of(IDS), None, {}), model, case.reference.train()(IDS).logits, case)
-    case.reference.eval()
-
-
-def test_the_way_out(case: Case, tmp_path: Path) -> None:
-    imported(case, tmp_path / "bundle")
-    check_round_trip(case, tmp_path / "bundle", tmp_path / "out", type(case.reference).from_pretrained)
-
-
-def test_writing(case: Case, tmp_path: Path) -> None:
-    check_writing(imported(case, tmp_path / "bundle").model, case.reference, IDS[:, :4])
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    return saved(reference, tmp_path_factory.mktemp("plain"))
 
 
 def test_configs_of_before(tmp_path: Path) -> None:
@@ -98,9 +82,5 @@ def test_configs_of_before(tmp_path: Path) -> None:
         ({"num_key_value_heads": 4}, "the config asks for"),
     ],
 )
-def test_what_does_not_fit_is_told(tmp_path: Path, change: dict[str, object], told: str) -> None:
-    saved(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | change))
-    with pytest.raises(InputError, match=told):
-        import_model(f"hf:{tmp_path}", tmp_path / "bundle")
+def test_what_does_not_fit_is_told(plain: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
+    check_refused(plain, tmp_path, change, told)

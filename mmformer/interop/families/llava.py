@@ -5,37 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmformer.interop.families.clip import picture_rules
-from mmformer.interop.families.llama import DENSE, IGNORED, dense_fields, dense_rules
+from mmformer.interop import llamas
+from mmformer.interop.families.clip import PICTURE, picture_rules
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import Field, choice, fixed, same
+from mmformer.interop.fields import Field, all_fixed, choice, fixed, same
+from mmformer.interop.llamas import TEXT
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, rooted
 from mmformer.interop.rules import same as named
 from mmformer.interop.towers import picture_fields, under
 
-_TEXT = "decoders.text"
-_BRIDGE, _THEIRS = "decoders.text.bridges.image", "multi_modal_projector.linear"
-_PICTURE = {
-    **{"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
-    **{"image_size": 224, "patch_size": 32, "num_channels": 3, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-    **{"attention_dropout": 0.0, "model_type": "clip_vision_model"},
-}
+_BEFORE = "vision_tower.vision_model."  # so transformers 4 wrote them
+_CHOSEN = ("vision_feature_layer", "vision_config.num_hidden_layers")
 
 
 def _rules(config: Data) -> list[Rule]:
-    texts = rooted(dense_rules(config["text_config"]), "{base}", "language_model.model.")
+    texts = rooted(llamas.dense_rules(config["text_config"]), "{base}", "language_model.model.")
     return [
         *rooted(picture_rules(config["vision_config"]), "vision_model.", "{base}"),
         *rooted(texts, "lm_head.", "language_model.lm_head."),
-        named(f"{_BRIDGE}.0.{{p}}", f"{_THEIRS}_1.{{p}}"),
-        named(f"{_BRIDGE}.2.{{p}}", f"{_THEIRS}_2.{{p}}"),
+        named(f"{TEXT}.bridges.image.0.{{p}}", "multi_modal_projector.linear_1.{p}"),
+        named(f"{TEXT}.bridges.image.2.{{p}}", "multi_modal_projector.linear_2.{p}"),
     ]
 
 
 def _run(layer: Any, depth: int) -> Sequence[Any]:
     """How many layers are run, of the number of one, from the first, 1, or from the last, -1."""
-    if not isinstance(layer, int) or not -depth <= layer <= depth or layer in (0, -depth - 1):
+    if not isinstance(layer, int) or not -depth <= layer <= depth or layer == 0:
         raise ValueError("one layer, of those that there are")
     return [layer % (depth + 1), depth]
 
@@ -51,46 +47,33 @@ LLAVA = Family(
     name="llava",
     template="llava.yaml",
     layouts={
-        "LlavaForConditionalGeneration": Layout("vision_tower."),
-        "LlavaForConditionalGeneration (before version 5)": Layout(
-            "vision_tower.vision_model.", mark="vision_tower.vision_model."
-        ),
+        "LlavaForConditionalGeneration": Layout("vision_tower.", unread=llamas.UNREAD),
+        "LlavaForConditionalGeneration (before version 5)": Layout(_BEFORE, mark=_BEFORE, unread=llamas.UNREAD),
     },
     fields=(
         *picture_fields("vision_config."),
-        *dense_fields("text_config."),
-        fixed("vision_config.model_type", "clip_vision_model"),
-        fixed("text_config.model_type", "llama"),
-        same("image_token_index", f"{_TEXT}.placeholder"),
-        choice("vision_feature_select_strategy", {"default": True, "full": False}, f"{_TEXT}.content"),
-        same("multimodal_projector_bias", f"{_TEXT}.bridge.bias", f"{_TEXT}.bridge.hidden_bias"),
-        Field(
-            ("text_config.hidden_size",), (f"{_TEXT}.bridge.hidden",), lambda width: [width], lambda hidden: [hidden]
-        ),
+        *llamas.dense_fields("text_config."),
+        *all_fixed({"vision_config.model_type": "clip_vision_model", "text_config.model_type": "llama"}),
+        same("image_token_index", f"{TEXT}.placeholder"),
+        choice("vision_feature_select_strategy", {"default": True, "full": False}, f"{TEXT}.content"),
+        same("multimodal_projector_bias", f"{TEXT}.bridge.bias", f"{TEXT}.bridge.hidden_bias"),
+        same("text_config.hidden_size", f"{TEXT}.bridge.hidden"),
         fixed("projector_hidden_act", "gelu"),
-        Field(
-            ("vision_feature_layer", "vision_config.num_hidden_layers"),
-            ("encoders.image.layers", "stacks.image.depth"),
-            _run,
-            _layer,
-        ),
+        Field(_CHOSEN, ("encoders.image.layers", "stacks.image.depth"), _run, _layer),
     ),
     rules=_rules,
     defaults={
-        **under("vision_config", _PICTURE),
-        **under("text_config", DENSE),
-        "text_config.model_type": "llama",
-        "image_token_index": 32000,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "multimodal_projector_bias": True,
-        "projector_hidden_act": "gelu",
+        **under("vision_config", PICTURE | {"model_type": "clip_vision_model"}),
+        **under("text_config", llamas.DENSE | {"model_type": "llama"}),
+        **{"image_token_index": 32000, "vision_feature_layer": -2, "vision_feature_select_strategy": "default"},
+        **{"multimodal_projector_bias": True, "projector_hidden_act": "gelu"},
     },
     ignored=(
         "image_seq_length",  # it follows from the size of pictures
+        *("ignore_index", "vocab_size"),  # the loss's, and what text_config says
         *("tie_word_embeddings", "vision_config.projection_dim", "vision_config.vocab_size"),
-        *(f"text_config.{name}" for name in IGNORED),
+        *(f"text_config.{name}" for name in llamas.IGNORED),
     ),
-    text=(f"{_TEXT}.tokenizer",),
+    text=(f"{TEXT}.tokenizer",),
     picture="encoders.image.tokenizer",
 )

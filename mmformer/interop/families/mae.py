@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from mmformer.interop import vits
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import ACTIVATIONS, Field, choice, fixed, same
+from mmformer.interop.fields import Field, at_each, same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, viewed
 from mmformer.interop.rules import same as named
 from mmformer.interop.towers import read_grid, write_grid
 from mmformer.interop.vits import IMAGE, STACK
 
-_HEAD = "heads.pixels"
-_DEEP = "stacks.pixels"
-_STACKS = {"": STACK, "decoder_": _DEEP}
-_SIZES = {
-    "hidden_size": "width",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "layer.mixer.heads",
-    "intermediate_size": "layer.feedforward.hidden_width",
-}
-
-
-def _both(path: str) -> list[str]:
-    return [f"{stack}.{path}" for stack in _STACKS.values()]
+_HEAD, _DEEP = "heads.pixels", "stacks.pixels"
+_BOTH = (STACK, _DEEP)
+_STACKS = dict(zip(("", "decoder_"), _BOTH, strict=True))
 
 
 def _read_grid(size: Any, patch: Any) -> Sequence[Any]:
@@ -38,8 +27,7 @@ def _read_grid(size: Any, patch: Any) -> Sequence[Any]:
 
 
 def _rules(config: Data) -> list[Rule]:
-    width = config["decoder_hidden_size"]
-    places = 1 + math.prod(read_grid(config["image_size"], config["patch_size"])[1])
+    width, places = config["decoder_hidden_size"], 1 + vits.places(config)
     return [
         *vits.embedding_rules(config, {"cls_token": 1}, 1),
         *vits.layer_rules(),
@@ -64,20 +52,15 @@ MAE = Family(
         "ViTMAEModel": Layout(without=(_HEAD, _DEEP)),
     },
     fields=(
-        *(same(f"{at}{key}", f"{stack}.{path}") for at, stack in _STACKS.items() for key, path in _SIZES.items()),
-        same("layer_norm_eps", *_both("layer.norm.eps")),
-        same("attention_probs_dropout_prob", *_both("layer.mixer.dropout")),
-        same("hidden_dropout_prob", *_both("layer.dropout")),
-        choice("hidden_act", ACTIVATIONS, *_both("layer.feedforward")),
+        *vits.fields(*at_each(_BOTH, "layer.dropout"), stacks=_STACKS),
+        *vits.hidden_fields(_STACKS),
         Field(
             ("image_size", "patch_size"),
-            (f"{IMAGE}.tokenizer.patch", f"{IMAGE}.tokenizer.remainder", *_both("position.sizes")),
+            (f"{IMAGE}.tokenizer.patch", f"{IMAGE}.tokenizer.remainder", *at_each(_BOTH, "position.sizes")),
             _read_grid,
             lambda patch, remainder, sizes, _: write_grid(patch, sizes, remainder),
         ),
         same("norm_pix_loss", f"{_HEAD}.normalised"),
-        fixed("num_channels", 3),
-        fixed("qkv_bias", True),
     ),
     rules=_rules,
     defaults={

@@ -15,6 +15,7 @@ from mmformer.interop.open_clip_towers import (
     pair_rules,
     picture_fields,
     picture_rules,
+    text_end,
     text_fields,
     text_rules,
 )
@@ -46,12 +47,12 @@ CLIP = Family(
         end_field(),
         fixed("vision_cfg.attentional_pool", False),
         *text_fields(),
-        fixed("text_cfg.embed_cls", False),
         *pair_fields(),
     ),
     rules=_rules,
     defaults={**under("vision_cfg", PICTURE_DEFAULTS), **under("text_cfg", TEXT_DEFAULTS), **PAIR_DEFAULTS},
     ignored=IGNORED,
     text=("encoders.text.tokenizer",),
+    text_end=text_end(),
     picture="encoders.image.tokenizer",
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from mmformer.interop.family import Family, Layout
 from mmformer.interop.fields import fixed, same
 from mmformer.interop.plain import Data
-from mmformer.interop.rules import Rule, counted, split
+from mmformer.interop.rules import Rule, split
 from mmformer.interop.rules import same as named
 from mmformer.interop.temperature import log_scale
-from mmformer.interop.towers import layer_rules, patches, picture_fields, places, text_fields, under
+from mmformer.interop.towers import picture_fields, picture_rules, text_fields, text_rules, under
 
 _POOL = "encoders.image.pool"
 _SHARED = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "attention_dropout": 0.0, "hidden_size": 768}
@@ -16,31 +16,21 @@ _SHARED |= {"intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_h
 _PICTURE = _SHARED | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
 _TEXT = _SHARED | {
     **{"vocab_size": 32000, "max_position_embeddings": 64},
-    "projection_size": lambda config: config["text_config"]["hidden_size"],
+    "projection_size": lambda config: config["hidden_size"],
 }
 
 
 def _rules(config: Data) -> list[Rule]:
-    seen, read, base = config["vision_config"], config["text_config"], "vision_model"
-    embeddings, words = f"{base}.embeddings", "text_model.embeddings"
+    head = "vision_model.head"
     return [
-        patches(f"{embeddings}.patch_embedding.weight", seen["hidden_size"], seen["patch_size"]),
-        named("encoders.image.tokenizer.projection.bias", f"{embeddings}.patch_embedding.bias"),
-        named("stacks.image.position.weight", f"{embeddings}.position_embedding.weight"),
-        counted(f"{embeddings}.position_ids", places(seen)),
-        *layer_rules("stacks.image", f"{base}.encoder"),
-        named("stacks.image.norm.{p}", f"{base}.post_layernorm.{{p}}"),
-        named(f"{_POOL}.query", f"{base}.head.probe"),
-        split([f"{_POOL}.attention.{x}.{{p}}" for x in ("q", "kv")], f"{base}.head.attention.in_proj_{{p}}"),
-        named(f"{_POOL}.attention.out.{{p}}", f"{base}.head.attention.out_proj.{{p}}"),
-        named(f"{_POOL}.norm.{{p}}", f"{base}.head.layernorm.{{p}}"),
-        named(f"{_POOL}.feedforward.up.{{p}}", f"{base}.head.mlp.fc1.{{p}}"),
-        named(f"{_POOL}.feedforward.down.{{p}}", f"{base}.head.mlp.fc2.{{p}}"),
-        named("encoders.text.tokenizer.weight", f"{words}.token_embedding.weight"),
-        named("stacks.text.position.weight", f"{words}.position_embedding.weight"),
-        counted(f"{words}.position_ids", read["max_position_embeddings"]),
-        *layer_rules("stacks.text", "text_model.encoder"),
-        named("stacks.text.norm.{p}", "text_model.final_layer_norm.{p}"),
+        *picture_rules(config["vision_config"]),
+        named(f"{_POOL}.query", f"{head}.probe"),
+        split([f"{_POOL}.attention.{x}.{{p}}" for x in ("q", "kv")], f"{head}.attention.in_proj_{{p}}"),
+        named(f"{_POOL}.attention.out.{{p}}", f"{head}.attention.out_proj.{{p}}"),
+        named(f"{_POOL}.norm.{{p}}", f"{head}.layernorm.{{p}}"),
+        named(f"{_POOL}.feedforward.up.{{p}}", f"{head}.mlp.fc1.{{p}}"),
+        named(f"{_POOL}.feedforward.down.{{p}}", f"{head}.mlp.fc2.{{p}}"),
+        *text_rules(config["text_config"]),
         named("encoders.text.projection.{p}", "text_model.head.{p}"),
         log_scale("logit_scale", (1,), bounded=False),
         named("heads.contrastive.bias", "logit_bias"),

@@ -41,7 +41,6 @@ SIGLIP = Family(
         same("embed_dim", "encoders.text.embedding"),
         activations(("text_cfg", "stacks.text")),
         *text_fields(),
-        fixed("text_cfg.embed_cls", False),
         *pair_fields(),
     ),
     rules=_rules,

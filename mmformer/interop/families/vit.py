@@ -7,7 +7,7 @@ from typing import Any
 
 from mmformer.interop import vits
 from mmformer.interop.family import Family, Layout
-from mmformer.interop.fields import ACTIVATIONS, Field, choice, same
+from mmformer.interop.fields import Field, choice
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule
 from mmformer.interop.rules import same as named
@@ -31,8 +31,7 @@ _FIELDS = (
     ),
     *vits.fields(f"{STACK}.layer.dropout", f"{STACK}.input_dropout"),
     vits.grid_field(),
-    same("intermediate_size", f"{STACK}.layer.feedforward.hidden_width"),
-    choice("hidden_act", ACTIVATIONS, f"{STACK}.layer.feedforward"),
+    *vits.hidden_fields(),
     choice("pooler_act", {"tanh": "tanh", "linear": "none"}, f"{IMAGE}.projection.activation"),
 )
 _DEFAULTS = {
