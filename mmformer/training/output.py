@@ -68,9 +68,9 @@ def check_resumed(run: RunSpec, output: Path) -> Path:
     """
     found = newest_checkpoint(output, thorough=is_first())
     if found.newest is None:
-        told = "".join(f" {state.parent.name} is damaged: {wrong}." for state, wrong in found.damaged.items())
+        told = "".join(f"{state.parent.name} is damaged ({wrong}); " for state, wrong in found.damaged.items())
         raise InputError(
-            f"{output}: there is no whole checkpoint to resume from.{told} Start the run without --resume, and set "
+            f"{output}: there is no whole checkpoint to resume from: {told}start the run without --resume, and set "
             f"--checkpoint.every_steps so that there will be one."
         )
     _check_same(run, output)
