@@ -29,11 +29,27 @@ from mmformer.parallel.dividing import check_tensor
 from mmformer.parallel.mesh import ParallelSpec, make_mesh
 from mmformer.parallel.sharding import mesh_of, whole
 from mmformer.parallel.tensor import exchange_of, share_stack
+from mmformer.training.optimizers.adafactor import AdafactorSpec
+from mmformer.training.optimizers.adamw import AdamWSpec
+from mmformer.training.optimizers.lamb import LAMBSpec
+from mmformer.training.optimizers.lion import LionSpec
+from mmformer.training.optimizers.muon import MuonSpec
+from mmformer.training.optimizers.optimizer import OptimizerSpec
+from mmformer.training.optimizers.schedule_free import ScheduleFreeAdamWSpec
 from mmformer.types import Tokens
 
 WORLD, WIDTH, LENGTH, BATCH = 2, 16, 6, 3
 GROUPED = AttentionSpec(heads=4, key_value_heads=2, qk_norm=True)
 NARROW = SwiGLUFeedForwardSpec(ratio=1.0)
+
+OPTIMIZERS: tuple[OptimizerSpec, ...] = (
+    AdamWSpec(),
+    MuonSpec(),
+    LionSpec(),
+    LAMBSpec(),
+    AdafactorSpec(),
+    ScheduleFreeAdamWSpec(),
+)
 
 STACKS: dict[str, StackSpec] = {
     "grouped_rotated_gated": StackSpec(WIDTH, 2, LayerSpec(GROUPED, NARROW), RotaryPositionSpec()),
@@ -101,6 +117,18 @@ def told(stacks: nn.ModuleDict) -> dict[str, dict[str, Tensor]]:
     return made
 
 
+def moved(stack: Stack, spec: OptimizerSpec) -> dict[str, Tensor]:
+    """A stack's parameters after two updates: some of them are spread, and some are not."""
+    optimizer = spec.build(stack.train())
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr_scale"] * spec.lr
+    for _ in range(2):
+        optimizer.zero_grad()
+        passed(stack, causal=False)
+        optimizer.step()
+    return {name: whole(parameter.detach()).clone() for name, parameter in stack.named_parameters()}
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
@@ -110,7 +138,13 @@ def work(rank: int, folder: str) -> None:
         assert isinstance(stack, Stack)
         share_stack(stack, mesh["tensor"])
     spreads = {name: mesh_of(parameter) is not None for name, parameter in stacks.named_parameters()}
-    torch.save((told(stacks), spreads), f"{folder}/{rank}.pt")
+    updates = {}
+    for spec in OPTIMIZERS:
+        stack = built()["read"]
+        assert isinstance(stack, Stack)
+        share_stack(stack, mesh["tensor"])
+        updates[type(spec).__name__] = moved(stack, spec)
+    torch.save((told(stacks), spreads, updates), f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
 
@@ -124,7 +158,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 def test_outputs_and_gradients_are_those_of_one_process(both: list[Any]) -> None:
     expected = told(built())
-    for found, _ in both:
+    for found, *_ in both:
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             assert found[name].keys() == values.keys(), name
@@ -135,16 +169,29 @@ def test_outputs_and_gradients_are_those_of_one_process(both: list[Any]) -> None
 
 def test_parameters_in_whole_are_the_same_everywhere_to_the_bit(both: list[Any]) -> None:
     """They would drift apart from what differs in the last bit."""
-    (one, _), (other, _) = both
+    (one, *_), (other, *_) = both
     for name, values in one.items():
         assert all(torch.equal(value, other[name][part]) for part, value in values.items()), name
 
 
 def test_what_is_shared_out_and_what_is_not(both: list[Any]) -> None:
-    _, spreads = both[0]
+    _, spreads, _ = both[0]
     for name, is_spread in spreads.items():
         linear = any(f".{part}." in name for part in ("qkv", "q", "kv", "out", "up", "gate_up", "down"))
         assert is_spread == (linear and not name.startswith(WHOLE)), name
+
+
+@pytest.mark.parametrize("spec", OPTIMIZERS, ids=lambda spec: type(spec).__name__)
+def test_optimizers_move_it_as_in_one_process(spec: OptimizerSpec, both: list[Any]) -> None:
+    stack = built()["read"]
+    assert isinstance(stack, Stack)
+    first = {name: parameter.detach().clone() for name, parameter in stack.named_parameters()}
+    expected = moved(stack, spec)
+    for _, _, updates in both:
+        found = updates[type(spec).__name__]
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-5, msg=name)
+    assert all(not torch.equal(first[name], value) for name, value in expected.items() if value.ndim > 1)
 
 
 @pytest.mark.parametrize(("parts", "processes"), [((8, 4, 4), 2), ((6, 3, 3), 3), ((8, 8), 4), ((12, 4, 4), 4)])
