@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes: from any checkpoint, on to what one process would have come to."""
+"""A run that goes on with another number of processes: any checkpoint leads to what one process would have come to."""
 
 from __future__ import annotations
 
