@@ -133,7 +133,10 @@ def test_other_models_do(make: Callable[[Path], RunSpec], tmp_path: Path) -> Non
 def test_half_the_precision_is_half_the_precision_of_one_process(
     words: tuple[str, str], file: Path, one: Path, tmp_path: Path
 ) -> None:
-    """Products are rounded, to 8 bits; parameters, gradients' sums and averages are not."""
+    """Products are rounded, to 8 bits; parameters, gradients' sums and averages are not.
+
+    In one process that moves the norm of the first gradient by 1 % already.
+    """
     half = ("--trainer.precision", "bf16-mixed")
     fit(file, tmp_path / "one", *half)
     fit(file, tmp_path / "two", *half, f"--parallel.{words[0]}", words[1])
@@ -141,7 +144,7 @@ def test_half_the_precision_is_half_the_precision_of_one_process(
     assert single != exact, "it is rounded"
     assert double == pytest.approx(single, rel=2**-8)
     norms = [rows(tmp_path / name)[0]["train/gradient_norm"] for name in ("one", "two")]
-    assert norms[1] == pytest.approx(norms[0], rel=2**-6)
+    assert norms[1] == pytest.approx(norms[0], rel=2**-5)
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
         assert b["train/loss"] == pytest.approx(a["train/loss"], rel=0.02), a["step"]
 
