@@ -13,7 +13,8 @@ import torch
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError, nearest
-from mmformer.interop.origin import FOLDER
+from mmformer.interop.ids import with_ids
+from mmformer.interop.origin import FOLDER, read_origin
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.spec import require
@@ -85,6 +86,9 @@ def edit_bundle(bundle: Path, folder: Path, spec: EditSpec) -> Report:
     names = ["*"] if all(getattr(spec, name) is None for name in (*SIZES, "vocabulary", "context_length")) else []
     kept = {path for name in ("origin.json", *names) for path in (bundle / FOLDER).glob(name)}
     beside = {f"{FOLDER}/{path.name}": path.read_bytes() for path in sorted(kept)}
+    origin = read_origin(bundle)
+    if origin is not None and spec.vocabulary is not None:
+        beside[f"{FOLDER}/origin.json"] = with_ids(origin, edited.model.spec).to_bytes()
     save_bundle(folder, edited.model, edited.transforms, card, beside)
     return edited.report
 

@@ -211,3 +211,25 @@ def test_a_language_model_with_more_words_goes_out_with_them(tmp_path: Path) -> 
         old = cut(["a red square"], return_tensors="pt").input_ids
         before = reference(old).logits
         torch.testing.assert_close(longer(old).logits[..., :-2], before, atol=1e-5, rtol=1e-5)
+
+
+def test_special_ids_of_other_words_go_out(tmp_path: Path) -> None:
+    """A text ends there where it ends here, though its end has another id than it had when the model came."""
+    import tokenizers
+
+    for name, special in (("theirs", ["<|endoftext|>"]), ("other", ["<pad>", "<mask>", "<|endoftext|>"])):
+        bpe = tokenizers.ByteLevelBPETokenizer()
+        bpe.train_from_iterator(list(COLOURS), vocab_size=300, special_tokens=special)
+        bpe.save(str(tmp_path / f"{name}.json"))
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "vocab_size": 300}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs.json").rename(tmp_path / "theirs" / "tokenizer.json")
+    assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "bundle")]) == 0
+    words = ["--vocabulary", str(tmp_path / "other.json")]
+    assert main(["edit", str(tmp_path / "bundle"), str(tmp_path / "other"), *words]) == 0
+    assert main(["export", str(tmp_path / "other"), str(tmp_path / "out"), "--to", "hf"]) == 0
+    ids = mmformer.load(tmp_path / "other").model.decoders["text"].tokenizer.special
+    found = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert (found.bos_token_id, found.eos_token_id) == (ids.bos, ids.eos[0]) == (2, 2)
