@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import fsspec
 import pytest
@@ -69,6 +70,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(transfer, "_WAIT", 0.001)
+    with urlopen(Request(f"{store.url}/moto-api/reset", method="POST")):
+        pass  # what the test before had stored
     files = fsspec.filesystem("s3", skip_instance_cache=True)
     files.mkdir("sets")
     files.put(f"{write_shards(tmp_path / 'set')}/", "sets/tiny/", recursive=True)
