@@ -144,6 +144,7 @@ def dies_at(step: int, call: Callable[..., Any], moment: str) -> Callable[..., A
         if trainer.global_step != step:
             return call(self, trainer, *args)
         if moment == "writing":
+            self.background.wait()  # the one before, whose thread clears away what is half written
             folder = self.output / "checkpoints" / f"step-{step:09d}.partial"
             folder.mkdir(parents=True)
             (folder / "state.ckpt").write_bytes(b"half of a checkpo")
