@@ -26,6 +26,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> T
     """Scale gradients down to a norm, where theirs is larger; None: leave them. Returns the norm that they had."""
     held = [parameter for parameter in parameters if parameter.grad is not None]
     norm = total_norm([parameter.grad for parameter in held if parameter.grad is not None])
-    for each in by_mesh(held) if limit is not None else ():
-        torch.nn.utils.clip_grads_with_norm_(each, limit, norm)
+    if limit is not None:
+        for each in by_mesh(held):
+            torch.nn.utils.clip_grads_with_norm_(each, limit, norm)
     return norm

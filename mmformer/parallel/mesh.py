@@ -128,5 +128,6 @@ def readers_of(mesh: DeviceMesh) -> ProcessGroup | None:
     if mesh["tensor"].size() == 1:
         return None
     groups = mesh.mesh.flatten(0, 1).T.tolist()  # tensor readers: the processes that have the same place in theirs
-    own, _ = dist.new_subgroups_by_enumeration(groups)
+    own: ProcessGroup
+    own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
     return own

@@ -148,10 +148,9 @@ class SharedLinear(nn.Linear):
         stored = parameter.to_local()
         if self.exchange is None:
             return stored
-        sent, group = stored.index_select(0, self.order), self.mesh.get_group()
-        computed: Tensor = all_to_all_single(
-            torch.empty_like(sent), sent, self.exchange.received, self.exchange.sent, group
-        )
+        sent = stored.index_select(0, self.order)
+        rows, group = (self.exchange.received, self.exchange.sent), self.mesh.get_group()
+        computed: Tensor = all_to_all_single(torch.empty_like(sent), sent, *rows, group)  # type: ignore[no-untyped-call]
         return computed
 
 
