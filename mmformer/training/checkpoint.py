@@ -174,7 +174,8 @@ class Checkpoint(pl.Callback):
         else:
             dist.barrier(group)
             write_part(state, partial_of(folder) / STATE, group)
-        dist.barrier(group)
+        # The first one tells the others, and waits for none: they may leave as soon as they know.
+        dist.broadcast(torch.zeros(1), src=0, group=group)
 
     def _check_output(self) -> None:
         """Refuse to make a folder anew that was there when training began: a disk is gone, or somebody removed it."""

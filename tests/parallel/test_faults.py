@@ -56,7 +56,7 @@ def faulty(run: RunSpec, folder: Path, fault: str, *words: str) -> tuple[int, st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=150,
+        timeout=280,
         check=False,
     )
     return done.returncode, done.stdout, time.monotonic() - began
