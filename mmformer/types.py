@@ -7,6 +7,7 @@ through those.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -95,8 +96,7 @@ class Text(NamedTuple):
         """What a decoder learns to write of it: all, without what it begins with."""
         if not self.begun:
             return self
-        marks = (None if value is None else value[:, 1:] for value in self[2:5])
-        return Text(self.ids[:, 1:], self.lengths - 1, *marks)
+        return _changed(self, lambda value: value[:, 1:])._replace(lengths=self.lengths - 1, begun=False)
 
     def after(self, first: int) -> Text:
         """What a decoder reads that learns to write this: a first id in every row, then all but the last place's."""
@@ -113,16 +113,18 @@ class Text(NamedTuple):
         """Some rows, cut again to the longest of them in multiples of 8."""
         lengths = self.lengths[keep]
         length = -(-int(lengths.max()) // 8) * 8
-        marks = (_cut(value, keep, length) for value in self[2:5])
-        return Text(self.ids[keep, :length], lengths, *marks, begun=self.begun)
+        return _changed(self, lambda value: value[keep, :length])._replace(lengths=lengths)
 
     def to(self, device: torch.device | str) -> Text:
-        marks = (None if value is None else value.to(device) for value in self[2:5])
-        return Text(self.ids.to(device), self.lengths.to(device), *marks, begun=self.begun)
+        return _changed(self, lambda value: value.to(device))._replace(lengths=self.lengths.to(device))
 
 
-def _cut(value: Tensor | None, keep: Tensor | slice, length: int) -> Tensor | None:
-    return None if value is None else value[keep, :length]
+def _changed(text: Text, change: Callable[[Tensor], Tensor]) -> Text:
+    """A text whose ids, and all that is said of each of them, are changed alike."""
+    valid, types, everywhere = (
+        None if value is None else change(value) for value in (text.valid, text.types, text.everywhere)
+    )
+    return text._replace(ids=change(text.ids), valid=valid, types=types, everywhere=everywhere)
 
 
 class Audio(NamedTuple):
