@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 def newest_checkpoint(output: Path, thorough: bool = True) -> Found:
     """Look for the newest checkpoint that holds what was written; see ``sealing.damage``."""
-    damaged = {}
+    damaged: dict[Path, str] = {}
     for state in reversed(whole_checkpoints(output)):
         wrong = damage(state.parent, thorough)
         if wrong is None:

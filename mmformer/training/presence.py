@@ -13,7 +13,8 @@ from time import monotonic
 from typing import Any
 
 import pytorch_lightning as pl
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mmformer import collectives

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mmformer.training.sealing import Content, content_of
 
@@ -64,7 +64,7 @@ def write_part(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
     tensors = {"state_dict": state["state_dict"]}
     tensors |= {f"optimizer_{place}": each for place, each in enumerate(state["optimizer_states"])}
     try:
-        dcp.save(tensors, checkpoint_id=folder, process_group=group)
+        save(tensors, checkpoint_id=folder, process_group=group)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), RuntimeError(str(causes[0]))) from None

@@ -24,7 +24,7 @@ def spoil(kind: str, update: int) -> None:
             ACTS[kind]()
         step(self, batch, batch_idx)
 
-    def poisoned(self: TrainingTask, loss: Tensor, *arguments: Any, **named: Any) -> None:
+    def poisoned(self: Any, loss: Tensor, *arguments: Any, **named: Any) -> None:
         backward(self, loss * float("nan") if self.global_step + 1 == update else loss, *arguments, **named)
 
     TrainingTask.training_step = faulty  # type: ignore[method-assign]
@@ -43,13 +43,6 @@ if __name__ == "__main__":
     kind, process, update = os.environ["FAULT"].split(":")
     if os.environ.get("LOCAL_RANK", "0") == process:
         spoil(kind, int(update))
-    if "SLOW_OBSERVER" in os.environ:  # Lightning's own thread would kill all before ours can say anything
-        import lightning_fabric.strategies.launchers.subprocess_script as launcher
-
-        launcher._launch_process_observer = lambda *arguments: None
-        import pytorch_lightning.strategies.launchers.subprocess_script as other
-
-        other._launch_process_observer = lambda *arguments: None
     code = main(sys.argv[1:])
     leave(code)
     sys.exit(code)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from launched import ROOT, fit, rows
 from tiny import tiny_run, write_shards
+from torch._C._distributed_c10d import HashStore, Store
 
 from mmformer.config import to_yaml
 from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints
@@ -143,11 +143,11 @@ def test_a_process_that_hangs_says_where_and_the_others_end(shards: Path, tmp_pa
 
 
 @pytest.fixture
-def store() -> Iterator[dist.Store]:
-    yield dist.HashStore()
+def store() -> Iterator[Store]:
+    yield HashStore()
 
 
-def test_each_watches_the_one_before_it_and_all_are_told(store: dist.Store) -> None:
+def test_each_watches_the_one_before_it_and_all_are_told(store: Store) -> None:
     """Three processes, of which the second falls silent."""
     told: dict[int, tuple[int, str]] = {}
     done = threading.Event()
@@ -172,7 +172,7 @@ def test_each_watches_the_one_before_it_and_all_are_told(store: dist.Store) -> N
         watch.end()
 
 
-def test_who_leaves_in_order_is_not_missed(store: dist.Store) -> None:
+def test_who_leaves_in_order_is_not_missed(store: Store) -> None:
     told: list[int] = []
     watches = [Watch(store, rank, 2, lambda *found: told.append(found[0]), beat=0.05, patience=0.3) for rank in (0, 1)]
     for watch in watches:
@@ -184,7 +184,7 @@ def test_who_leaves_in_order_is_not_missed(store: dist.Store) -> None:
     watches[1].end()
 
 
-def test_of_processes_that_one_started_it_knows_the_end(store: dist.Store) -> None:
+def test_of_processes_that_one_started_it_knows_the_end(store: Store) -> None:
     told: list[tuple[int, str]] = []
     done = threading.Event()
     child = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])

@@ -20,8 +20,9 @@ from mmformer.errors import InputError
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.router import TokenChoiceSpec
+from mmformer.training import accumulate as accumulating
 from mmformer.training import task as tasks
-from mmformer.training.average import EMASpec
+from mmformer.training.average import EMASpec, WeightAverage
 from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.divergence import DivergenceSpec, Guard
 from mmformer.training.fit import fit
@@ -63,7 +64,7 @@ Read = dict[int, tuple[str, ...]]
 @contextmanager
 def spoilt(updates: dict[int, float], where: Where = "gradient") -> Iterator[Read]:
     """Inside, some updates (1 the first) have their loss or one element of the gradient multiplied; what they read."""
-    step, real, now, read = TrainingTask.training_step, tasks.accumulate, [0], dict[int, tuple[str, ...]]()
+    step, real, now, read = TrainingTask.training_step, accumulating.accumulate, [0], dict[int, tuple[str, ...]]()
 
     def counts(self: TrainingTask, batch: Batch, batch_idx: int) -> None:
         now[0] = self.global_step + 1
@@ -243,7 +244,7 @@ def test_no_more_may_be_skipped_than_was_allowed(
 def test_weights_that_a_finite_gradient_ruined_are_not_kept(shards: Path, tmp_path: Path) -> None:
     run = make_run(shards)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="after update 2 some weights are no"):
-        average = tasks.WeightAverage.update
+        average = WeightAverage.update
 
         def ruins(self: Any, model: Any, update: int) -> None:
             average(self, model, update)
@@ -251,7 +252,7 @@ def test_weights_that_a_finite_gradient_ruined_are_not_kept(shards: Path, tmp_pa
                 with torch.no_grad():
                     next(model.parameters()).view(-1)[0] = INFINITE
 
-        patch.setattr(tasks.WeightAverage, "update", ruins)
+        patch.setattr(WeightAverage, "update", ruins)
         fit(run, tmp_path / "run")
     assert list(states(tmp_path / "run")) == [1]
 
