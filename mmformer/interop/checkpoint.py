@@ -7,6 +7,7 @@ import pickle
 import struct
 import warnings
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,7 @@ def read_tensors(file: Path) -> State:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch tells its developers of pickles that it does not write
-            # Weights only: a pickle could run whatever it likes.
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            found = _load(file)
     except (pickle.UnpicklingError, EOFError, OSError, struct.error, *_MALFORMED) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         with file.open("rb") as opened:
@@ -89,6 +89,16 @@ def read_tensors(file: Path) -> State:
     if wrong:
         raise InputError(f"{file} must hold a mapping of names to tensors, but {wrong[0] or 'it'} is none.")
     return dict(state)
+
+
+def _load(file: Path) -> Any:
+    """What PyTorch wrote, weights alone: a pickle could run whatever it likes."""
+    with file.open("rb") as opened:
+        if opened.read(4) == b"PK\3\4":
+            return torch.load(file, map_location="cpu", weights_only=True)
+        # Older files are one pickle, whose texts say how long they are: a plain file would make room for all of it.
+        with mmap(opened.fileno(), 0, access=ACCESS_READ) as held:
+            return torch.load(held, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
 
 
 def metadata_of(file: Path) -> dict[str, str]:
