@@ -136,8 +136,8 @@ class _Epoch:
             if self.length > self.size:
                 # Blocks start elsewhere in every epoch: in a large shard the same samples would always share a block.
                 self.phase = derive(self.seed, "order.phase", lane, number) % self.size
-        self._shards = memoryview(shards)  # of whose items Python makes numbers fastest
-        self._ends = memoryview(np.cumsum(order.counts[shards[np.asarray(self._order)]]))
+        self._shards = shards.data  # of whose items Python makes numbers fastest
+        self._ends = np.cumsum(order.counts[shards[np.asarray(self._order)]]).data
         self._blocks: list[_Block | None] = [None, None]
 
     def locate(self, index: int) -> Place:
@@ -195,7 +195,7 @@ def _owners(sizes: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
         had = np.bincount(owners[:same], minlength=lanes) * sizes[0]
         waiting: list[int] = [int(size) * lanes + lane for lane, size in enumerate(had)]
         heapq.heapify(waiting)
-        for at, size in enumerate(memoryview(sizes[same:]), same):
+        for at, size in enumerate(sizes[same:].data, same):
             least = waiting[0]
             owners[at] = least % lanes
             heapq.heapreplace(waiting, least + size * lanes)

@@ -106,7 +106,7 @@ class ShardTable(Sequence[Shard]):
     def counts(self) -> memoryview[int]:
         """The samples of each shard; of a split whose rows follow each other, in the file's own pages."""
         rows = slice(self._rows.start, self._rows.stop) if isinstance(self._rows, range) else self._rows
-        return memoryview(self._columns["samples"][rows])
+        return self._columns["samples"][rows].data
 
     def _make(self, row: int) -> Shard:
         columns, where = self._columns, f"{self.path}: shards[{row}]"

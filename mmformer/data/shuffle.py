@@ -29,7 +29,7 @@ def shuffle(count: int, seed: int, purpose: str, *where: int) -> Shuffle:
     digits would be too few there to mix well. Larger counts are a :class:`Feistel` network, which is its keys.
     """
     if count <= TABLE:
-        return memoryview(permutation(count, seed, purpose, *where).astype(np.uint16))
+        return permutation(count, seed, purpose, *where).astype(np.uint16).data
     return Feistel(count, seed, purpose, *where)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faulty import Asked, Fault, Server, serving
 from tiny import VOCABULARY, tiny_data, write_shards
+from web_server import Asked, Fault, Server, serving
 
 from mmformer.data import transfer
 from mmformer.data.damage import ShardError
@@ -145,7 +145,7 @@ def test_another_file_is_not_waited_for(server: Server, tmp_path: Path, waits: l
     assert len(waits) <= 1, "a shorter file may have been a cut answer"
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(6, 106))])
 def test_whatever_fails_on_the_way_no_other_bytes_arrive(seed: int, server: Server, tmp_path: Path) -> None:
     own = random.Random(seed)
     faults = [
