@@ -1,4 +1,7 @@
-"""mmformer, in one process of which something goes wrong: ``FAULT=KIND:PROCESS:UPDATE python faulty.py fit …``."""
+"""mmformer, in one process of which something goes wrong: ``FAULT=KIND:PROCESS:UPDATE python faulty.py fit …``.
+
+It touches the file ``FAULT_FILE`` just before.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +25,7 @@ def spoil(kind: str, update: int) -> None:
 
     def faulty(self: TrainingTask, batch: Any, batch_idx: int) -> None:
         if self.global_step + 1 == update and kind in ACTS:
+            Path(os.environ["FAULT_FILE"]).touch()
             ACTS[kind]()
         step(self, batch, batch_idx)
 

@@ -43,12 +43,12 @@ def small(shards: Path, steps: int = 6, every: int | None = 2, **changes: Any) -
 
 
 def faulty(run: RunSpec, folder: Path, fault: str, *words: str) -> tuple[int, str, float]:
-    """A run of two processes in which something goes wrong; its exit code, what it said, and for how many seconds."""
+    """A run of two processes in which something goes wrong; its exit code, what it said, the seconds after it."""
     file = folder / "run.yaml"
     file.write_text(to_yaml(run), encoding="utf-8")
     command = [sys.executable, str(SCRIPT), "fit", "--config", str(file), "--output", str(folder / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault, "PYTHONPATH": str(ROOT)}
-    began = time.monotonic()
+    environment["FAULT_FILE"] = str(folder / "fault")
     done = subprocess.run(
         [*command, "--parallel.shard", "2", *words],
         env=environment,
@@ -59,7 +59,8 @@ def faulty(run: RunSpec, folder: Path, fault: str, *words: str) -> tuple[int, st
         timeout=280,
         check=False,
     )
-    return done.returncode, done.stdout, time.monotonic() - began
+    began = folder / "fault"
+    return done.returncode, done.stdout, time.time() - began.stat().st_mtime if began.exists() else 0.0
 
 
 def test_a_gradient_that_is_no_number_in_one_process_is_refused_by_all(shards: Path, tmp_path: Path) -> None:
@@ -131,13 +132,14 @@ def test_a_process_that_is_killed_is_named_and_the_others_end(lost: int, shards:
     assert code != 0
     assert f"process {lost} of this run" in said or "Child process with PID" in said, said
     assert "defect" not in said
-    assert seconds < 60, "30 to notice, and the time that it takes to start"
+    assert 0 < seconds < 30
 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_says_where_and_the_others_end(shards: Path, tmp_path: Path) -> None:
-    code, said, _ = faulty(small(shards, steps=100_000, every=None), tmp_path, "hang:1:4", "--watchdog", "5")
+    code, said, seconds = faulty(small(shards, steps=100_000, every=None), tmp_path, "hang:1:4", "--watchdog", "5")
     assert code != 0
+    assert 0 < seconds < 40, "5 of them before it is found"
     assert "Timeout (0:00:05)!" in said
     assert "faulty.py" in said, "where it stood"
 
