@@ -97,6 +97,8 @@ def blocks(url: str, patience: Patience, size: int | None = None) -> Iterator[by
             streamed = url.startswith(("http://", "https://")) and not (done and parts)
             for block in _timed(_blocks(url, done, streamed, size), patience.timeout):
                 done, failed = done + len(block), 0
+                if size is not None and done > size:  # not to be written down without end
+                    raise _OtherFileError(f"more than {size}")
                 yield block
             if size is None or done == size:
                 return
