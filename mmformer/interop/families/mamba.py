@@ -16,13 +16,12 @@ _SIZES = ("hidden_size", "expand", "intermediate_size")
 
 def _rules(config: Data) -> list[Rule]:
     layer, theirs = "stacks.text.layers.{i}", "{base}layers.{i}"
+    channels, kernel = config["intermediate_size"], config["conv_kernel"]
     return [
         named("decoders.text.tokenizer.weight", "{base}embeddings.weight"),
         named(f"{layer}.mixer_residual.norm.weight", f"{theirs}.norm.weight"),
         named(f"{layer}.mixer.out.{{p}}", f"{theirs}.mixer.out_proj.{{p}}"),
-        *state_spaces.mixer_rules(
-            f"{layer}.mixer", f"{theirs}.mixer", config["intermediate_size"], config["conv_kernel"]
-        ),
+        *state_spaces.mixer_rules(f"{layer}.mixer", f"{theirs}.mixer", channels, kernel),
         named("stacks.text.norm.weight", "{base}norm_f.weight"),
         named("decoders.text.output.weight", "lm_head.weight"),
         tied("decoders.text.tokenizer.weight", "lm_head.weight"),
