@@ -141,7 +141,8 @@ class _Search(NamedTuple):
         if spec.stop == "full":
             return ~worst.isneginf() | at_end
         if spec.stop == "likely":
-            return (worst >= self.score[:, 0] / written**spec.length_penalty) | at_end
+            now: Tensor = self.score[:, 0] / written**spec.length_penalty
+            return (worst >= now) | at_end
         lengths = (torch.full_like(self.limit, written + 1), self.limit)
         bound = torch.stack([self.score[:, 0] / length**spec.length_penalty for length in lengths]).amax(0)
         return (self.best_score >= bound) | at_end

@@ -127,8 +127,9 @@ def _with_end(ids: SpecialIds, path: str, rows: int, found: Found) -> SpecialIds
     """With the id at which the family's pool reads a text, for a vocabulary that is not there to say it."""
     end = found.family.text_end
     looked_for = end.read(complete(found.said, found.family.defaults)) if end and end.path == path else None
-    known = looked_for is not None and 0 <= looked_for < rows
-    return dataclasses.replace(ids, eos=(looked_for,)) if known else ids
+    if looked_for is None or not 0 <= looked_for < rows:
+        return ids
+    return dataclasses.replace(ids, eos=(looked_for,))
 
 
 def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:

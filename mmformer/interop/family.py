@@ -175,7 +175,10 @@ class Family:
 
     def says(self, config: Mapping[str, Any], spec: ModelSpec, layout: str, where: str) -> bool:
         """Whether a config says what a spec is; several may, in other words."""
-        return not self._difference(spec, self.spec(config, layout, where), layout, where)
+        if self._difference(spec, self.spec(config, layout, where), layout, where):
+            return False
+        end = self.text_end if self.text_end is not None and self.has(self.text_end.path, layout) else None
+        return end is None or end.agrees(complete(config, self.defaults), spec)
 
     def weights(self, config: Mapping[str, Any], layout: str) -> list[Rule]:
         """The rules for a config and a class."""

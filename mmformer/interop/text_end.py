@@ -36,8 +36,7 @@ class TextEnd:
         Raises:
             InputError: the library would read them at another token than our pool does.
         """
-        tokenizer = spec.encoders[self.path.split(".")[1]].tokenizer
-        assert isinstance(tokenizer, TextTokensSpec)
+        tokenizer = self._tokenizer(spec)
         if tokenizer.padded:  # the last place is read, whatever stands there
             return {}
         words = tokenizer.words()
@@ -59,3 +58,16 @@ class TextEnd:
             raise InputError(
                 f"{where} reads a text at its last token, which is {end}, but a {name} finds that by {error}."
             ) from error
+
+    def agrees(self, config: Data, spec: ModelSpec) -> bool:
+        """Whether a config that is complete looks for the id that ends a model's texts, as far as that is known."""
+        tokenizer, looked_for = self._tokenizer(spec), self.read(config)
+        words = tokenizer.words()
+        end = next(iter(words.ids.eos), None)
+        highest = len(words) - 1 == end and looked_for == (tokenizer.rows or len(words)) - 1
+        return tokenizer.padded or end is None or looked_for in (None, end) or highest
+
+    def _tokenizer(self, spec: ModelSpec) -> TextTokensSpec:
+        tokenizer = spec.encoders[self.path.split(".")[1]].tokenizer
+        assert isinstance(tokenizer, TextTokensSpec)
+        return tokenizer

@@ -32,7 +32,7 @@ LAYER = {"width": 32, "depth": 2, "layer.mixer.heads": 4, "layer.feedforward.hid
 def clip(**changes: Any) -> ModelSpec:
     """A small one of ``configs/models/clip.yaml``, with values at some paths."""
     data = to_data(parse(ModelSpec, read_yaml("configs/models/clip.yaml"), "clip"))
-    small = {f"stacks.{stack}.{path}": value for stack in ("image", "text") for path, value in LAYER.items()}
+    small: dict[str, Any] = {f"stacks.{s}.{path}": value for s in ("image", "text") for path, value in LAYER.items()}
     small |= {f"encoders.{name}.embedding": 24 for name in ("image", "text")}
     small |= {"encoders.text.tokenizer.rows": 99, "encoders.text.tokenizer.ids": {"bos": 97, "eos": [98]}}
     for path, value in {**small, **changes}.items():
@@ -106,3 +106,16 @@ def test_probabilities_that_do_not_add_up_there_are_told(kind: str, tmp_path: Pa
     case = saved(transformers.ViTForImageClassification(config), tmp_path / "in")
     told = " ".join(import_model(f"hf:{case.folder}", tmp_path / "bundle").notes)
     assert (f"its problem_type is {kind}, but what classify says" in told) == kind.startswith("multi")
+
+
+def test_a_config_that_reads_texts_elsewhere_does_not_say_what_the_model_is(tmp_path: Path) -> None:
+    """As one would be that came with a model whose vocabulary is another now."""
+    (family,) = (family for family in families_of("hf") if family.name == "clip")
+    spec, other = clip(), clip(**{"encoders.text.tokenizer.ids": {"bos": 97, "eos": [5]}})
+    config = family.config(spec, "CLIPModel", "it")
+    assert family.says(config, spec, "CLIPModel", "it")
+    assert not family.says(config, other, "CLIPModel", "it")
+    assert family.config(other, "CLIPModel", "it")["text_config"]["eos_token_id"] == 5
+    highest = {**config, "text_config": {**config["text_config"], "eos_token_id": 2}}
+    assert family.says(highest, spec, "CLIPModel", "it"), "which means the highest id"
+    assert not family.says(highest, other, "CLIPModel", "it")
