@@ -45,7 +45,8 @@ def main() -> None:
         "# How long a checkpoint keeps training waiting",
         "",
         f"`python -m benchmarks.checkpoint --layers {arguments.layers} --times {arguments.times}`. {describe()}; "
-        f"{parameters / 1e6:.0f} M parameters on {device} with AdamW's moments, {size_of(state) / 1e9:.2f} GB.",
+        f"{parameters / 1e6:.0f} M parameters on {device} with AdamW's moments, {size_of(state) / 1e9:.2f} GB. "
+        f"{os.getloadavg()[0]:.0f} processes wanted the machine's cores.",
         "",
         "| what | median, s | least | most |",
         "|---|---|---|---|",
