@@ -69,6 +69,10 @@ class Predictor(Writer):
         self, *, audio: Waveforms, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
     ) -> list[Probabilities]: ...
     @overload
+    def classify(self, *, text: str, **options: Unpack[_ClassifyOptions]) -> Probabilities: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(self, *, text: Sequence[str], **options: Unpack[_ClassifyOptions]) -> list[Probabilities]: ...
+    @overload
     def classify(
         self, image: Picture | Pictures, labels: Sequence[str] | None = None, **options: Unpack[_ClassifyOptions]
     ) -> Probabilities | list[Probabilities]: ...
@@ -78,6 +82,7 @@ class Predictor(Writer):
         labels: Sequence[str] | None = None,
         *,
         audio: Waveform | Waveforms | None = None,
+        text: str | Sequence[str] | None = None,
         templates: Sequence[str] = ("{}",),
         head: str | None = None,
         top: int | None = None,
@@ -87,7 +92,8 @@ class Predictor(Writer):
 
         Args:
             image: one picture, or a list of them; or
-            audio: one sound, or a list of them.
+            audio: one sound, or a list of them; or
+            text: one text, or a list of them, by a head that was trained on its classes.
             labels: any names, zero-shot, each taken as it is written; None: the classes that a classification head
                 was trained on.
             templates: prompts with {} for a label, whose embeddings are averaged.
@@ -103,7 +109,7 @@ class Predictor(Writer):
             InputError: no labels, a string in place of their list, a label twice, no head to do without them, an
                 option that would have no effect, or a picture that cannot be read.
         """
-        ((modality, value),) = given("classify", 1, image=image, audio=audio).items()
+        ((modality, value),) = given("classify", 1, image=image, audio=audio, text=text).items()
         single, values = self.reader.listed(modality, value)
         if top is not None and top < 1:
             raise InputError(f"top must be at least 1, but is {top}.")
@@ -113,6 +119,8 @@ class Predictor(Writer):
             logits, names = self.head_logits(modality, values, head, progress)
             probabilities = logits.softmax(-1)
         else:
+            if modality == "text":
+                raise InputError("Labels are compared with pictures or sounds: leave them out to classify a text.")
             if head in self.transforms.classes:
                 raise InputError(f"head='{head}' chooses among its own classes: give either a head or labels.")
             names = checked_labels(labels)

@@ -1,4 +1,4 @@
-"""``mmformer classify``: labels for pictures or sounds."""
+"""``mmformer classify``: labels for pictures, sounds or texts."""
 
 from __future__ import annotations
 
@@ -26,14 +26,19 @@ def run(command: str, words: Sequence[str]) -> int:
 def _add_classify(parser: Parser) -> None:
     parser.description = (
         "Say which labels fit pictures or sounds best: how probable each is among them, or, by a model of the sigmoid\n"
-        f"loss (SigLIP), by itself.\n{PICTURES}\n{SOUNDS}"
+        "loss (SigLIP), by itself; or which classes of a head fit texts.\n"
+        f"{PICTURES}\n{SOUNDS}"
     )
     parser.epilog = """examples:
   mmformer classify BUNDLE cat.png --labels "cat,dog,pizza"
   mmformer classify BUNDLE shots/ --labels-file animals.txt --template "a photo of a {}" --template "a drawing of a {}"
   mmformer classify BUNDLE --sounds calls/ --labels "cat,dog"
-  mmformer classify BUNDLE 'shots/*.jpg' --json        # the classes that the bundle's own head knows"""
+  mmformer classify BUNDLE 'shots/*.jpg' --json        # the classes that the bundle's own head knows
+  mmformer classify BUNDLE --text "a fine film" "a dull one"    # of texts, these alone"""
     add_inputs(parser)
+    texts = parser.add_mutually_exclusive_group()
+    texts.add_argument("--text", nargs="+", action="extend", metavar="TEXT", help="instead of pictures")
+    texts.add_argument("--texts-file", metavar="FILE", help="instead of pictures, texts, one a line")
     labels = parser.add_mutually_exclusive_group()
     among = "choose among these, with commas between them (default: the classes that the bundle's head knows)"
     labels.add_argument("--labels", action="append", metavar="LIST", help=among)
@@ -48,6 +53,15 @@ def _add_classify(parser: Parser) -> None:
     add_output(parser, "labels to show for each")
 
 
+def _values(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The modality of what is to be classified, and its paths, or the texts."""
+    if args.text is None and args.texts_file is None:
+        return found(args, "classify")
+    if args.inputs or args.sounds:
+        raise InputError("classify takes pictures, sounds or texts: give one kind of them.")
+    return "text", args.text or read_lines(args.texts_file)
+
+
 def _classify(args: argparse.Namespace) -> int:
     labels = listed(args.labels, "--labels", args.labels_file)
     templates = args.template if args.templates_file is None else read_lines(args.templates_file)
@@ -55,7 +69,7 @@ def _classify(args: argparse.Namespace) -> int:
         raise InputError("A template is for labels, but there are none: give --labels or --labels-file too.")
     if labels is None and args.encoder:
         raise InputError("--encoder is for labels, but there are none: a head has an encoder of its own.")
-    modality, paths = found(args, "classify")
+    modality, paths = _values(args)
     model = load(args)
     options: dict[str, Any] = {modality: paths, "labels": labels, "templates": templates or ("{}",)}
     with progress("classifying", len(paths), args.batch_size) as done:
