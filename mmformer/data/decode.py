@@ -100,8 +100,10 @@ def image_size(data: bytes) -> tuple[int, int] | None:
         # Not through Image.open, which would refuse the largest.
         if accepts is None or accepts(data[:16]) is True:
             try:
-                with reader(io.BytesIO(data), "") as image:
-                    return image.height, image.width
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # Pillow warns of frames that are larger than most
+                    with reader(io.BytesIO(data), "") as image:
+                        return image.height, image.width
             except (*_DAMAGE, Image.DecompressionBombError):  # a GIF's first frame may declare more
                 return None
     return None

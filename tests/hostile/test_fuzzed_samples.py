@@ -62,7 +62,7 @@ SOUNDS = {
 LONG = pytest.mark.slow
 
 
-@pytest.mark.parametrize("budget", [80, pytest.param(5000, marks=LONG)])
+@pytest.mark.parametrize("budget", [80, pytest.param(3000, marks=LONG)])
 @pytest.mark.parametrize("kind", PICTURES)
 def test_pictures(kind: str, budget: int) -> None:
     def attempt(data: bytes) -> None:
@@ -74,7 +74,7 @@ def test_pictures(kind: str, budget: int) -> None:
     assert set(fuzz("pictures", damaged(*PICTURES[kind]), attempt, budget)) == {"read", "refused"}
 
 
-@pytest.mark.parametrize("budget", [50, pytest.param(5000, marks=LONG)])
+@pytest.mark.parametrize("budget", [50, pytest.param(3000, marks=LONG)])
 @pytest.mark.parametrize("kind", SOUNDS)
 def test_sounds(kind: str, budget: int) -> None:
     transform = AudioTransformSpec(8000, seconds=0.1)
@@ -97,7 +97,7 @@ CAPTIONS = (
 )
 
 
-@pytest.mark.parametrize("budget", [80, pytest.param(5000, marks=LONG)])
+@pytest.mark.parametrize("budget", [80, pytest.param(3000, marks=LONG)])
 def test_captions(budget: int) -> None:
     def attempt(data: bytes) -> None:
         fields = decode_json(data, "a.json")
@@ -108,7 +108,7 @@ def test_captions(budget: int) -> None:
     assert set(fuzz("captions", trees | damaged(json.dumps(SAMPLE).encode()), attempt, budget)) == {"read", "refused"}
 
 
-@pytest.mark.parametrize("budget", [100, pytest.param(5000, marks=LONG)])
+@pytest.mark.parametrize("budget", [100, pytest.param(3000, marks=LONG)])
 def test_texts_and_classes(budget: int) -> None:
     def attempt(data: bytes) -> None:
         assert isinstance(decode_text(data, "a.txt"), str)
@@ -124,7 +124,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("budget", [50, pytest.param(3000, marks=LONG)])
+@pytest.mark.parametrize("budget", [50, pytest.param(1000, marks=LONG)])
 @pytest.mark.parametrize("suffix", [*TABLES, ".parquet"])
 def test_tables(suffix: str, tmp_path: Path, budget: int) -> None:
     file = tmp_path / f"table{suffix}"
