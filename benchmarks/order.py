@@ -106,7 +106,7 @@ def be_rank(folder: Path, rank: int, lanes: int) -> dict[str, float]:
     shard = reader.shards[order.locate(rank).shard]
     assert shard.split == "train"
     started, cpu = time.perf_counter() - began, time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = most_resident()
     held = resident() - before
     turns = 200_000
     worked = time.process_time()
@@ -162,6 +162,12 @@ def whole_epoch(order: Order, lane: int, epoch: int) -> int:
 def resident() -> float:
     """MiB of this process that are in memory, those of mapped files among them."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def most_resident() -> float:
+    """The most that there were. (What getrusage says may be the process's that started this one.)"""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def own_pages() -> float:

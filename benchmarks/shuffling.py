@@ -31,7 +31,7 @@ TEXT = f"""## Shuffling
   what makes reading cheap, so this is meant to be large;
 - epochs: the same, of where a sample stands in many epochs;
 - again: how many of a batch's pairs are in a batch together in the next epoch, over how many would be by chance;
-- opened: how often a lane opens each of its shards in an epoch, where it may have two open.
+- opened: how often a lane opens each of its shards in an epoch, where as many may be open as a block and its end touch.
 
 | | displacement | serial | neighbours | shards | classes | parts | again | epochs | opened |
 |---|---|---|---|---|---|---|---|---|---|
@@ -95,7 +95,7 @@ def epochs_of(spec: OrderSpec) -> list[NDArray[np.int64]]:
 
 
 def over_epochs(block: int, epochs: int = 200) -> float:
-    """Chi² over its degrees of freedom, of where in the epoch  a sample of one lane stands in many epochs."""
+    """Chi² over its degrees of freedom, of where in the epoch each sample of a lane stands in many epochs."""
     order = OrderSpec(lanes=LANES, block=block).build([SAMPLES] * SHARDS, seed=0)
     length = order.lengths[0]
     found = np.zeros((length, PARTS), np.int64)
@@ -104,12 +104,11 @@ def over_epochs(block: int, epochs: int = 200) -> float:
         for turn in range(0, length, 7):  # every seventh: enough to count, and soon done
             _, shard, row = order.locate((epoch * length + turn) * LANES)
             found[slots[shard] * SAMPLES + row, turn * PARTS // length] += 1
-    together = found.reshape(-1, 100, PARTS).sum(axis=1)  # of a hundred samples together: a few are too rare to test
-    return chi2(together)
+    return chi2(found[found.any(axis=1)])
 
 
 def opened(block: int) -> float:
-    """How often a lane opens each shard in an epoch, where it may have two open."""
+    """How often a lane opens each shard in an epoch, where as many may be open as a block and its end touch."""
     order = OrderSpec(lanes=LANES, block=block).build([SAMPLES] * SHARDS, seed=0)
     recent: OrderedDict[int, None] = OrderedDict()
     number = 0
@@ -118,7 +117,7 @@ def opened(block: int) -> float:
         number += shard not in recent
         recent[shard] = None
         recent.move_to_end(shard)
-        if len(recent) > 2:
+        if len(recent) > -(-block // SAMPLES) + 1:
             recent.popitem(last=False)
     return number / len(order.shards[0])
 

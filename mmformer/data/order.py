@@ -169,26 +169,25 @@ def _share_out(counts: NDArray[np.int64], lanes: int) -> tuple[NDArray[np.int32]
     """Gives each shard, largest first, to the lane with the fewest samples; shards without samples to none."""
     if counts.ndim != 1 or (counts < 0).any():
         raise InputError(f"The counts of the shards must be a list of numbers from 0 up, not {counts.tolist()!r:.200}.")
-    filled = np.flatnonzero(counts).astype(np.int32)
-    if not len(filled):
+    filled = int(np.count_nonzero(counts))
+    if not filled:
         raise InputError(f"There is nothing to read: {len(counts)} shards hold 0 samples. Check the split's name.")
-    if lanes > len(filled):
+    if lanes > filled:
         raise InputError(
-            f"order.lanes is {lanes}, but only {len(filled)} of the {len(counts)} shards hold samples, and each lane "
-            f"needs at least one: set order.lanes to {len(filled)} or less, or write the data again as {lanes} shards "
-            f"or more."
+            f"order.lanes is {lanes}, but only {filled} of the {len(counts)} shards hold samples, and each lane needs "
+            f"at least one: set order.lanes to {filled} or less, or write the data again as {lanes} shards or more."
         )
-    largest = filled[np.argsort(-counts[filled], kind="stable")]
-    # Sorted by the lane and then by the shard: one number has both.
-    both = _owners(counts[largest], lanes) * len(counts) + largest
-    both.sort()
-    starts = np.searchsorted(both, np.arange(1, lanes) * len(counts))
-    return tuple(np.split((both % len(counts)).astype(np.int32), starts))
+    # Of a million shards, arrays are large: small types, and few of them at a time.
+    largest = np.argsort(-counts, kind="stable")[:filled].astype(np.int32)
+    owners = np.full(len(counts), lanes, np.min_scalar_type(lanes))  # that of a shard without samples is none
+    owners[largest] = _owners(counts[largest], lanes)
+    ends = np.cumsum(np.bincount(owners, minlength=lanes))[: lanes - 1]
+    return tuple(np.split(np.argsort(owners, kind="stable")[:filled].astype(np.int32), ends))
 
 
-def _owners(sizes: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+def _owners(sizes: NDArray[np.int64], lanes: int) -> NDArray[np.int32]:
     """The lane of each shard, of sizes that never grow: the one that has the least, of several the first."""
-    owners = np.arange(len(sizes)) % lanes  # as long as all are of one size, that is each lane in turn
+    owners = np.arange(len(sizes), dtype=np.int32) % np.int32(lanes)  # of equal sizes, that is each lane in turn
     same = int(np.count_nonzero(sizes == sizes[0]))
     if same < len(sizes):
         # What a lane has, and its number, in one: the smallest is the one that comes next.

@@ -115,8 +115,10 @@ class ShardTable(Sequence[Shard]):
         except UnicodeDecodeError as error:
             raise InputError(f"{where} is not UTF-8: {error}. {RESTORE_TABLE}") from error
         split, sha256 = self.layout.splits[columns["split"][row]], columns["sha256"][row].tobytes().hex()
-        shard = Shard(path, split, int(columns["samples"][row]), int(columns["bytes"][row]), sha256, index)
-        return checked_shard(shard, where)
+        samples, size = (int(columns[name][row]) for name in ("samples", "bytes"))
+        if size < 0:
+            raise InputError(f"{where}.bytes cannot be {size}. {RESTORE_TABLE}")
+        return checked_shard(Shard(path, split, samples, size, sha256, index), where)
 
 
 def _mapped(path: Path, layout: Layout) -> dict[str, NDArray[Any]]:
@@ -134,10 +136,10 @@ def _mapped(path: Path, layout: Layout) -> dict[str, NDArray[Any]]:
     for name, kind in layout.columns.items():
         columns[name] = np.frombuffer(content, kind, layout.shards, start)
         start += columns[name].nbytes
-    wrong = {name: columns[name] < 0 for name in ("samples", "bytes")}
-    for name, those in (wrong | {"split": columns["split"] >= len(layout.splits)}).items():
-        if those.any():
-            row = int(those.argmax())
+    # What all readers need of all rows is looked at now, the rest of a row when it is asked for.
+    for name, wrong in (("samples", columns["samples"] < 0), ("split", columns["split"] >= len(layout.splits))):
+        if wrong.any():
+            row = int(wrong.argmax())
             raise InputError(f"{path}: shards[{row}].{name} cannot be {columns[name][row]}. {RESTORE_TABLE}")
     return columns
 

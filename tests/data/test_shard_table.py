@@ -166,6 +166,9 @@ def test_numbers_and_rows_that_cannot_be_right_are_refused(tmp_path: Path) -> No
     table.write_bytes(whole[:15] + b"\xff" + whole[16:])  # the second count, of which this is the sign
     with pytest.raises(InputError, match=r"shards\[1\].samples cannot be -"):
         Manifest.load(folder)
+    table.write_bytes(whole[:55] + b"\xff" + whole[56:])
+    with pytest.raises(InputError, match=r"shards\[1\].bytes cannot be -"):
+        Manifest.load(folder).shards[1]
     paths = len(whole) - 5 * (len("é/0.tar".encode()) + len("0.json"))
     table.write_bytes(whole[:paths] + b"/x" + whole[paths + 2 :])
     shards = Manifest.load(folder).shards
