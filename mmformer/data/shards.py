@@ -23,6 +23,7 @@ from typing import Self
 from mmformer.data.damage import DamageError, ShardError
 from mmformer.data.decode import most_bytes
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
+from mmformer.data.recent import Recent
 from mmformer.data.samples import RawSample, Samples
 from mmformer.data.shard_table import sample_counts
 from mmformer.data.tar import RESTORE, add_sample, check_names, file_sha256, finish_shard, index_shard
@@ -174,6 +175,10 @@ def _open_shard(manifest: Manifest, shard: Shard) -> _Descriptor:
     return descriptor
 
 
+_QUESTIONS = 2048
+"""An index is kept for as many reads of other shards: two shards take turns while a lane goes from one to the next."""
+
+
 class ShardReader(Samples):
     """Reads the samples of a split at any position.
 
@@ -184,7 +189,7 @@ class ShardReader(Samples):
         manifest: the set.
         split: the split to read.
         max_open: shards kept open at once.
-        max_indexes: indexes kept in memory at once.
+        max_indexes: indexes kept in memory at once; those of shards that are read no more are dropped before.
 
     Raises:
         InputError: there is no such split.
@@ -197,7 +202,8 @@ class ShardReader(Samples):
         self.shards = manifest.split(split)
         self.counts = sample_counts(self.shards)  # from the manifest alone
         self._descriptor = lru_cache(max_open)(partial(_open_shard, manifest))
-        self._index = lru_cache(max_indexes)(manifest.index)
+        shards = self.shards
+        self._index = Recent(lambda part: manifest.index(shards[part]), _QUESTIONS, max_indexes)
         self._unusable: dict[int, tuple[str, str]] = {}  # part -> what was told of it, and the cause
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Manifest, str, int, int]]:
@@ -205,10 +211,10 @@ class ShardReader(Samples):
 
     def extensions(self, part: int) -> tuple[str, ...]:
         """Those of the members of some sample of a shard."""
-        return self._index(self.shards[part]).extensions
+        return self._index(part).extensions
 
     def part_keys(self, part: int) -> tuple[str, ...]:
-        return self._index(self.shards[part]).keys
+        return self._index(part).keys
 
     def read(self, part: int, row: int, extensions: Collection[str] | None = None) -> RawSample:
         if part in self._unusable:  # it stays so, and is not asked for again for each of its samples
@@ -221,7 +227,7 @@ class ShardReader(Samples):
 
     def _read(self, part: int, row: int, extensions: Collection[str] | None) -> RawSample:
         entry = self.shards[part]
-        index = self._index(entry)
+        index = self._index(part)
         spans = index.spans(row)
         path = self.manifest.path(entry)
         if extensions is not None:
@@ -284,8 +290,9 @@ def verify_shard(manifest: Manifest, shard: Shard) -> list[str]:
         if not manifest.history and len(actual) != shard.samples:
             problems.append(f"{path} has {len(actual)} samples, the manifest says {shard.samples}")
         index = manifest.index(shard)
-        known = actual if index.checksums else replace(actual, checksums=())
-        if not (_is_part(index, known) if manifest.history else index == known):
+        if problems or not index.checksums:  # that the content changed is told, and of older indexes nothing is known
+            index, actual = (replace(each, checksums=()) for each in (index, actual))
+        if not (_is_part(index, actual) if manifest.history else index == actual):
             problems.append(f"{manifest.root / shard.index} does not agree with {path}")
     except InputError as error:
         problems.append(str(error))
