@@ -134,7 +134,7 @@ class ShardIndex:
                 checksums=tuple(content.get("checksums", ())),
             )
             problem = _index_problem(index)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             problem = f"a field is missing or of the wrong type ({type(error).__name__}: {error})"
         if problem:
             raise InputError(f"{path}: {problem}. {fix}")

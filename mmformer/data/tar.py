@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from mmformer.data.manifest import Shard, ShardIndex
 from mmformer.errors import InputError
@@ -155,7 +155,7 @@ class _Headers:
 def _tar_members(path: Path) -> Iterator[tuple[str, int, int]]:
     """Name, payload offset and length of every regular file in a tar, and the certainty that nothing is missing."""
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[arg-type]
+        with path.open("rb") as file, tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as tar:
             end = 0
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header that it has seen

@@ -75,7 +75,8 @@ class StackSpec:
 
     def __post_init__(self) -> None:
         require(self.width >= 1, self, "width", "at least 1")
-        require(1 <= self.depth <= DEEPEST, self, "depth", f"at least 1, and at most {DEEPEST:,}")
+        require(self.depth >= 1, self, "depth", "at least 1")
+        require(self.depth <= DEEPEST, self, "depth", f"at most {DEEPEST:,}")
         require(self.memory_width is None or self.memory_width >= 1, self, "memory_width", "at least 1")
         unread = self.memory_width is not None and not self.reads_memory
         require(not unread, self, "memory_width", "None when the layers have no cross mixer to read a memory")

@@ -261,7 +261,8 @@ def test_a_filtered_set_reads_and_verifies_the_samples_that_it_lists(folder: Pat
     row = replace(shard, path=f"../{folder.name}/{shard.path}", samples=3, index="some.json")
 
     def kept(keys: tuple[str, ...], numbers: tuple[int, ...]) -> ShardIndex:
-        return replace(full, keys=keys, members=tuple(full.members[number] for number in numbers))
+        members, sums = ([rows[number] for number in numbers] for rows in (full.members, full.checksums))
+        return replace(full, keys=keys, members=tuple(members), checksums=tuple(sums))
 
     (tmp_path / "kept").mkdir()
     filtered = Manifest(tmp_path / "kept", (row,), (FilterRecord("balance", {}, kept=3, removed=2),))
