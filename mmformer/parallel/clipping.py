@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmformer.parallel.sharding import by_mesh, whole
+from mmformer.parallel.sharding import by_mesh, local_part, mesh_of
+
+ROW = 4096
+"""Numbers whose squares are added up one by one in float32; sums of so many are added up in pairs."""
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of all of them as one vector, the same in every process; all have to ask, of the same parameters.
 
-    A norm over tensors of several meshes is not defined: each mesh's is made whole, and they are put together. What all
-    processes hold alike counts once.
+    Each process adds up the squares that it has, and those of the processes are added up over the dimensions of the
+    mesh that a gradient is sharded over: what several processes hold alike counts once.
     """
-    norms = [whole(torch.nn.utils.get_total_norm(each)) for each in by_mesh(gradients)]
-    if not norms:
+    own: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        sharded = tuple(placement.is_shard() for placement in getattr(gradient, "placements", ()))
+        own.setdefault((mesh_of(gradient), sharded), []).append(local_part(gradient))
+    if not own:
         return torch.zeros(())
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    squares = [_over_mesh(_square(parts), *spread) for spread, parts in own.items()]
+    return torch.stack(squares).sum().sqrt()
+
+
+def _square(parts: list[Tensor]) -> Tensor:
+    """The sum of the squares of all that tensors of one device hold.
+
+    On a CPU, PyTorch's norm adds up the squares one by one, and is wrong by 1e-4 of itself for a large matrix: two
+    halves of it would not have the norm of the whole.
+    """
+    rows = [part for part in parts if part.device.type == "cpu" and part.numel() > ROW]
+    rest = [part for part in parts if part.device.type != "cpu" or part.numel() <= ROW]
+    norms = []
+    for flat in (part.flatten() for part in rows):
+        even = len(flat) // ROW * ROW
+        norms.append(torch.linalg.vector_norm(flat[:even].view(-1, ROW), dim=1))
+        rest.append(flat[even:])
+    norms += [norm[None] for norm in torch._foreach_norm(rest)]
+    return torch.cat(norms).square().sum()
+
+
+def _over_mesh(square: Tensor, mesh: Any, sharded: tuple[bool, ...]) -> Tensor:
+    if not any(sharded):
+        return square
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    parts = [Partial() if each else Replicate() for each in sharded]
+    return DTensor.from_local(square, mesh, parts, run_check=False).full_tensor()
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:

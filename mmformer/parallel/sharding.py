@@ -86,6 +86,12 @@ def whole(value: Tensor) -> Tensor:
     return value if full is None else full()
 
 
+def local_part(value: Tensor) -> Tensor:
+    """What this process has of a tensor; nothing is sent."""
+    local = getattr(value, "to_local", None)
+    return value if local is None else local()
+
+
 def sharded_as(value: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole tensor that all have, as another tensor is sharded; nothing is sent."""
     from torch.distributed.tensor import DTensor, distribute_tensor

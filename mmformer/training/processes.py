@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -90,6 +91,8 @@ class MeshStrategy(ModelParallelStrategy):
         self._setup_distributed()
         assert self.lightning_module is not None
         self._device_mesh = make_mesh(self.parallel, self.root_device.type)
+        # It advises on how single numbers are added up, and on what is gathered for a bundle.
+        logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.lightning_module._device_mesh = self._device_mesh  # where the task asks for it
         collectives.divide_batches(readers_of(self._device_mesh))
 
