@@ -22,7 +22,8 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """
     own: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
-        sharded = tuple(placement.is_shard() for placement in getattr(gradient, "placements", ()))
+        # Not is_shard(), which what FSDP2 makes of a tensor that is shared out already does not say of itself.
+        sharded = tuple(not placement.is_replicate() for placement in getattr(gradient, "placements", ()))
         own.setdefault((mesh_of(gradient), sharded), []).append(local_part(gradient))
     if not own:
         return torch.zeros(())
