@@ -29,7 +29,8 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
         notes: what is to be told is added.
 
     Raises:
-        InputError: the vocabulary cannot be read exactly, or has more pieces than the model's table has rows.
+        InputError: the vocabulary cannot be read exactly, has more pieces than the model's table has rows, or ends
+            texts with another id than the one that they are read at.
     """
     data = to_data(spec)
     for path in [path for path in found.family.text if found.family.has(path, found.layout)]:
@@ -60,7 +61,9 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
         own = "; put bpe_simple_vocab_16e6.txt.gz of open_clip beside it for texts"
         own = own if found.family.library == "open_clip" else ""
         notes.append(f"no vocabulary was found: the bundle takes ids only{own}")
-    return parse(ModelSpec, data, found.where)
+    made = parse(ModelSpec, data, found.where)
+    _require_end(made, found)
+    return made
 
 
 def with_pictures(spec: ModelSpec, found: Found, notes: list[str]) -> tuple[ModelSpec, ImageTransformSpec | None]:
@@ -130,6 +133,19 @@ def _with_end(ids: SpecialIds, path: str, rows: int, found: Found) -> SpecialIds
     if looked_for is None or not 0 <= looked_for < rows:
         return ids
     return dataclasses.replace(ids, eos=(looked_for,))
+
+
+def _require_end(spec: ModelSpec, found: Found) -> None:
+    """Refuse a vocabulary that ends texts with an id that the family's pool does not look for."""
+    end = found.family.text_end
+    if end is None or not found.family.has(end.path, found.layout):
+        return
+    config = complete(found.said, found.family.defaults)
+    if not end.agrees(config, spec):
+        raise InputError(
+            f"{found.where} has texts read at the id {end.read(config)}, but the vocabulary beside it ends them with "
+            f"{end.of(spec)}: they do not belong together."
+        )
 
 
 def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:

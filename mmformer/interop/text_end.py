@@ -40,7 +40,7 @@ class TextEnd:
         if tokenizer.padded:  # the last place is read, whatever stands there
             return {}
         words = tokenizer.words()
-        begin, end = words.ids.bos if tokenizer.begin else None, next(iter(words.ids.eos), None)
+        begin, end = words.ids.bos if tokenizer.begin else None, self.of(spec)
         if end is None or not tokenizer.end:
             lacking = f"{self.path}.end is false" if end is not None else f"{self.path}.ids has no eos"
             raise InputError(
@@ -61,11 +61,14 @@ class TextEnd:
 
     def agrees(self, config: Data, spec: ModelSpec) -> bool:
         """Whether a config that is complete looks for the id that ends a model's texts, as far as that is known."""
-        tokenizer, looked_for = self._tokenizer(spec), self.read(config)
-        words = tokenizer.words()
-        end = next(iter(words.ids.eos), None)
-        highest = len(words) - 1 == end and looked_for == (tokenizer.rows or len(words)) - 1
+        tokenizer, end, looked_for = self._tokenizer(spec), self.of(spec), self.read(config)
+        words = len(tokenizer.words())
+        highest = words - 1 == end and looked_for == (tokenizer.rows or words) - 1
         return tokenizer.padded or end is None or looked_for in (None, end) or highest
+
+    def of(self, spec: ModelSpec) -> int | None:
+        """The id that ends a model's texts; None: it is not known."""
+        return next(iter(self._tokenizer(spec).words().ids.eos), None)
 
     def _tokenizer(self, spec: ModelSpec) -> TextTokensSpec:
         tokenizer = spec.encoders[self.path.split(".")[1]].tokenizer

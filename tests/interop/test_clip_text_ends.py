@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import vocabulary_folders
 from parity import Case, close, imported, randomise, saved
 from torch import Tensor
 
+import mmformer
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.errors import InputError
 from mmformer.interop.exporting import export_model
 from mmformer.interop.families import clip
 from mmformer.interop.family import Family
+from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_of
 from mmformer.models.model import Model
 from mmformer.tokenizers.special import SpecialIds
@@ -182,3 +185,21 @@ def test_the_end_that_open_clip_says_goes_to_transformers(tmp_path: Path) -> Non
         export_model(tmp_path / f"bundle{eos}", "hf", tmp_path / "out3")
         with torch.no_grad():
             close(theirs("CLIPModel", tmp_path / "out3", ending(3)), reference.encode_text(ending(3)))
+
+
+@pytest.mark.parametrize(("eos", "fits"), [(None, True), (2, True), (7, False)], ids=["its own", "highest", "another"])
+def test_a_vocabulary_that_ends_texts_otherwise_is_refused(eos: int | None, fits: bool, tmp_path: Path) -> None:
+    """CLIP's own has its end as the highest id."""
+    folder = vocabulary_folders.clip(tmp_path / "in")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    own = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id if eos is None else eos}
+    config = transformers.CLIPConfig(text_config=TEXT | own, vision_config=PICTURE, projection_dim=24)
+    saved(transformers.CLIPModel(config), folder)
+    if fits:
+        import_model(f"hf:{folder}", tmp_path / "bundle")
+        spec = mmformer.load(tmp_path / "bundle").model.spec
+        assert spec.encoders["text"].tokenizer.words().ids.eos == (tokenizer.eos_token_id,)
+        return
+    told = f"texts read at the id 7, but the vocabulary beside it ends them with {tokenizer.eos_token_id}"
+    with pytest.raises(InputError, match=told):
+        import_model(f"hf:{folder}", tmp_path / "bundle")
