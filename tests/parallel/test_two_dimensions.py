@@ -1,0 +1,81 @@
+"""Four real processes on gloo, on each mesh of two dimensions: one update is that of one process."""
+
+from __future__ import annotations
+
+import os
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from tiny import tiny_batch, tiny_model
+from torch import Tensor
+
+from mmformer.models.model import Model
+from mmformer.parallel.clipping import clip_gradients
+from mmformer.parallel.mesh import DIMENSIONS, ParallelSpec, make_mesh
+from mmformer.parallel.sharding import spread, synchronise_gradients, whole_model
+from mmformer.training.average import EMASpec
+from mmformer.training.norms import gradient_norms
+from mmformer.training.optimizers.adamw import AdamWSpec
+
+WORLD = 4
+PAIRS = list(combinations(DIMENSIONS, 2))
+TEXTS = ["a red square", "blue", "a large green square, left", "pink"]
+
+
+def built() -> Model:
+    model = tiny_model(caption=True).build()
+    model.initialise(0)
+    return model
+
+
+def updated(model: Model) -> dict[str, Tensor]:
+    """The norms of a gradient, and the weights and their averages after an update by it, clipped."""
+    # The gradient of keys' biases is zero but for rounding, which a small eps would make steps of.
+    average, spec = EMASpec(0.5, warmup=False).build(model), AdamWSpec(lr=1e-2, eps=1e-3)
+    # All parts of a batch are the same here: their mean is what one process has. The gradient is sent with the second.
+    for last in (False, True):
+        synchronise_gradients(model, last)
+        (model(tiny_batch(TEXTS)).losses["caption"].total / 2).backward()
+    found = {**gradient_norms(model), "norm": clip_gradients(model.parameters(), 0.5)}
+    optimizer = spec.build(model)
+    optimizer.step()
+    average.update(model, 1)
+    found |= {f"weight of {name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+    with average.applied(model):
+        found |= {f"average of {name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+    return found
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    found = {}
+    for pair in PAIRS:
+        model = built()
+        spread(model, make_mesh(ParallelSpec(**dict.fromkeys(pair, 2)), "cpu"))
+        found[pair] = updated(model)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    folder = tmp_path_factory.mktemp("four")
+    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
+def test_an_update_is_that_of_one_process(pair: tuple[str, str], told: list[Any]) -> None:
+    expected = updated(built())
+    assert float(expected["norm"]) > 0.5, "it is clipped"
+    for found in told:
+        assert found[pair].keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[pair][name], value, atol=1e-5, rtol=2e-6, msg=f"{pair}: {name}")
