@@ -49,6 +49,7 @@ bench: $(STAMP)  ## repeat the recorded numbers (half an hour; OPENMOJI=DIR for 
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.order
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.peers
 

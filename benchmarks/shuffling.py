@@ -31,7 +31,8 @@ TEXT = f"""## Shuffling
   what makes reading cheap, so this is meant to be large;
 - epochs: the same, of where a sample stands in many epochs;
 - again: how many of a batch's pairs are in a batch together in the next epoch, over how many would be by chance;
-- opened: how often a lane opens each of its shards in an epoch, where as many may be open as a block and its end touch.
+- opened: how often a lane opens each of its shards in an epoch, where as many may be open as a block touches, and two
+  more.
 
 | | displacement | serial | neighbours | shards | classes | parts | again | epochs | opened |
 |---|---|---|---|---|---|---|---|---|---|
@@ -108,7 +109,7 @@ def over_epochs(block: int, epochs: int = 200) -> float:
 
 
 def opened(block: int) -> float:
-    """How often a lane opens each shard in an epoch, where as many may be open as a block and its end touch."""
+    """How often a lane opens each shard in an epoch, where as many may be open as a block touches, and two more."""
     order = OrderSpec(lanes=LANES, block=block).build([SAMPLES] * SHARDS, seed=0)
     recent: OrderedDict[int, None] = OrderedDict()
     number = 0
@@ -117,7 +118,7 @@ def opened(block: int) -> float:
         number += shard not in recent
         recent[shard] = None
         recent.move_to_end(shard)
-        if len(recent) > -(-block // SAMPLES) + 1:
+        if len(recent) > -(-block // SAMPLES) + 3:
             recent.popitem(last=False)
     return number / len(order.shards[0])
 

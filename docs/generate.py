@@ -59,7 +59,8 @@ def pages() -> dict[str, str]:
     written = {"runs.md": runs_page(), "configs.md": configs_page(), "commands.md": commands_page()}
     written |= {"parts.md": parts_page(), "systems.md": systems_page()}
     written["systems_speed.md"] = (RESULTS / "systems.md").read_text(encoding="utf-8")
-    written |= {f"{name}.md": (RESULTS / f"{name}.md").read_text(encoding="utf-8") for name in ("growth", "peers")}
+    measured = ("growth", "order", "peers")
+    written |= {f"{name}.md": (RESULTS / f"{name}.md").read_text(encoding="utf-8") for name in measured}
     return {**written, "api/index.md": index, **api}
 
 
