@@ -139,7 +139,8 @@ def failing_together(lost: Callable[[Callable[[], bool]], bool]) -> Iterator[Non
     except Exception as error:
         if collectives.world_size() == 1:
             raise
-        code = 2 if isinstance(error, InputError) else 1
+        refused = isinstance(error, OSError) and error.errno is not None  # what a disk refused is no defect
+        code = 2 if refused or isinstance(error, InputError) else 1
         own = False
         try:
             store = _get_default_store()

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -85,6 +86,7 @@ def test_all_processes_roll_back_together(shards: Path, tmp_path: Path) -> None:
     assert all(0 < losses[step] < 10 for step in (5, 6))
 
 
+@pytest.mark.slow
 def test_a_run_of_several_stops_where_one_diverges(shards: Path, tmp_path: Path) -> None:
     code, said, _ = faulty(small(shards), tmp_path, "nan:1:3")
     assert code == 2, said
@@ -200,3 +202,18 @@ def test_of_processes_that_one_started_it_knows_the_end(store: Store) -> None:
     assert done.wait(10)
     assert told == [(1, "was killed by SIGKILL")]
     watch.end()
+
+
+@pytest.mark.slow
+def test_of_a_disk_that_is_full_all_processes_say_the_same(shards: Path, tmp_path: Path) -> None:
+    """Whichever of them notices first; nothing is left, and the exit code is that of what a user can mend."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        code, said, _ = faulty(small(shards), tmp_path, "none:1:1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2, said
+    assert said.count("mmformer: ") == 1, said
+    assert "File too large" in said
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
