@@ -27,7 +27,7 @@ from mmformer.nn.router import rebalance, take_excess
 from mmformer.objectives.objective import Objective
 from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.clipping import clip_gradients
-from mmformer.parallel.sharding import is_spread, spread, whole
+from mmformer.parallel.sharding import is_spread, local_part, spread, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
 from mmformer.training.divergence import Guard, Refused
@@ -155,7 +155,7 @@ class TrainingTask(pl.LightningModule):
         Raises:
             InputError: some are not.
         """
-        finite = torch.stack([_here(parameter).isfinite().all() for parameter in self.built.parameters()])
+        finite = torch.stack([local_part(parameter.detach()).isfinite().all() for parameter in self.built.parameters()])
         if collectives.any_rank(not bool(finite.all()), self.device):
             raise InputError(
                 f"Training diverged: after update {self.global_step} some weights are no numbers. Lower optimizer.lr "
@@ -184,9 +184,3 @@ class TrainingTask(pl.LightningModule):
         # Not through Lightning, which logs after the callbacks: a checkpoint would be there before its step's row.
         for logger in self.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, updates)
-
-
-def _here(parameter: Tensor) -> Tensor:
-    """What this process has of a parameter."""
-    local = getattr(parameter, "to_local", None)
-    return parameter.detach() if local is None else local().detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -20,9 +20,13 @@ from mmformer.parallel.sharding import spread, synchronise_gradients, whole_mode
 from mmformer.training.average import EMASpec
 from mmformer.training.norms import gradient_norms
 from mmformer.training.optimizers.adamw import AdamWSpec
+from mmformer.training.optimizers.muon import MuonSpec
+from mmformer.training.optimizers.optimizer import OptimizerSpec
 
 WORLD = 4
 PAIRS = list(combinations(DIMENSIONS, 2))
+# The gradient of keys' biases is zero but for rounding, which a small eps would make steps of.
+OPTIMIZERS: tuple[OptimizerSpec, ...] = (AdamWSpec(lr=1e-2, eps=1e-3), MuonSpec(lr=1e-2, eps=1e-3))
 TEXTS = ["a red square", "blue", "a large green square, left", "pink"]
 
 
@@ -32,10 +36,9 @@ def built() -> Model:
     return model
 
 
-def updated(model: Model) -> dict[str, Tensor]:
+def updated(model: Model, spec: OptimizerSpec) -> dict[str, Tensor]:
     """The norms of a gradient, and the weights and their averages after an update by it, clipped."""
-    # The gradient of keys' biases is zero but for rounding, which a small eps would make steps of.
-    average, spec = EMASpec(0.5, warmup=False).build(model), AdamWSpec(lr=1e-2, eps=1e-3)
+    average = EMASpec(0.5, warmup=False).build(model)
     # All parts of a batch are the same here: their mean is what one process has. The gradient is sent with the second.
     for last in (False, True):
         synchronise_gradients(model, last)
@@ -55,10 +58,10 @@ def work(rank: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     found = {}
-    for pair in PAIRS:
+    for pair, spec in product(PAIRS, OPTIMIZERS):
         model = built()
         spread(model, make_mesh(ParallelSpec(**dict.fromkeys(pair, 2)), "cpu"))
-        found[pair] = updated(model)
+        found[pair, type(spec).__name__] = updated(model, spec)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
@@ -71,11 +74,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
+@pytest.mark.parametrize("spec", OPTIMIZERS, ids=lambda spec: type(spec).__name__)
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
-def test_an_update_is_that_of_one_process(pair: tuple[str, str], told: list[Any]) -> None:
-    expected = updated(built())
+def test_an_update_is_that_of_one_process(pair: tuple[str, str], spec: OptimizerSpec, told: list[Any]) -> None:
+    expected = updated(built(), spec)
     assert float(expected["norm"]) > 0.5, "it is clipped"
-    for found in told:
-        assert found[pair].keys() == expected.keys()
+    for everything in told:
+        found = everything[pair, type(spec).__name__]
+        assert found.keys() == expected.keys()
         for name, value in expected.items():
-            torch.testing.assert_close(found[pair][name], value, atol=1e-5, rtol=2e-6, msg=f"{pair}: {name}")
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=2e-6, msg=name)
