@@ -144,7 +144,12 @@ def work(rank: int, folder: str) -> None:
         assert isinstance(stack, Stack)
         share_stack(stack, mesh["tensor"])
         updates[type(spec).__name__] = moved(stack, spec)
-    torch.save((told(stacks), spreads, updates), f"{folder}/{rank}.pt")
+    dropping = LayerSpec(AttentionSpec(4, dropout=0.3), GELUFeedForwardSpec(1.0, dropout=0.2), dropout=0.2)
+    stack = StackSpec(WIDTH, 2, dropping).build()
+    share_stack(stack, mesh["tensor"])
+    torch.manual_seed(3)  # as a run does for each update, by the part of the batch
+    dropped = [passed(stack.train(), causal=False) for _ in range(2)]
+    torch.save((told(stacks), spreads, updates, dropped), f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
 
@@ -174,8 +179,15 @@ def test_parameters_in_whole_are_the_same_everywhere_to_the_bit(both: list[Any])
         assert all(torch.equal(value, other[name][part]) for part, value in values.items()), name
 
 
+def test_they_drop_out_together(both: list[Any]) -> None:
+    (*_, one), (*_, other) = both
+    for mine, theirs in zip(one, other, strict=True):
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    assert not torch.equal(one[0]["y"], one[1]["y"]), "what is dropped is drawn"
+
+
 def test_what_is_shared_out_and_what_is_not(both: list[Any]) -> None:
-    _, spreads, _ = both[0]
+    _, spreads, *_ = both[0]
     for name, is_spread in spreads.items():
         linear = any(f".{part}." in name for part in ("qkv", "q", "kv", "out", "up", "gate_up", "down"))
         assert is_spread == (linear and not name.startswith(WHOLE)), name
@@ -187,7 +199,7 @@ def test_optimizers_move_it_as_in_one_process(spec: OptimizerSpec, both: list[An
     assert isinstance(stack, Stack)
     first = {name: parameter.detach().clone() for name, parameter in stack.named_parameters()}
     expected = moved(stack, spec)
-    for _, _, updates in both:
+    for _, _, updates, _ in both:
         found = updates[type(spec).__name__]
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-5, msg=name)
