@@ -103,8 +103,7 @@ def test_the_folder_has_what_the_design_says(done: tuple[Path, Any]) -> None:
         "timing.csv",
         "report.png",
         "tensorboard/hparams.yaml",
-        "checkpoints/step-000000004/state.ckpt",
-        "checkpoints/step-000000006/state.ckpt",
+        *(f"checkpoints/step-00000000{step}/{name}" for step in (4, 6) for name in ("state.ckpt", "whole.json")),
         *(f"bundle/{name}" for name in bundle),
         *(f"best/{name}" for name in bundle),
     }
