@@ -161,6 +161,8 @@ class Family:
             InputError: the reference has no way to say it; the first place that differs is told.
         """
         found = self._settled(spec, layout, where)
+        for path in [path for path in self.text if self.has(path, layout)]:
+            _require_rows(spec, path, where)
         config = write_config(found, self.fields, f"A config of {self.name}")
         for path in [path for path in self.classes if self.has(path, layout)]:
             if path.rpartition(".")[2] not in spec.heads:
@@ -240,6 +242,18 @@ def _inert(config: Mapping[str, Any]) -> list[str]:
     """Keys of a config, and of those inside it, that are there and change nothing."""
     groups = {"": config, **{f"{name}.": inside for name, inside in config.items() if isinstance(inside, Mapping)}}
     return [f"{at}{key}" for at, said in groups.items() for key, value in INERT.items() if said.get(key, "") == value]
+
+
+def _require_rows(spec: ModelSpec, path: str, where: str) -> None:
+    """Refuse a table of ids whose rows only its vocabulary says: others' configs say them as a number."""
+    kind, name, _ = path.split(".")
+    tokenizer = getattr(spec, kind)[name].tokenizer
+    if tokenizer.rows is None:
+        rows = tokenizer.words().padded_size(64)
+        raise InputError(
+            f"{where} has no {path}.rows, the number of ids that others' configs say: set it in its model.yaml to "
+            f"{rows}, as many as its table has."
+        )
 
 
 @cache

@@ -41,6 +41,8 @@ KINDS: dict[str, tuple[Family, dict[str, Any]]] = {
     "CLIPModel": (clip.CLIP, BOTH),
     "CLIPTextModelWithProjection": (clip.TEXTS, {**TEXT, "projection_dim": 24}),
 }
+OWN = {"vocabulary": tiny.VOCABULARY, "rows": tiny.vocabulary().padded_size(64), "ids": None, "begin": False}
+"""A vocabulary that was made here."""
 WORDS = torch.randint(50, 90, (3, 13), generator=torch.Generator().manual_seed(1))
 LENGTHS = torch.tensor([13, 6, 9])
 VALID = torch.arange(13) < LENGTHS[:, None]
@@ -93,8 +95,7 @@ def test_transformers_reads_a_text_at_its_end(kind: str, eos: int, tmp_path: Pat
 
 def test_a_vocabulary_of_our_own_says_what_ends_a_text(tmp_path: Path) -> None:
     words = tiny.vocabulary()
-    own = {"vocabulary": tiny.VOCABULARY, "rows": words.padded_size(64), "ids": None, "begin": False}
-    model = made_here(tmp_path / "bundle", **own)
+    model = made_here(tmp_path / "bundle", **OWN)
     export_model(tmp_path / "bundle", "hf", tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["text_config"]["eos_token_id"] == words.ids.eos[0] < len(words) - 1
@@ -105,6 +106,10 @@ def test_a_vocabulary_of_our_own_says_what_ends_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        (
+            OWN | {"rows": None},
+            f"no encoders.text.tokenizer.rows, .* set it in its model.yaml to {OWN['rows']}, as many",
+        ),
         (
             {"ids": SpecialIds(bos=0, eos=(2,))},
             "last token, which is 2, but a clip .* eos_token_id, where 2 means its hi",
