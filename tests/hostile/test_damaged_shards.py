@@ -139,7 +139,7 @@ def test_strange_manifests_and_indexes_are_read_or_refused(name: str, whole: Pat
             except DamageError:  # of this sample; others may be whole
                 continue
 
-    assert "refused" in fuzz(f"{name}s of shards", strange(json.loads(file.read_text())), attempt, budget)
+    assert "refused" in fuzz(f"shards, {name}", strange(json.loads(file.read_text())), attempt, budget)
 
 
 def test_a_skipped_sample_is_counted_by_its_cause(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_sounds(kind: str, budget: int) -> None:
         assert made.samples.dtype == np.float32 and np.isfinite(made.samples).all()
         assert 1 <= len(transform(made)) <= transform.most
 
-    assert set(fuzz("sounds", damaged(*SOUNDS[kind]), attempt, budget)) == {"read", "refused"}
+    assert "refused" in fuzz("sounds", damaged(*SOUNDS[kind]), attempt, budget)
 
 
 CAPTIONS = (
