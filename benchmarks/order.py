@@ -104,19 +104,19 @@ def be_rank(folder: Path, rank: int, lanes: int) -> dict[str, float]:
     reader, order, first, cpu = start(folder, rank, lanes)
     peak = most_resident()
     held = resident() - before
-    started = min(first, *(start(folder, rank, lanes)[2] for _ in range(4)))
     turns = 200_000
     worked = time.process_time()
     for turn in range(turns):
         order.locate(turn * lanes + rank)
     walked = time.process_time() - worked
-    took = {"start": started, "cpu": cpu, "held": held, "peak": peak - before, "after": resident() - before}
+    took = {"cpu": cpu, "held": held, "peak": peak - before, "after": resident() - before}
     with multiprocessing.get_context("fork").Pool(WORKERS, _adopt, (order, lanes, rank)) as pool:
         workers = pool.map(_work, range(WORKERS), chunksize=1)
     exact = sum(whole_epoch(order, lane, epoch) for lane, epoch in ((rank, 0), (rank, 5), (0, 1), (lanes - 1, 2)))
     dealt = np.array_equal(np.sort(np.concatenate(order.shards)), np.arange(len(reader.counts)))
     return {
         **took,
+        "start": min(first, *(start(folder, rank, lanes)[2] for _ in range(4))),
         "locate": walked / turns * 1e6,
         "workers": sum(workers),
         "looked up": exact,
