@@ -228,14 +228,16 @@ CASES: dict[str, list[Case]] = {
             tar(lambda data: data[:8192]),
         )
     ],
-    "a shard whose bytes changed": [Case(FIT, ["s0.png: not a whole PNG", "broken data stream"], tar(spoilt))],
+    "a shard whose bytes changed": [
+        Case(FIT, ["the bytes of s0.png are not those that were indexed", "copy or download it again"], tar(spoilt))
+    ],
     "fewer shards than lanes": [
         Case(
             f"{FIT} --data.order.lanes 8", ["order.lanes is 8, but only 4 of the 4 shards hold samples", "to 4 or less"]
         ),
         Case(
             f"{FIT} --parallel.shard 4",
-            ["data.order.lanes is 2, which parallel.shard, 4, does not divide", "multiple of 4"],
+            ["data.order.lanes is 2, which parallel.data × parallel.shard, 1 × 4, does not divide", "multiple of 4"],
         ),
     ],
     "fewer samples than one batch": [
@@ -347,7 +349,8 @@ def test_check_finds_bytes_that_changed_and_still_decode(here: None, capsys: pyt
     out, err = capsys.readouterr()
     assert "made-train-000000.tar has the SHA-256" in out
     assert "its content changed" in out
-    assert err == "mmformer: 1 problem in 1 of 1 shards. Copy those again, or build the set again.\n"
+    assert "the bytes of s0.json are not those that were indexed" in out
+    assert err == "mmformer: 2 problems in 1 of 1 shards. Copy those again, or build the set again.\n"
     assert tree() == before
 
 

@@ -47,7 +47,7 @@ def test_damage_is_found_and_what_is_whole_is_still_decoded(tmp_path: Path) -> N
     found = problems(folder)
     assert "has the SHA-256" in found[0]
     assert "s0.png: not a whole PNG" in found[1]
-    assert "s1.json: not JSON" in found[2]
+    assert "the bytes of s1.json are not those that were indexed" in found[2]
     os.truncate(path, 700)
     found = problems(folder)
     assert len(found) == 2, "what the cut is, and where; nothing of it is decoded"
