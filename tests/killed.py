@@ -112,6 +112,7 @@ def fit_alone(run: RunSpec, output: Path, resume: bool = False, moment: Moment |
 
 def _fit(run: RunSpec, output: Path, resume: bool, moment: Moment | None) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in a run that a user starts
     log = os.open(output.parent / "log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
