@@ -9,7 +9,7 @@ from typing import IO, Any, AnyStr, NamedTuple
 
 from mmformer.data.building.draft import KIND, Unusable, extension_of, files_below
 from mmformer.data.decode import MAX_TEXT, decode_json, decode_text
-from mmformer.errors import InputError, nearest
+from mmformer.errors import InputError, foreign, nearest
 
 TEXT = "text that is not UTF-8"
 ROW = "row that cannot be read"
@@ -188,9 +188,9 @@ def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
         table = parquet.read_table(path)
     except ArrowException as error:
         raise InputError(f"{path}: not a whole Parquet file: {error}.") from error
-    values = table.to_pylist()
-    rows = [Row(f"{path.name}, row {number}", value) for number, value in enumerate(values, start=1)]
-    return tuple(table.column_names), rows
+    with foreign(path):  # names or texts that are not UTF-8, days that no calendar has
+        values, columns = table.to_pylist(), tuple(table.column_names)
+    return columns, [Row(f"{path.name}, row {number}", value) for number, value in enumerate(values, start=1)]
 
 
 READERS: dict[str, Callable[[Path], tuple[tuple[str, ...], list[Row]]]] = {
