@@ -15,6 +15,7 @@ from mmformer.data.loading import training_loader
 from mmformer.data.seeding import derive
 from mmformer.errors import InputError
 from mmformer.nn.router import rebalance, take_excess
+from mmformer.parallel.clipping import clip_gradients
 from mmformer.spec import require
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import check_accelerator
@@ -114,8 +115,7 @@ def _update(task: TrainingTask, optimizer: torch.optim.Optimizer, batch: Batch, 
         )
     task.thaw.drop_gradients(model, step)
     rebalance(take_excess(model))
-    limit = run.trainer.gradient_clip_val
-    torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf") if limit is None else limit)
+    clip_gradients(model.parameters(), run.trainer.gradient_clip_val)
     optimizer.step()
     return losses["loss"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import ModelSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
+from mmformer.parallel.clipping import clip_gradients
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import fit
@@ -166,7 +168,7 @@ def test_training_is_the_plain_loop(shards: Path, tmp_path: Path) -> None:
         optimizer.zero_grad()
         objectives = {name: spec.build() for name, spec in run.objectives.items()}
         accumulate(model, objectives, {"contrastive": 1.0, "captioning": 2.0}, batch, 1, lambda loss: loss.backward())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model.parameters(), 1.0)
         optimizer.step()
     assert difference(weights(tmp_path / "run"), dict(model.state_dict())) == 0
 
@@ -178,8 +180,7 @@ def test_a_resumed_run_ends_in_the_same_bits(shards: Path, tmp_path: Path) -> No
     fit(short, tmp_path / "cut")
     for path in (tmp_path / "cut" / "checkpoints").iterdir():
         if not path.name.endswith("2"):
-            (path / "state.ckpt").unlink()
-            path.rmdir()
+            shutil.rmtree(path)
     fit(short, tmp_path / "cut", resume=True)
     assert difference(weights(tmp_path / "cut"), weights(tmp_path / "whole")) == 0
 
