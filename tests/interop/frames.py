@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,18 @@ from mmformer.models.model import Model
 from mmformer.types import Batch, Text
 
 
-class Frame:
+class Frame(ABC):
     """What all cases of a family show. A test file has a subclass, which says what is asked, and a fixture ``case``."""
 
     measured = "logits"
 
+    @abstractmethod
     def ours(self, model: Model) -> Tensor:
         """What our model says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def theirs(self, case: Case) -> Tensor:
         """What a case's does of the same."""
-        raise NotImplementedError
 
     def test_outputs(self, case: Case, tmp_path: Path) -> None:
         model = imported(case, tmp_path / "bundle").model
