@@ -8,6 +8,7 @@ that say most to each other share a machine.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 DIMENSIONS = ("data", "shard", "tensor")
 """Of the mesh, outermost first; each is a field of ParallelSpec."""
+
+READING = ("data", "shard")
+"""Those along which processes have different parts of a batch."""
+
+HOLDING = ("shard",)
+"""Those along which each process has a part of the parameters, and gradients are added up."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class ParallelSpec:
     @property
     def readers(self) -> int:
         """How many parts a batch has: processes of one tensor group read the same."""
-        return self.data * self.shard
+        return math.prod(getattr(self, name) for name in READING)
 
     @property
     def arithmetic(self) -> str:
@@ -86,24 +93,24 @@ class ParallelSpec:
         Raises:
             InputError: with the arithmetic.
         """
-        readers = self.readers
+        readers, reading = self.readers, [getattr(self, name) for name in READING]
+        names = " × ".join(f"parallel.{name}" for name in READING)
         if batch_size % (readers * parts):
             raise InputError(
-                f"data.batch_size is {batch_size}, which trainer.accumulate_grad_batches × parallel.data × "
-                f"parallel.shard, {_product((parts, self.data, self.shard))}, does not divide: take a multiple of "
-                f"{readers * parts}."
+                f"data.batch_size is {batch_size}, which trainer.accumulate_grad_batches × {names}, "
+                f"{_product((parts, *reading))}, does not divide: take a multiple of {readers * parts}."
             )
         if lanes % readers:
             raise InputError(
-                f"data.order.lanes is {lanes}, which parallel.data × parallel.shard, {_product(self.sizes[:2])}, does "
-                f"not divide: processes read whole lanes. Set data.order.lanes to a multiple of {readers} (it is part "
-                f"of the order of the samples, so choose it once for every number of processes that the run may have)."
+                f"data.order.lanes is {lanes}, which {names}, {_product(reading)}, does not divide: processes read "
+                f"whole lanes. Set data.order.lanes to a multiple of {readers} (it is part of the order of the "
+                f"samples, so choose it once for every number of processes that the run may have)."
             )
         if self.tensor > 1:
             check_tensor(model, self.tensor)
 
 
-def _product(sizes: tuple[int, ...]) -> str:
+def _product(sizes: Sequence[int]) -> str:
     return " × ".join(map(str, sizes))
 
 
@@ -125,9 +132,28 @@ def readers_of(mesh: DeviceMesh) -> ProcessGroup | None:
     """
     import torch.distributed as dist
 
-    if mesh["tensor"].size() == 1:
+    others = [DIMENSIONS.index(name) for name in DIMENSIONS if name not in READING]
+    if all(mesh.mesh.shape[index] == 1 for index in others):
         return None
-    groups = mesh.mesh.flatten(0, 1).T.tolist()  # tensor readers: the processes that have the same place in theirs
+    order = (*others, *(DIMENSIONS.index(name) for name in READING))
+    places = math.prod(mesh.mesh.shape[index] for index in others)
+    groups = mesh.mesh.permute(order).reshape(places, -1).tolist()  # places readers: that have the same place in theirs
     own: ProcessGroup
     own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
     return own
+
+
+def parameters_mesh(mesh: DeviceMesh) -> DeviceMesh | None:
+    """The mesh that FSDP2 takes; None: nothing is to be sharded or replicated.
+
+    Its last dimension is the one over which parameters are sharded, before it stands one of replicas where there are
+    some.
+    """
+    names = [name for name in HOLDING if mesh[name].size() > 1]
+    held = mesh[names[0]] if len(names) == 1 else mesh[HOLDING[0]]
+    if len(names) > 1:
+        held = mesh[tuple(names)]._flatten("_".join(names))
+    assert held.mesh_dim_names is not None
+    if mesh["data"].size() > 1:
+        return mesh["data", held.mesh_dim_names[0]]
+    return held if held.size() > 1 else None

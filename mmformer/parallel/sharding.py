@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmformer.adapters.merge import adapt_alike
 from mmformer.models.model import Model
+from mmformer.parallel.mesh import parameters_mesh
 
 
 def spread(model: Model, mesh: Any) -> None:
@@ -21,10 +22,8 @@ def spread(model: Model, mesh: Any) -> None:
         from mmformer.parallel.tensor import share_out  # DTensors take a while to import
 
         share_out(model, mesh["tensor"])
-    if mesh["data"].size() > 1:
-        shard(model, mesh["data", "shard"])
-    elif mesh["shard"].size() > 1:
-        shard(model, mesh["shard"])
+    if (held := parameters_mesh(mesh)) is not None:
+        shard(model, held)
     for stack in model.stacks.values():
         stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
 
