@@ -43,21 +43,21 @@ def check_processes(parallel: ParallelSpec, accelerator: str = "auto") -> None:
     if started not in (None, parallel.processes):
         raise InputError(
             f"{started} processes were started ({started // nodes} on each of {nodes} machines), but the run is spread "
-            f"over {parallel.arithmetic}: start {parallel.processes}, or give these three the product {started}"
-            f"{_suggestion(parallel, started)}."
+            f"over {parallel.arithmetic}: start {parallel.processes}, or give these dimensions the product "
+            f"{started}{_suggestion(parallel, started)}."
         )
     each, there = parallel.processes // nodes, torch.cuda.device_count()
     if parallel.processes > 1 and accelerator != "cpu" and torch.cuda.is_available() and each > there:
         raise InputError(
             f"The run is spread over {parallel.arithmetic}, {each} processes with a GPU each on every machine, but "
-            f"there are {there} GPUs here: give these three the product {there * nodes}"
+            f"there are {there} GPUs here: give these dimensions the product {there * nodes}"
             f"{_suggestion(parallel, there * nodes)}, or set --trainer.accelerator cpu."
         )
 
 
 def _suggestion(parallel: ParallelSpec, processes: int) -> str:
     """What to set for so many processes, where one number does."""
-    rest = parallel.data * parallel.tensor
+    rest = parallel.processes // parallel.shard
     return f" (--parallel.shard {processes // rest})" if processes % rest == 0 else ""
 
 
