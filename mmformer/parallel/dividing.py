@@ -1,4 +1,4 @@
-"""What of a model tensor parallelism shares out, told from its spec: before anything is built or started."""
+"""What of a model several processes share out, told from its spec: before anything is built or started."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import DenseFeedForwardSpec, FeedForwardSpec
 from mmformer.nn.mixer import MixerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.stack import StackSpec
 
 
@@ -37,17 +38,43 @@ def check_tensor(model: ModelSpec, tensor: int) -> None:
         InputError: what does not divide, or that there is nothing to share out.
     """
     found = [shared for name, stack in model.stacks.items() for shared in _shared(name, stack)]
-    for field, number in found:
-        if number % tensor:
-            raise InputError(
-                f"{field} is {number}, which parallel.tensor, {tensor}, does not divide: each process computes as many "
-                f"of them. Set parallel.tensor to a divisor of {number}, or {field} to a multiple of {tensor}."
-            )
+    _require_divisor("tensor", tensor, found)
     if not found:
         raise InputError(
             f"parallel.tensor is {tensor}, but no layer of the model has softmax attention or a dense feed-forward to "
             f"share out: set it to 1, and parallel.shard in its place."
         )
+
+
+def check_experts(model: ModelSpec, expert: int) -> None:
+    """Refuse a model whose experts so many processes cannot share out.
+
+    Raises:
+        InputError: what does not divide, or that it has none.
+    """
+    found = [shared for name, stack in model.stacks.items() for shared in _experts(name, stack)]
+    _require_divisor("expert", expert, found)
+    if not found:
+        raise InputError(
+            f"parallel.expert is {expert}, but no layer of the model is a mixture of experts: set it to 1, and "
+            f"parallel.shard in its place."
+        )
+
+
+def _require_divisor(dimension: str, processes: int, found: list[Shared]) -> None:
+    for field, number in found:
+        if number % processes:
+            raise InputError(
+                f"{field} is {number}, which parallel.{dimension}, {processes}, does not divide: each process computes "
+                f"as many of them. Set parallel.{dimension} to a divisor of {number}, or {field} to a multiple of "
+                f"{processes}."
+            )
+
+
+def _experts(name: str, stack: StackSpec) -> Iterator[Shared]:
+    for layer in dict.fromkeys(stack.layers):
+        if isinstance(layer.feedforward, MixtureOfExpertsSpec):
+            yield Shared(f"model.stacks.{name}.layer.feedforward.experts", layer.feedforward.experts)
 
 
 def _shared(name: str, stack: StackSpec) -> Iterator[Shared]:

@@ -1,8 +1,8 @@
 """How processes share out a run: along which dimensions, and who reads which part of a batch.
 
 Processes stand on a mesh with named dimensions, the outermost first: ``data`` (replicas), ``shard`` (parts of the
-parameters), ``tensor`` (parts of each product). Neighbours in the innermost have neighbouring numbers, so that those
-that say most to each other share a machine.
+parameters), ``expert`` (the experts, and parts of the other parameters), ``tensor`` (parts of each product). Neighbours
+in the innermost have neighbouring numbers, so that those that say most to each other share a machine.
 """
 
 from __future__ import annotations
@@ -15,29 +15,32 @@ from typing import TYPE_CHECKING
 from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
-from mmformer.parallel.dividing import check_tensor
+from mmformer.parallel.dividing import check_experts, check_tensor
 from mmformer.spec import require
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-DIMENSIONS = ("data", "shard", "tensor")
+DIMENSIONS = ("data", "shard", "expert", "tensor")
 """Of the mesh, outermost first; each is a field of ParallelSpec."""
 
-READING = ("data", "shard")
+READING = ("data", "shard", "expert")
 """Those along which processes have different parts of a batch."""
 
-HOLDING = ("shard",)
-"""Those along which each process has a part of the parameters, and gradients are added up."""
+HOLDING = ("shard", "expert")
+"""Those along which each process has a part of the parameters, and gradients are added up.
+
+Experts are whole along ``expert`` (``parallel/experts.py``).
+"""
 
 
 @dataclass(frozen=True)
 class ParallelSpec:
     """How a run is spread over processes, and what of it is held at a time.
 
-    There are data × shard × tensor processes, on GPUs each with one. The losses are those of one process, but for
-    dropout, which each part of a batch draws for itself. Parameters and what the optimizer keeps are float32 in any
+    There are data × shard × expert × tensor processes, on GPUs each with one. The losses are those of one process, but
+    for dropout, which each part of a batch draws for itself. Parameters and what the optimizer keeps are float32 in any
     case, and gradients are added up in it; ``trainer.precision`` says what products are computed in.
 
     Attributes:
@@ -45,6 +48,10 @@ class ParallelSpec:
             parallel; beside ``shard``, hybrid sharding: parameters are gathered among ``shard`` processes, and
             gradients added up over all).
         shard: processes that share the parameters, the optimizer's state and each batch evenly (FSDP2).
+        expert: processes that share out the experts of each mixture of experts, and all else as ``shard`` does. Each
+            has and computes experts / expert of them. Tokens travel to their experts and back (GShard, Lepikhin et al.
+            2020, §3.2) in place of parameters: of each, 4 · top · D numbers in a layer's forward and backward pass.
+            What a process has of the experts is sharded over ``shard``.
         tensor: processes that compute the same part of a batch together. The heads of softmax attention, its key and
             value heads too, and the hidden units of dense feed-forwards are shared out, in self-attention and in
             reading memory. All else is computed by each of them in whole: embeddings, norms, heads, decoders' outputs,
@@ -60,6 +67,7 @@ class ParallelSpec:
 
     data: int = 1
     shard: int = 1
+    expert: int = 1
     tensor: int = 1
     activation_checkpointing: ActivationCheckpointingSpec | None = None
 
@@ -106,6 +114,8 @@ class ParallelSpec:
                 f"whole lanes. Set data.order.lanes to a multiple of {readers} (it is part of the order of the "
                 f"samples, so choose it once for every number of processes that the run may have)."
             )
+        if self.expert > 1:
+            check_experts(model, self.expert)
         if self.tensor > 1:
             check_tensor(model, self.tensor)
 
@@ -143,14 +153,17 @@ def readers_of(mesh: DeviceMesh) -> ProcessGroup | None:
     return own
 
 
-def parameters_mesh(mesh: DeviceMesh) -> DeviceMesh | None:
+def parameters_mesh(mesh: DeviceMesh, holding: Sequence[str] = HOLDING) -> DeviceMesh | None:
     """The mesh that FSDP2 takes; None: nothing is to be sharded or replicated.
 
     Its last dimension is the one over which parameters are sharded, before it stands one of replicas where there are
     some.
+
+    Args:
+        holding: the dimensions along which they are sharded, two or more of them as one.
     """
-    names = [name for name in HOLDING if mesh[name].size() > 1]
-    held = mesh[names[0]] if len(names) == 1 else mesh[HOLDING[0]]
+    names = [name for name in holding if mesh[name].size() > 1]
+    held = mesh[names[0]] if len(names) == 1 else mesh[holding[0]]
     if len(names) > 1:
         held = mesh[tuple(names)]._flatten("_".join(names))
     assert held.mesh_dim_names is not None

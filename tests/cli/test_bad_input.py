@@ -237,7 +237,12 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(
             f"{FIT} --parallel.shard 4",
-            ["data.order.lanes is 2, which parallel.data × parallel.shard, 1 × 4, does not divide", "multiple of 4"],
+            [
+                "data.order.lanes is 2, which parallel.data",
+                "× parallel.shard",
+                "4 × 1, does not divide",
+                "multiple of 4",
+            ],
         ),
     ],
     "fewer samples than one batch": [
@@ -270,7 +275,7 @@ CASES: dict[str, list[Case]] = {
         )
     ],
     "a batch that the ranks do not divide": [
-        Case(f"{FIT} --parallel.shard 3", ["data.batch_size is 8", "1 × 3, does not divide: take a multiple of 3."])
+        Case(f"{FIT} --parallel.shard 3", ["data.batch_size is 8", "1 × 3 × 1, does not divide: take a multiple of 3."])
     ],
     "a stack name that does not exist": [
         Case(
