@@ -78,12 +78,13 @@ DEFAULTS = {"position_embedding_type": "absolute", "tie_word_embeddings": True}
 """What a config means that does not say of them."""
 
 
-def trunk_fields() -> tuple[Field, ...]:
+def trunk_fields(dropout: str = "input_dropout") -> tuple[Field, ...]:
+    """Args: dropout: the stack's, on embeddings; see ``layer_fields``."""
     return (
         same("vocab_size", f"{TEXT}.tokenizer.rows"),
         same("type_vocab_size", f"{TEXT}.tokenizer.types"),
         same("hidden_size", f"{STACK}.width", f"{TEXT}.embedding"),
-        *layer_fields(HEAD),
+        *layer_fields(HEAD, dropout=dropout),
         fixed("position_embedding_type", "absolute"),
         fixed("tie_word_embeddings", True),
     )
@@ -97,12 +98,15 @@ def size_fields(text: str = TEXT, at: str = "") -> tuple[Field, ...]:
     )
 
 
-def layer_fields(head: str, at: str = "", mixers: Sequence[str] = ("mixer",)) -> tuple[Field, ...]:
+def layer_fields(
+    head: str, at: str = "", mixers: Sequence[str] = ("mixer",), dropout: str = "input_dropout"
+) -> tuple[Field, ...]:
     """What a config says of the layers, and thereby of the transform of ``head``.
 
     Args:
         at: what stands before its keys.
         mixers: what ours has of them in a layer.
+        dropout: the stack's, on embeddings: after their norm, or before it.
     """
     layer = f"{STACK}.layer"
     attentions = [f"{layer}.{mixer}" for mixer in mixers]
@@ -111,7 +115,7 @@ def layer_fields(head: str, at: str = "", mixers: Sequence[str] = ("mixer",)) ->
         same(f"{at}intermediate_size", f"{layer}.feedforward.hidden_width"),
         choice(f"{at}hidden_act", TRANSFORMS, f"{head}.transform.activation"),
         choice(f"{at}hidden_act", ACTIVATIONS, f"{layer}.feedforward"),
-        same(f"{at}hidden_dropout_prob", f"{layer}.dropout", f"{STACK}.input_dropout"),
+        same(f"{at}hidden_dropout_prob", f"{layer}.dropout", f"{STACK}.{dropout}"),
         same(f"{at}attention_probs_dropout_prob", *at_each(attentions, "dropout")),
         same(f"{at}layer_norm_eps", f"{layer}.norm.eps", f"{head}.transform.norm.eps"),
     )

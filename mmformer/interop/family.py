@@ -64,7 +64,8 @@ INERT = {
 nothing."""
 
 TRAINING = (
-    *("dropout", "mixer_dropout", "input_dropout", "output_dropout", "drop_path", "patch_dropout", "jitter"),
+    *("dropout", "mixer_dropout", "embedding_dropout", "input_dropout", "output_dropout", "drop_path"),
+    *("patch_dropout", "jitter"),
     *("smoothing", "initialisation", "packed", "chunk", "balance_loss", "z_loss"),
 )
 """Fields of specs that say how a model is trained, and change nothing of what it computes: a model that was trained

@@ -68,6 +68,8 @@ class AttentionSpec(MixerSpec):
     def abilities(self) -> frozenset[Ability]:
         # Places in a row mean nothing between tokens and a memory; queries of a group share a key.
         lacking = {"cross": self.pattern is not None, "rotary_heads": self.key_value_heads not in (None, self.heads)}
+        unknown = self.pattern is not None and self.pattern.over_lengths  # how long a row will be, in a causal pass
+        lacking |= dict.fromkeys(("causal", "prefix", "cache"), unknown)
         return frozenset(ability for ability in MEANINGS if not lacking.get(ability))
 
     @property
@@ -128,12 +130,13 @@ class Attention(Mixer):
     def _attended(self, query: Tensor, seen: KeyValue, view: View) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         query = query if self.query_scale is None else query * self.query_scale
-        plan = None if self.pattern is None else view.plans.get(self.pattern)
+        plan = view.plans.get(self.pattern)
         if plan is not None:
             return plan.attend(query, seen.key, seen.value, dropout)
         structure = view.mask._replace(pattern=self.pattern)
-        bias = None if view.bias is None else view.bias.to(query.dtype)
-        mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], bias, query.device)
+        mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], view.bias, query.device)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
         return attend(query, seen.key, seen.value, mask, causal, dropout)
 
     def _attend_to_self(self, x: Tensor, view: View, past: KeyValue | None) -> tuple[Tensor, KeyValue]:

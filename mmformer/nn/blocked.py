@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask, masked
-from mmformer.nn.pattern import PatternSpec, span
+from mmformer.nn.pattern import PatternSpec, added, span
 
 BLOCK = 128
 """Tokens of a block: small blocks follow a window closely, large ones make large matrix products."""
@@ -55,7 +55,7 @@ class BlockedPlan(NamedTuple):
         narrow, wide = bias(query, key), bias(pos[:, self.wide], pos) if len(self.wide) else None
         if narrow is not None:
             narrow = narrow.view(len(pos), -1, *narrow.shape[1:])
-        return self._replace(bias=narrow, wide_bias=wide)
+        return self._replace(bias=added(self.bias, narrow), wide_bias=added(self.wide_bias, wide))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         y = _attend_narrow(query, key, value, self, dropout)[:, :, : len(self.narrow)]
@@ -69,7 +69,10 @@ class BlockedPlan(NamedTuple):
 
 
 def blocked_plan(mask: Mask, length: int, device: torch.device) -> BlockedPlan | None:
-    """The plan of a mask with a pattern over a row of a length; None where blocks would save nothing."""
+    """The plan of a mask with a pattern over a row of a length; None where blocks would save nothing.
+
+    It has the pattern's own bias; ``biased`` adds a position's.
+    """
     assert mask.pattern is not None
     if length < LEAST:
         return None
@@ -109,7 +112,8 @@ def _attend_narrow(query: Tensor, key: Tensor, value: Tensor, plan: BlockedPlan,
 @lru_cache(maxsize=16)
 def _shared_plan(pattern: PatternSpec, causal: bool, length: int, device: torch.device) -> BlockedPlan | None:
     """A plan that depends on no batch: every pass of this length shares it."""
-    return _plan(Mask(causal, pattern=pattern), length, device)
+    total = torch.full((1, length), length, device=device) if pattern.over_lengths else None
+    return _plan(Mask(causal, pattern=pattern, total=total), length, device)
 
 
 def _plan(mask: Mask, length: int, device: torch.device) -> BlockedPlan | None:
@@ -125,18 +129,20 @@ def _plan(mask: Mask, length: int, device: torch.device) -> BlockedPlan | None:
     within = torch.arange(BLOCK, device=device)
     query, key = (blocks[..., None] * BLOCK + within for blocks in (narrow, chosen))  # n BLOCK, n m BLOCK
     counted = (real[..., None] & (key < length)).flatten(1)  # n (m BLOCK)
-    last = length - 1
-    allowed = mask.allowed(query.clamp(max=last), key.flatten(1).clamp(max=last))
-    assert allowed is not None
+    query, key = query.clamp(max=length - 1), key.flatten(1).clamp(max=length - 1)
     tokens = torch.arange(length, device=device)
     in_wide = is_wide.repeat_interleave(BLOCK)[:length]
-    wide_allowed = mask.allowed(tokens[in_wide], tokens)
-    assert wide_allowed is not None
+    wide = tokens[in_wide]
+    allowed, wide_allowed = mask.allowed(query, key), mask.allowed(wide, tokens)
+    assert allowed is not None and wide_allowed is not None
+    bias, wide_bias = mask.bias(query, key), mask.bias(wide, tokens)
     return BlockedPlan(
-        query.clamp(max=last),
-        key.flatten(1).clamp(max=last),
+        query,
+        key,
         allowed & counted[None, :, None, :],
         tokens[~in_wide],
-        tokens[in_wide],
+        wide,
         wide_allowed,
+        None if bias is None else bias[:, :, None],
+        None if wide_bias is None or not len(wide) else wide_bias[:, None],
     )

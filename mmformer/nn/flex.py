@@ -21,11 +21,14 @@ class FlexPlan(NamedTuple):
     """The blocks of pairs that hold any, and which of their pairs are allowed."""
 
     blocks: BlockMask
+    added: Callable[..., Tensor] | None = None  # to a score, by its row, head, query and key; None: nothing
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         assert not dropout, "flex attention drops no weights; make_plan knows"
         grouped = query.shape[1] != key.shape[1]
-        return _kernel(query.device.type)(query, key, value, block_mask=self.blocks, enable_gqa=grouped)
+        return _kernel(query.device.type)(
+            query, key, value, score_mod=self.added, block_mask=self.blocks, enable_gqa=grouped
+        )
 
 
 def flex_plan(mask: Mask, length: int, device: torch.device) -> FlexPlan | None:
@@ -41,8 +44,14 @@ def flex_plan(mask: Mask, length: int, device: torch.device) -> FlexPlan | None:
         assert allowed is not None, "there is a pattern"
         return allowed
 
-    lengths = (length, length)
-    return FlexPlan(BlockMask.from_kv_blocks(number, first, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=lengths))
+    def added(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        bias = mask.weighs(row, query, key)
+        assert bias is not None, "there is one for all pairs"
+        return score + bias.to(score.dtype)
+
+    lengths, one = (length, length), torch.zeros((), dtype=torch.int64, device=device)
+    blocks = BlockMask.from_kv_blocks(number, first, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=lengths)
+    return FlexPlan(blocks, None if mask.weighs(one, one, one) is None else added)
 
 
 @lru_cache(maxsize=2)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmformer.nn.pattern import PatternSpec, Places
+from mmformer.nn.pattern import PatternSpec, Places, added
 
 
 class Mask(NamedTuple):
@@ -28,6 +28,7 @@ class Mask(NamedTuple):
     pattern: PatternSpec | None = None  # the mixer's own, over where these stand:
     pos: Tensor | None = None  # (B or 1) keys A, int64
     order: Tensor | None = None  # B keys, int64: how many real keys of its segment are before each; None: all are
+    total: Tensor | None = None  # (B or 1) keys, int64: how many it has in all; for patterns over lengths
 
     def dense(self, queries: int, keys: int, device: torch.device | None = None) -> Tensor | None:
         """The mask as booleans, True where a query sees a key; None when everything is seen.
@@ -48,10 +49,11 @@ class Mask(NamedTuple):
         Returns:
             (B or 1) … Q K, bool.
         """
-        each = (self.prefix, self.valid, self.key_segment, self.pos, self.order)
-        rows = [len(part) for part in each if part is not None] or [1]
-        row = torch.arange(max(rows), device=query.device)
-        return self.sees(row.view(-1, *[1] * (query.dim() + 1)), query[None, ..., :, None], key[None, ..., None, :])
+        return self.sees(*self._paired(query, key))
+
+    def bias(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """What the pattern adds to scores: (B or 1) … Q K, of indexes as ``allowed`` has them; None: nothing."""
+        return self.weighs(*self._paired(query, key))
 
     def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
         """Whether queries see keys, element by element: the indexes of rows, queries and keys broadcast."""
@@ -69,13 +71,25 @@ class Mask(NamedTuple):
             allowed = _both(allowed, self.query_segment[row, query - past] == self.key_segment[row, key])
         return allowed
 
+    def weighs(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor | None:
+        """What the pattern adds to scores, element by element, as ``sees`` has them."""
+        return None if self.pattern is None else self.pattern.bias(self.places(row, query), self.places(row, key))
+
+    def _paired(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Indexes of rows, queries and keys that broadcast to pairs."""
+        each = (self.prefix, self.valid, self.key_segment, self.pos, self.order, self.total)
+        rows = [len(part) for part in each if part is not None] or [1]
+        row = torch.arange(max(rows), device=query.device)
+        return row.view(-1, *[1] * (query.dim() + 1)), query[None, ..., :, None], key[None, ..., None, :]
+
     def places(self, row: Tensor, index: Tensor) -> Places:
         """Where the keys of some indexes of some rows stand."""
         order = index if self.order is None else self.order[row, index]
+        total = None if self.total is None else self.total[_shared(row, self.total), index]
         if self.pos is None:
-            return Places(order)
-        shared = row * 0 if len(self.pos) == 1 else row
-        return Places(order, tuple(axis[shared, index] for axis in self.pos.unbind(-1)))
+            return Places(order, total=total)
+        shared = _shared(row, self.pos)
+        return Places(order, tuple(axis[shared, index] for axis in self.pos.unbind(-1)), total)
 
     def sdpa(self, queries: int, keys: int, bias: Tensor | None, device: torch.device) -> tuple[Tensor | None, bool]:
         """The two arguments ``attn_mask`` and ``is_causal`` of ``scaled_dot_product_attention``.
@@ -90,12 +104,19 @@ class Mask(NamedTuple):
         if plain and self.prefix is None and queries == keys:
             return None, True
         allowed = self.dense(queries, keys, device)
+        own = self.bias(torch.arange(keys - queries, keys, device=device), torch.arange(keys, device=device))
+        bias = added(bias, None if own is None else own[:, None])
         return (bias if allowed is None else masked(allowed, bias)), False
 
 
 def masked(allowed: Tensor, bias: Tensor | None) -> Tensor:
     """A mask as kernels take it: a bias, minus infinity where a pair is not allowed; without one, what is allowed."""
     return allowed if bias is None else bias.masked_fill(~allowed, float("-inf"))
+
+
+def _shared(row: Tensor, part: Tensor) -> Tensor:
+    """The rows to look at in a part that all rows may share."""
+    return row * 0 if len(part) == 1 else row
 
 
 def _both(a: Tensor | None, b: Tensor) -> Tensor:

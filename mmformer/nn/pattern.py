@@ -26,11 +26,18 @@ class Places(NamedTuple):
 
     order: Tensor  # int64: how many real tokens of its segment stand before each
     coordinates: tuple[Tensor, ...] | None = None  # int64, of each axis; None: only patterns over the order are asked
+    total: Tensor | None = None  # int64: how many real tokens its segment has; None: no pattern over lengths is asked
 
     def along(self, axis: int) -> Tensor:
         """One coordinate."""
         assert self.coordinates is not None, "a pattern over coordinates was asked without them"
         return self.coordinates[axis]
+
+    @property
+    def length(self) -> Tensor:
+        """Of the segment that each stands in, in real tokens."""
+        assert self.total is not None, "a pattern over lengths was asked without them"
+        return self.total
 
     @property
     def special(self) -> Tensor:
@@ -71,6 +78,11 @@ class PatternSpec(Catalogued, ABC):
         """Whether it asks where tokens stand on the coordinate axes, and not in their row alone."""
         return False
 
+    @property
+    def over_lengths(self) -> bool:
+        """Whether it asks how long rows are: then later tokens change what earlier ones see, and no pass is causal."""
+        return False
+
     @abstractmethod
     def allows(self, query: Places, key: Places) -> Tensor:
         """Whether queries may see keys: bool, of the shape that places of both broadcast to. Element by element, so
@@ -82,6 +94,10 @@ class PatternSpec(Catalogued, ABC):
         """Of whole rows, (B or 1) L: (B or 1), blocks of queries, blocks of keys, bool; False where no pair of them is
         allowed.
         """
+
+    def bias(self, query: Places, key: Places) -> Tensor | None:
+        """What is added to the scores of pairs, float32, as ``allows`` has them; None: nothing, to no pair."""
+        return None
 
     def __and__(self, other: PatternSpec) -> AllOfSpec:
         return AllOfSpec((self, other))
@@ -305,6 +321,10 @@ class JoinedSpec(PatternSpec):
     def over_coordinates(self) -> bool:
         return any(pattern.over_coordinates for pattern in self.patterns)
 
+    @property
+    def over_lengths(self) -> bool:
+        return any(pattern.over_lengths for pattern in self.patterns)
+
     @abstractmethod
     def join(self, one: Tensor, other: Tensor) -> Tensor:
         """What two of them say, of what each says."""
@@ -314,6 +334,10 @@ class JoinedSpec(PatternSpec):
 
     def occupied(self, query: Places, key: Places, size: int) -> Tensor:
         return reduce(self.join, [pattern.occupied(query, key, size) for pattern in self.patterns])
+
+    def bias(self, query: Places, key: Places) -> Tensor | None:
+        """The sum of theirs."""
+        return reduce(added, [pattern.bias(query, key) for pattern in self.patterns])
 
 
 @dataclass(frozen=True)
@@ -340,6 +364,13 @@ class AnyOfSpec(JoinedSpec):
 
     def join(self, one: Tensor, other: Tensor) -> Tensor:
         return one | other
+
+
+def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Two biases on scores as one; None: nothing is added."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _hash(x: Tensor, draw: int, seed: int) -> Tensor:

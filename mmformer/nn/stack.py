@@ -46,6 +46,7 @@ class StackSpec:
             evenly down to 0 in the first (stochastic depth, Huang et al. 2016, §3).
         pattern: layers that follow one another in place of ``layer``, from the first again until there are ``depth``: a
             hybrid's ``[mamba, mamba, attention]``, say. Where some have a cross mixer, the others pass memory by.
+        embedding_dropout: on tokens with their positions added, before ``input_norm`` (BigBird).
         input_dropout: on what enters the first layer, positions added and normalised.
         output_dropout: on what leaves the last layer, normalised (T5).
         sharing: apply fewer layers than ``depth`` says, some of them several times; None: each layer has weights of its
@@ -72,6 +73,7 @@ class StackSpec:
     initialisation: InitialisationSpec | None = None
     reversible: bool = False
     output_dropout: float = 0.0
+    embedding_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.width >= 1, self, "width", "at least 1")
@@ -84,6 +86,9 @@ class StackSpec:
         require(self.depth > 1 or not self.drop_path, self, "drop_path", "0 where there is one layer, the first")
         require(not self.pattern or self.layer == LayerSpec(), self, "layer", "left out where there is a pattern")
         require_probability(self, "input_dropout")
+        require_probability(self, "embedding_dropout")
+        before = "0 where there is no input_norm for it to stand before: set input_dropout"
+        require(self.input_norm or not self.embedding_dropout, self, "embedding_dropout", before)
         require_probability(self, "output_dropout")
         fewer = self.sharing is None or self.sharing.distinct < self.depth
         require(fewer, self, "sharing", f"of fewer distinct layers than depth, {self.depth}")
@@ -194,7 +199,7 @@ class Stack(nn.Module):
         self.halting = None if spec.halting is None else spec.halting.build(spec.width)
         norm = spec.layers[0].norm
         self.input_norm = norm.build(spec.width) if spec.input_norm else nn.Identity()
-        self.input_dropout = Dropout(spec.input_dropout)
+        self.embedding_dropout, self.input_dropout = Dropout(spec.embedding_dropout), Dropout(spec.input_dropout)
         self.norm = norm.build(spec.width) if spec.final_norm else nn.Identity()
         self.output_dropout = Dropout(spec.output_dropout)
         self.may_stop = True  # in evaluation, where nothing is left to do; processes that share layers may not
@@ -264,7 +269,7 @@ class Stack(nn.Module):
             prefix = past.prefix
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment)
-        view = self.viewing.view(tokens, pos, mask, self.position, self.training)
+        tokens, view = self._viewed(tokens, pos, mask)
         reading = None
         if memory is not None:
             looking = tokens.segment if media is None else media
@@ -273,13 +278,18 @@ class Stack(nn.Module):
 
         x = tokens.x  # B L D
         if span.start == 0:
-            x = self.input_dropout(self.input_norm(self.position.embed(x, tokens.pos)))
+            x = self.embedding_dropout(self.position.embed(x, tokens.pos))
+            x = self.input_dropout(self.input_norm(x))
         ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates)
         x = self.output_dropout(self.norm(ran.x)) if span.stop == self.spec.depth else ran.x
         last = None if media is None else media[:, -1]
         after = None if state is None else StackState(ran.states, pos, valid, segment, prefix, last)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
         return StackOutput(Tokens(x, tokens.pos, tokens.valid, tokens.segment), after, ran.aux, ran.intermediates)
+
+    def _viewed(self, tokens: Tokens, pos: Tensor, mask: Mask) -> tuple[Tokens, View]:
+        """The tokens to work on, and what they may look at: of all that were handed in, where one process has them."""
+        return tokens, self.viewing.view(tokens, pos, mask, self.position, self.training)
 
     def _run(
         self,

@@ -54,3 +54,13 @@ def counted(valid: Tensor | None, segment: Tensor | None) -> Tensor | None:
     begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     start = before.masked_fill(~begins, -1).cummax(1).values
     return torch.empty_like(before).scatter_(1, by_segment, before - start)
+
+
+def totals(valid: Tensor | None, segment: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """How many real tokens the segment of each token has: (B or 1) L."""
+    before = counted(valid, segment)
+    if before is None:
+        return torch.full((1, length), length, device=device)
+    after = counted(*(None if part is None else part.flip(1) for part in (valid, segment)))
+    assert after is not None
+    return before + after.flip(1) + (1 if valid is None else valid.long())

@@ -12,7 +12,7 @@ from mmformer.nn.mixer import MixerSpec, View
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, make_plan
 from mmformer.nn.position import Position, unexpanded
-from mmformer.nn.state import counted
+from mmformer.nn.state import counted, totals
 from mmformer.types import Tokens
 
 
@@ -23,6 +23,7 @@ class Viewing:
         """Args: biases: whether the position has a bias."""
         self.biases = biases
         self.asks_order = any(mixer.asks_order for mixer in mixers)
+        self.asks_lengths = any(mixer.sparse is not None and mixer.sparse.pattern.over_lengths for mixer in mixers)
         self.laid_out = {axes for mixer in mixers if (axes := mixer.lays_out) is not None}
         self.sparse = {mixer.sparse for mixer in mixers if mixer.sparse is not None}
         biased = (mixer.sparse for mixer in mixers if "bias" in mixer.abilities)
@@ -36,9 +37,11 @@ class Viewing:
             pos: B L A, where all keys stand, those of a state among them.
             mask: which of them are seen.
         """
-        plans: dict[PatternSpec, Plan] = {}
+        plans: dict[PatternSpec | None, Plan] = {}
         if self.asks_order:
             mask = mask._replace(pos=unexpanded(pos), order=counted(mask.valid, mask.key_segment))
+            if self.asks_lengths:
+                mask = mask._replace(total=totals(mask.valid, mask.key_segment, pos.shape[1], pos.device))
             if tokens.x.shape[1] == pos.shape[1]:  # decoding has few queries
                 plans = self._plans(mask, tokens.x, position, training)
         # A plan holds the bias of the pairs that it computes. That of all pairs is made where a layer computes all.
@@ -50,8 +53,8 @@ class Viewing:
         made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}
         return {axes: canvas for axes, canvas in made.items() if canvas is not None}
 
-    def _plans(self, mask: Mask, x: Tensor, position: Position, training: bool) -> dict[PatternSpec, Plan]:
-        plans: dict[PatternSpec, Plan] = {}
+    def _plans(self, mask: Mask, x: Tensor, position: Position, training: bool) -> dict[PatternSpec | None, Plan]:
+        plans: dict[PatternSpec | None, Plan] = {}
         bias = position.bias if self.biases else None
         for pattern in dict.fromkeys(each.pattern for each in self.sparse):
             dropout = max(each.dropout for each in self.sparse if each.pattern == pattern) if training else 0.0

@@ -1,4 +1,4 @@
-"""BigBird, where its attention is full: the way in, the numbers of transformers' own, the way out."""
+"""BigBird, full and sparse: the way in, the numbers of transformers' own, the way out."""
 
 from __future__ import annotations
 
@@ -93,18 +93,78 @@ def test_what_it_was_trained_with(tmp_path: Path) -> None:
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_is_called_sparse_is_full_for_short_rows(tmp_path: Path) -> None:
-    """As the refusal of the other says."""
-    sparse = big_bird("BigBirdForMaskedLM", tmp_path / "in", attention_type="block_sparse", block_size=4)
-    with pytest.raises(InputError, match="'original_full', which that is, too, for rows of up to 44 ids"):
-        import_model(f"hf:{tmp_path / 'in'}", tmp_path / "bundle")
-    config = json.loads((tmp_path / "in/config.json").read_text())
-    (tmp_path / "in/config.json").write_text(json.dumps(config | {"attention_type": "original_full"}))
-    model, ids = imported(sparse, tmp_path / "bundle"), torch.randint(1, 99, (2, 64), generator=DRAWN)
+SPARSE: dict[str, Any] = {
+    **{"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 2, "max_position_embeddings": 96},
+}
+"""Rows of up to 36 ids are seen whole."""
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return big_bird("BigBirdForMaskedLM", tmp_path_factory.mktemp("sparse"), **SPARSE)
+
+
+def alone(case: Case, ids: torch.Tensor) -> torch.Tensor:
+    """Theirs, whose attention is full for good after a short row."""
+    case.reference.bert.set_attention_type("block_sparse")
+    return case.reference(ids).logits
+
+
+@pytest.mark.parametrize("length", [9, 36, 37, 40, 41, 64, 95])
+def test_sparse_rows_short_and_long(sparse: Case, tmp_path: Path, length: int) -> None:
+    model, ids = imported(sparse, tmp_path / "bundle"), torch.randint(1, 99, (2, length), generator=DRAWN)
     with torch.no_grad():
-        longer = sparse.reference(ids).logits  # first: a short row makes theirs full for good
-        close(model.logits(ids[:, :44]), sparse.reference(ids[:, :44]).logits, measured="logits")
-    assert (model.logits(ids) - longer).abs().max() > 0.1
+        ours = model.logits(ids)
+        close(ours, alone(sparse, ids), measured="logits")
+        sparse.reference.bert.set_attention_type("original_full")
+        full = sparse.reference(ids).logits
+    assert bool((ours - full).abs().max() > 0.1) == (length > 36)
+
+
+def test_each_sparse_row_of_a_batch_is_what_it_is_alone(sparse: Case, tmp_path: Path) -> None:
+    """In a batch, theirs hang on the longest; where all end in one block, they are the same."""
+    model, ids = imported(sparse, tmp_path / "bundle"), torch.randint(1, 99, (4, 62), generator=DRAWN)
+    lengths = (62, 61, 45, 20)
+    valid = torch.tensor(lengths)[:, None] > torch.arange(62)
+    with torch.no_grad():
+        ours = model.logits(ids, valid=valid)
+        for row, length in enumerate(lengths):
+            close(ours[row, :length], alone(sparse, ids[row : row + 1, :length])[0], measured="logits")
+        sparse.reference.bert.set_attention_type("block_sparse")
+        theirs = sparse.reference(ids[:2], attention_mask=valid[:2].long()).logits
+    close(ours[:2][valid[:2]], theirs[valid[:2]], measured="logits")
+
+
+def test_sparse_rows_that_are_computed_in_blocks(tmp_path: Path) -> None:
+    """Of more than ours are cut into, so that what no block needs is never computed."""
+    case = big_bird("BigBirdModel", tmp_path / "in", **SPARSE | {"max_position_embeddings": 1600, "block_size": 16})
+    model, ids = imported(case, tmp_path / "bundle").model, torch.randint(1, 99, (1, 1570), generator=DRAWN)
+    with torch.no_grad():
+        ours = model(Batch((), {}, text=text_of(ids, torch.ones_like(ids).bool(), torch.zeros_like(ids))))
+        theirs = case.reference(ids)
+    close(ours.tokens["text"].x, theirs.last_hidden_state)
+    close(ours.embedding["text"], theirs.pooler_output, measured="embeddings")
+
+
+def test_sparse_gradients(tmp_path: Path) -> None:
+    case = big_bird("BigBirdForMaskedLM", tmp_path / "in", size=1.0, **SPARSE)
+    model, ids = imported(case, tmp_path / "bundle").model.eval(), torch.randint(1, 99, (2, 50), generator=DRAWN)
+    ours = text_logits(model, None, text_of(ids, torch.ones_like(ids).bool(), torch.zeros_like(ids)), None, {})
+    check_gradients(ours, model, case.reference(ids).logits, case)
+
+
+def test_the_way_out_of_sparse_ones(sparse: Case, tmp_path: Path) -> None:
+    imported(sparse, tmp_path / "bundle")
+    again = check_round_trip(
+        sparse, tmp_path / "bundle", tmp_path / "out", transformers.BigBirdForMaskedLM.from_pretrained
+    )
+    assert again.bert.attention_type == "block_sparse"
+
+
+def test_embeddings_are_dropped_before_their_norm(tmp_path: Path) -> None:
+    case = big_bird("BigBirdForMaskedLM", tmp_path / "in", hidden_dropout_prob=0.25)
+    stack = imported(case, tmp_path / "bundle").model.spec.stacks["text"]
+    assert (stack.embedding_dropout, stack.input_dropout, stack.layer.dropout) == (0.25, 0.0, 0.25)
 
 
 @pytest.mark.slow
@@ -120,6 +180,7 @@ def test_full_depth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
+        ({"attention_type": "full"}, "attention_type 'full' .*'block_sparse' or 'original_full'"),
         ({"use_bias": False}, "use_bias False, but .* is True"),
         ({"hidden_act": "tanh"}, "hidden_act 'tanh', but .* one of 'gelu'"),
         ({"is_decoder": True}, "is_decoder True, but .* is False"),

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mmformer.nn.ability import Ability
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
+from mmformer.nn.block_sparse import BlockSparseSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.everywhere import EverywhereSpec, GlobalAttentionSpec
 from mmformer.nn.feedforward import (
@@ -99,6 +100,7 @@ MIXERS: dict[str, MixerSpec] = {
         key_value_heads=2,
         pattern=AnyOfSpec((WindowSpec(1, 1), GlobalSpec(1), RandomBlocksSpec(size=2, blocks=1))),
     ),
+    "attention_blocks": AttentionSpec(heads=4, pattern=BlockSparseSpec(size=2, whole=4, first=3)),
     "attention_grid": AttentionSpec(heads=4, pattern=NeighbourhoodSpec(rows=0, columns=1)),
     "global": GlobalAttentionSpec(heads=4, pattern=AnyOfSpec((WindowSpec(1, 1), EverywhereSpec()))),
     "convolution": ConvolutionSpec(before=2, after=1),
@@ -123,6 +125,7 @@ PATTERNS: dict[str, PatternSpec] = {
     "global": GlobalSpec(tokens=3),
     "everywhere": EverywhereSpec(),
     "random_blocks": RandomBlocksSpec(size=10, blocks=1),
+    "block_sparse": BlockSparseSpec(size=10, whole=80, first=3),
     "strided": StridedSpec(stride=60),
     "neighbourhood": NeighbourhoodSpec(rows=2, columns=3),
     "all_of": AllOfSpec((WindowSpec(before=60, after=60), StridedSpec(stride=7))),
@@ -317,9 +320,10 @@ class Case:
 
     @property
     def float32_tables(self) -> bool:
-        """Waves, rotations and distances are computed in float32 whatever the tokens are."""
+        """Waves, rotations, distances and what patterns add are computed in float32 whatever the tokens are."""
         exact = (LearnedPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec)
-        return type(POSITIONS[self.position]) not in (PositionSpec, *exact)
+        counts = isinstance(getattr(MIXERS[self.mixer], "pattern", None), BlockSparseSpec)
+        return counts or type(POSITIONS[self.position]) not in (PositionSpec, *exact)
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from shaw_reference import shaw
 from torch import Tensor, nn
 
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.block_sparse import BlockSparseSpec
 from mmformer.nn.convolution import DepthwiseSpec
 from mmformer.nn.everywhere import EverywhereSpec, GlobalAttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec
@@ -57,8 +58,8 @@ def linear(module: nn.Linear, x: Array, rows: slice = slice(None)) -> Array:
 
 
 def visibility(inputs: Inputs, mixer: MixerSpec | None = None) -> Array:
-    """B queries keys: whether a query sees a key, from the words of the documentation; of a convolution, by which of
-    its weights.
+    """B queries keys: whether a query sees a key, from the words of the documentation, or how many times over; of a
+    convolution, by which of its weights.
     """
     batch, length, _ = inputs.tokens.x.shape
     pattern, pos = getattr(mixer, "pattern", None), inputs.tokens.pos.tolist()
@@ -77,19 +78,30 @@ def visibility(inputs: Inputs, mixer: MixerSpec | None = None) -> Array:
             return tap(mixer, i == j, here, there) if valid is None or valid[b][i] else 0
         if isinstance(mixer, MambaSpec) and valid is not None and not valid[b][i]:
             return False
-        return pattern is None or pattern_allows(pattern, order(b, i), order(b, j), pos[b][i], pos[b][j])
+        return pattern is None or pattern_allows(pattern, order(b, i), order(b, j), pos[b][i], pos[b][j], total(b, i))
 
     def order(b: int, i: int) -> int:
         """How many real tokens of its segment stand before it."""
-        before = [k for k in range(i) if segment is None or segment[b][k] == segment[b][i]]
-        return sum(valid is None or valid[b][k] for k in before)
+        return sum(beside(b, i, k) for k in range(i))
+
+    def total(b: int, i: int) -> int:
+        """How many it has in all."""
+        return sum(beside(b, i, k) for k in range(length))
+
+    def beside(b: int, i: int, k: int) -> bool:
+        return (segment is None or segment[b][k] == segment[b][i]) and (valid is None or valid[b][k])
 
     return np.array([[[visible(b, i, j) for j in range(length)] for i in range(length)] for b in range(batch)])
 
 
-def pattern_allows(pattern: PatternSpec, i: int, j: int, here: list[int], there: list[int]) -> bool:
-    """Whether the i-th token may see the j-th, which stand here and there."""
+def pattern_allows(pattern: PatternSpec, i: int, j: int, here: list[int], there: list[int], length: int) -> bool | int:
+    """Whether the i-th token of a row may see the j-th, which stand here and there, or how many times over."""
     match pattern:
+        case BlockSparseSpec(size, whole, first):
+            own, seen, ends = i // size, j // size, {0, (length - 1) // size}
+            if length <= whole or own in ends:
+                return 1
+            return first if seen == 0 else int(seen in ends or abs(own - seen) <= 1)
         case WindowSpec(before, after, step):
             return j in range(i - before * step, i + after * step + 1, step)
         case ChunksSpec(size):
@@ -109,9 +121,9 @@ def pattern_allows(pattern: PatternSpec, i: int, j: int, here: list[int], there:
                 return True
             return all(abs(here[a] - there[a]) <= reach for a, reach in zip(axes, (rows, columns), strict=True))
         case AllOfSpec(patterns):
-            return all(pattern_allows(each, i, j, here, there) for each in patterns)
+            return all(pattern_allows(each, i, j, here, there, length) for each in patterns)
         case AnyOfSpec(patterns):
-            return any(pattern_allows(each, i, j, here, there) for each in patterns)
+            return any(pattern_allows(each, i, j, here, there, length) for each in patterns)
     raise AssertionError(f"Write the meaning of {type(pattern).__name__} here.")
 
 
@@ -205,7 +217,7 @@ def attention(
                 scores = {}
                 for j, k in enumerate(keys):
                     if allowed[b, i, j]:
-                        scores[j] = math.exp(q @ k * scale + (bias(b, head, i, j) if bias else 0.0))
+                        scores[j] = allowed[b, i, j] * math.exp(q @ k * scale + (bias(b, head, i, j) if bias else 0.0))
                 for j, score in scores.items():
                     joined[b, i, q_rows] += score / sum(scores.values()) * values[j]
     return joined, linear(module.out, joined)

@@ -11,6 +11,7 @@ import torch
 
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.block_sparse import BlockSparseSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec, GLUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.halting import HaltingSpec
@@ -131,6 +132,10 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: HaltingSpec(ponder_cost=0.0), "HaltingSpec.ponder_cost must be positive: nothing else makes tokens halt"),
     (lambda: StackSpec(16, 1, halting=HaltingSpec()), "StackSpec.halting must be None where there is one layer"),
     (lambda: StackSpec(16, 1, input_dropout=1.0), "StackSpec.input_dropout must be at least 0 and below 1, but is 1"),
+    (
+        lambda: StackSpec(16, 1, embedding_dropout=0.1),
+        "StackSpec.embedding_dropout must be 0 where there is no input_norm for it to stand before: set input_dropout",
+    ),
     (lambda: LayerSpec(layer_scale=0.0), "LayerSpec.layer_scale must be None or positive, but is 0.0."),
     (
         lambda: LayerSpec(gated=True, layer_scale=0.1),
@@ -146,6 +151,9 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: WindowSpec(dilation=0), "WindowSpec.dilation must be at least 1, but is 0."),
     (lambda: ChunksSpec(size=0), "ChunksSpec.size must be at least 1, but is 0."),
     (lambda: GlobalSpec(tokens=0), "GlobalSpec.tokens must be at least 1, but is 0."),
+    (lambda: BlockSparseSpec(size=0), "BlockSparseSpec.size must be at least 1, but is 0."),
+    (lambda: BlockSparseSpec(whole=-1), "BlockSparseSpec.whole must be at least 0, but is -1."),
+    (lambda: BlockSparseSpec(first=0), "BlockSparseSpec.first must be at least 1, but is 0."),
     (lambda: StridedSpec(stride=0), "StridedSpec.stride must be at least 1, but is 0."),
     (lambda: RandomBlocksSpec(size=0), "RandomBlocksSpec.size must be at least 1, but is 0."),
     (lambda: RandomBlocksSpec(blocks=0), "RandomBlocksSpec.blocks must be at least 1, but is 0."),

@@ -18,7 +18,7 @@ from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec, RandomBlocksSpec, WindowSpec
 from mmformer.nn.plan import make_plan
-from mmformer.nn.state import counted
+from mmformer.nn.state import counted, totals
 
 CPU = torch.device("cpu")
 
@@ -34,14 +34,22 @@ def meaning(pattern: PatternSpec, pos: Tensor) -> Tensor:
     rows = pos[0].tolist()
     length = range(len(rows))
     return torch.tensor(
-        [[nn_reference.pattern_allows(pattern, i, j, rows[i], rows[j]) for j in length] for i in length]
+        [
+            [bool(nn_reference.pattern_allows(pattern, i, j, rows[i], rows[j], len(rows))) for j in length]
+            for i in length
+        ]
     )
+
+
+def whole(pattern: PatternSpec, length: int, pos: Tensor | None = None) -> Mask:
+    """Of a row without padding."""
+    return Mask(pattern=pattern, pos=pos, total=totals(None, None, length, CPU))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_pattern_is_its_words(name: str) -> None:
     pos = grid(330)
-    dense = Mask(pattern=PATTERNS[name], pos=pos).dense(330, 330)
+    dense = whole(PATTERNS[name], 330, pos).dense(330, 330)
     assert dense is not None
     assert torch.equal(dense[0, 0], meaning(PATTERNS[name], pos))
 
@@ -49,7 +57,7 @@ def test_a_pattern_is_its_words(name: str) -> None:
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_block_that_holds_a_pair_is_left_out(name: str) -> None:
     pattern, length, size = PATTERNS[name], 330, 16
-    mask = Mask(pattern=pattern, pos=grid(length))
+    mask = whole(pattern, length, grid(length))
     places = mask.places(torch.zeros(1, 1, dtype=torch.int64), torch.arange(length)[None])
     occupied = pattern.occupied(places, places, size)[0]
     dense = mask.dense(length, length)
@@ -70,18 +78,27 @@ def made(length: int, kind: str) -> Mask:
     valid[1, length - 90 :] = False
     segment = (torch.arange(length)[None] // torch.tensor([[70], [201]])).long()
     segment[1, :60:2] = 9  # two that take turns
+    all_real = totals(None, None, length, CPU)
     match kind:
         case "plain":
-            return Mask()
+            return Mask(total=all_real)
         case "causal":
-            return Mask(causal=True)
+            return Mask(causal=True, total=all_real)
         case "prefix":
-            return Mask(causal=True, prefix=torch.tensor([5, 200]))
+            return Mask(causal=True, prefix=torch.tensor([5, 200]), total=all_real)
         case "padded":
-            return Mask(valid=valid, order=counted(valid, None))
+            return Mask(valid=valid, order=counted(valid, None), total=totals(valid, None, length, CPU))
         case "packed":
-            return Mask(True, None, valid, segment, segment, order=counted(valid, segment))
+            total = totals(valid, segment, length, CPU)
+            return Mask(True, None, valid, segment, segment, order=counted(valid, segment), total=total)
     raise AssertionError(kind)
+
+
+def lowered(mask: Mask, length: int) -> Tensor:
+    """The dense mask, as booleans, or with what the pattern adds to scores."""
+    made, causal = mask.sdpa(length, length, None, CPU)
+    assert made is not None and not causal
+    return made if made.dtype == torch.bool else made.double()
 
 
 @pytest.mark.parametrize("kind", ["plain", "causal", "prefix", "padded", "packed"])
@@ -100,8 +117,7 @@ def test_blocks_compute_what_the_dense_mask_does(name: str, kind: str, monkeypat
     draw = torch.Generator().manual_seed(1)
     shapes = ((2, 2, length, 4), (2, 1, length, 4), (2, 1, length, 4))
     query, key, value = (torch.randn(s, generator=draw, dtype=torch.float64).requires_grad_() for s in shapes)
-    dense = mask.dense(length, length)
-    expected = attend(query, key, value, dense, False, 0.0)
+    expected = attend(query, key, value, lowered(mask, length), False, 0.0)
     found = plan.attend(query, key, value, 0.0)
     assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn(expected.shape, generator=draw, dtype=torch.float64)
@@ -127,7 +143,7 @@ def test_flex_computes_what_the_dense_mask_does(name: str, kind: str) -> None:
     shapes = ((2, 2, length, 4), (2, 1, length, 4), (2, 1, length, 4))
     query, key, value = (torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes)
     found = plan.attend(query, key, value, 0.0)
-    assert_close(found, attend(query, key, value, mask.dense(length, length), False, 0.0), rtol=1e-12, atol=1e-12)
+    assert_close(found, attend(query, key, value, lowered(mask, length), False, 0.0), rtol=1e-12, atol=1e-12)
     if name == "window" and kind == "causal":  # 330 tokens are three blocks: the third is too far for the first
         assert plan.blocks.kv_num_blocks.tolist() == [[[1, 2, 2]]]
 
@@ -144,8 +160,8 @@ def test_flex_compiles_a_pattern() -> None:
         mask = made(length, "packed")._replace(pattern=pattern, pos=grid(length))
         plan = flex_plan(mask, length, CPU)
         assert plan is not None
-        found = compiled(query, key, value, block_mask=plan.blocks)
-        assert_close(found, attend(query, key, value, mask.dense(length, length), False, 0.0))
+        found = compiled(query, key, value, score_mod=plan.added, block_mask=plan.blocks)
+        assert_close(found, attend(query, key, value, lowered(mask, length).to(query.dtype), False, 0.0))
 
 
 def test_a_plan_is_flex_where_it_can_be() -> None:
@@ -202,3 +218,12 @@ def test_places_are_counted_over_the_real_tokens_of_a_segment() -> None:
     assert torch.equal(counted(valid, None), torch.tensor([[0, 1, 1, 2, 3, 4]]))  # type: ignore[arg-type]
     assert torch.equal(counted(None, segment), torch.tensor([[0, 1, 0, 1, 2, 2]]))  # type: ignore[arg-type]
     assert torch.equal(counted(valid, segment), torch.tensor([[0, 1, 0, 1, 1, 2]]))  # type: ignore[arg-type]
+
+
+def test_lengths_are_those_of_segments_in_real_tokens() -> None:
+    segment = torch.tensor([[0, 0, 1, 1, 0, 1]])
+    valid = torch.tensor([[True, False, True, True, True, True]])
+    assert totals(None, None, 6, CPU).tolist() == [[6] * 6]
+    assert totals(valid, None, 6, CPU).tolist() == [[5] * 6]
+    assert totals(None, segment, 6, CPU).tolist() == [[3] * 6]
+    assert totals(valid, segment, 6, CPU).tolist() == [[2, 2, 3, 3, 2, 3]]

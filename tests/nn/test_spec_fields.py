@@ -22,6 +22,7 @@ import mmformer.nn
 from mmformer.errors import InputError
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.bias import ALiBiPositionSpec, RelativeBucketPositionSpec, RelativeGridPositionSpec
+from mmformer.nn.block_sparse import BlockSparseSpec
 from mmformer.nn.convolution import ConvolutionSpec, GridConvolutionSpec
 from mmformer.nn.everywhere import EverywhereSpec, GlobalAttentionSpec
 from mmformer.nn.feedforward import (
@@ -186,6 +187,11 @@ FIELDS: dict[type, dict[str, Change]] = {
         "blocks": Change(2, OUTPUT, {"size": 1, "blocks": 1}),
         "seed": Change(1, OUTPUT, {"size": 1, "blocks": 1}),
     },
+    BlockSparseSpec: {
+        "size": Change(2, OUTPUT, {"size": 1, "whole": 0}),
+        "whole": Change(6, OUTPUT, {"size": 1, "whole": 5}),
+        "first": Change(2, OUTPUT, {"size": 1, "whole": 0}),
+    },
     StridedSpec: {"stride": Change(3, OUTPUT)},
     NeighbourhoodSpec: {
         "rows": Change(0, OUTPUT, {"rows": 1, "columns": 0}),
@@ -297,6 +303,7 @@ FIELDS: dict[type, dict[str, Change]] = {
         "drop_path": Change(0.5, TRAINING, {"width": 64, "depth": 2}),
         "input_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1}),
         "output_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1}),
+        "embedding_dropout": Change(0.5, TRAINING, {"width": 64, "depth": 1, "input_norm": True}),
         "sharing": Change(SharingSpec(), PARAMETERS, {"width": 64, "depth": 2}),
         "reversible": Change(True, OUTPUT, {"width": 64, "depth": 2}),
         "halting": Change(HaltingSpec(), PARAMETERS, {"width": 64, "depth": 2}),

@@ -1,9 +1,8 @@
-"""BigBird as transformers keeps it (``models/big_bird``), where its attention is full.
+"""BigBird as transformers keeps it (``models/big_bird``), with full or with sparse attention.
 
-What it calls block-sparse has no random blocks in evaluation: each block counts the first one several times over
-instead, and the last that all see is where the longest row of a batch ends, so that what a text is worth depends on
-those beside it. Rows that are shorter than all of these blocks it attends to in full. The paper's pattern is in
-``configs/stacks/bigbird.yaml``.
+Of rows of different lengths, its sparse attention lets all see the block in which the longest ends, and cuts up even
+those that are short enough to be seen whole; and after one short batch it is full for good. Here each row is worth what
+it is worth there alone, in a model that has seen nothing yet. In training, it draws blocks at random besides.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from mmformer.interop.rules import Rule
 from mmformer.interop.rules import same as named
 
 _FOLLOWS = "heads.follows"
+_PATTERN = f"{STACK}.layer.mixer.pattern"
 _FIXED = {"use_bias": True, "is_decoder": False, "add_cross_attention": False}
 
 
@@ -29,13 +29,19 @@ def _rules(config: Data) -> list[Rule]:
     ]
 
 
-def _full(kind: str, size: int, drawn: int) -> Sequence[str]:
-    if kind != "original_full":
-        raise ValueError(
-            f"attention_type 'original_full', which that is, too, for rows of up to {(5 + 2 * drawn) * size} ids: "
-            f"write it into the config to read such rows, or all in full"
-        )
-    return []
+def _pattern(kind: str, size: int, drawn: int) -> Sequence[Data | None]:
+    if kind not in ("block_sparse", "original_full"):
+        raise ValueError("attention_type 'block_sparse' or 'original_full'")
+    said = {"size": size, "whole": (5 + 2 * drawn) * size, "first": 1 + drawn}
+    return [{"class_path": "BlockSparseSpec", "init_args": said} if kind == "block_sparse" else None]
+
+
+def _kind(pattern: Data | None) -> Sequence[str | int]:
+    if pattern is None:
+        return ["original_full", 64, 3]
+    if pattern["class_path"] != "BlockSparseSpec":
+        raise ValueError("None or a BlockSparseSpec")
+    return ["block_sparse", pattern["init_args"]["size"], pattern["init_args"]["first"] - 1]
 
 
 FAMILY = Family(
@@ -48,10 +54,10 @@ FAMILY = Family(
         "BigBirdModel": Layout("", (HEAD, _FOLLOWS)),
     },
     fields=(
-        *trunk_fields(),
+        *trunk_fields("embedding_dropout"),
         *size_fields(),
         scaled("rescale_embeddings", "hidden_size", f"{STACK}.width", 0.5, f"{TEXT}.tokenizer.scale"),
-        Field(("attention_type", "block_size", "num_random_blocks"), (), _full, lambda: ["original_full", 64, 3]),
+        Field(("attention_type", "block_size", "num_random_blocks"), (_PATTERN,), _pattern, _kind),
         *all_fixed(_FIXED),
     ),
     rules=_rules,
