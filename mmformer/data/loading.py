@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmformer.data.collate import Collate, Sample
 from mmformer.data.dataset import MixedDataset, SampleDataset
 from mmformer.data.order import OrderSpec
+from mmformer.data.processes import read_on
 from mmformer.data.sources import DataSpec
 from mmformer.errors import InputError
 from mmformer.tokenizers.text import TextEncoder
@@ -122,6 +123,7 @@ def _loader(
         batch_sampler=batches,
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=read_on,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: the loader would otherwise draw from the global stream that dropout uses.
         generator=torch.Generator().manual_seed(0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -49,3 +50,23 @@ def available_cores() -> int:
 
 def _leave_interrupts_to_the_first() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def read_on(worker: int) -> None:
+    """Have a loader's worker end when its loader ends it, and at no signal from elsewhere.
+
+    Schedulers and terminals signal every process of a job. The one that trains then ends in order, and needs batches
+    until it has. Of the sender, only who waits for a signal is told.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="ending", daemon=True).start()
+
+
+def _end_with(loader: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != loader:
+        pass
+    os._exit(0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tiny import tiny_run, write_shards
 from mmformer.training.checkpoint import newest_checkpoint, step_of
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, RunSpec
+from mmformer.training.stopping import Stopping
 from mmformer.training.task import TrainingTask
 
 
@@ -24,11 +27,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
 
 
 def signalled(monkeypatch: pytest.MonkeyPatch, *numbers: signal.Signals) -> None:
-    """Have the process signalled in the fourth update."""
+    """Have the process, and its loader's workers before it, signalled in the fourth update."""
     step = TrainingTask.training_step
 
     def training_step(self: TrainingTask, batch: Any, batch_idx: int) -> None:
         if self.global_step == 3:
+            for child in multiprocessing.active_children():  # not by their loader, which they obey
+                subprocess.run(["kill", f"-{numbers[0].value}", str(child.pid)], check=True)
             for number in numbers:
                 os.kill(os.getpid(), number)
         step(self, batch, batch_idx)
@@ -56,6 +61,31 @@ def test_signals_of_schedulers_end_it_in_order(
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000004"]
     assert capsys.readouterr().err == "\nStopping after this update, with a checkpoint.\n"
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGUSR1))],
+)
+def test_workers_read_on_where_all_processes_of_a_job_are_signalled(
+    number: signal.Signals, run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they gone, the updates before all processes of a run have agreed to stop would have nothing to read."""
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, workers=2))
+    seen: list[int] = []
+    ends = Stopping.on_train_batch_end
+
+    def later(self: Stopping, trainer: Any, *arguments: Any) -> None:
+        seen.append(trainer.global_step)
+        if trainer.global_step >= 8:
+            ends(self, trainer, *arguments)
+
+    monkeypatch.setattr(Stopping, "on_train_batch_end", later)
+    signalled(monkeypatch, number)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run, tmp_path / "run")
+    assert seen == list(range(1, 9))
+    assert not multiprocessing.active_children()
 
 
 def test_a_second_ctrl_c_ends_it_at_once(run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
