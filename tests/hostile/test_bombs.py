@@ -285,6 +285,82 @@ def test_a_line_of_a_gigabyte_in_a_table(suffix: str, tmp_path: Path) -> None:
     refused("a line of a gigabyte", lambda: read_table(tmp_path / f"a{suffix}"), "line")
 
 
+def parquet_of(caption: Any, **options: Any) -> bytes:
+    """A table of one column, as pyarrow writes it."""
+    arrow = pytest.importorskip("pyarrow", reason="tables in Parquet")
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(arrow.table({"caption": caption}), file, **options)
+    return file.getvalue()
+
+
+def zeros(compression: str) -> bytes:
+    text = "\0" * 2**26
+    return parquet_of(
+        [text], compression=compression, compression_level=1, use_dictionary=False, write_statistics=False
+    )
+
+
+def lying() -> bytes:
+    """The only page of a table, whose header says that it is 2 GiB, as the footer does not."""
+    data = parquet_of(["a cat"], compression="gzip", use_dictionary=False)
+    assert (data[4], data[6]) == (0x15, 0x15) and data[7] < 0x80 and data[8] == 0x15, "kind, size, compressed size"
+    return data[:7] + b"\xfe\xff\xff\xff\x0f" + data[8:]
+
+
+def same_texts() -> Any:
+    """A text of 100 kB, a million times."""
+    import pyarrow as arrow
+
+    return arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(10**6, np.int8)), ["a" * 10**5])
+
+
+def one_list() -> Any:
+    """All of them in one row."""
+    import pyarrow as arrow
+
+    return arrow.ListArray.from_arrays([0, 10**6], same_texts())
+
+
+def prefixes() -> bytes:
+    """Texts of which each is the one before it."""
+    return parquet_of(["a" * 10**5] * 100, use_dictionary=False, column_encoding="DELTA_BYTE_ARRAY")
+
+
+def empty_cells() -> bytes:
+    import pyarrow as arrow
+
+    return parquet_of(arrow.nulls(10**7, arrow.bool_()))
+
+
+def deep() -> bytes:
+    """A footer alone, whose columns are a hundred thousand groups in each other (Thrift's compact protocol)."""
+    groups = b"\x35\x02\x18\x01g\x15\x02\0" * 100_000  # optional, its name, one in it
+    schema = b"\x48\x01s\x15\x02\0" + groups + b"\x15\x0c\x25\x02\x18\x01v\0"
+    footer = b"\x15\x02\x19\xfc\xa2\x8d\x06" + schema + b"\x16\0\x19\x0c\0"
+    return b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1"
+
+
+PARQUET: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zeros, gzip": (lambda: zeros("gzip"), "unpacks to more than"),
+    "zeros, zstd": (lambda: zeros("zstd"), "unpacks to more than"),
+    "a page that declares 2 GiB": (lying, "unpacks to more than"),
+    "a text repeated": (lambda: parquet_of(same_texts()), "unpacks to more than"),
+    "a list of one text": (lambda: parquet_of(one_list()), "unpacks to more than"),
+    "texts by those before them": (prefixes, "DELTA_BYTE_ARRAY"),
+    "cells without anything": (empty_cells, "unpacks to more than"),
+    "groups in each other": (deep, "nested"),
+}
+
+
+@pytest.mark.parametrize("bomb", PARQUET)
+def test_tables_in_parquet_that_unpack_to_gigabytes(bomb: str, tmp_path: Path) -> None:
+    make, told = PARQUET[bomb]
+    (tmp_path / "a.parquet").write_bytes(make())
+    refused(f"Parquet, {bomb}", lambda: read_table(tmp_path / "a.parquet"), "a.parquet", told)
+
+
 def nested(depth: int) -> bytes:
     return b"[" * depth + b"]" * depth
 

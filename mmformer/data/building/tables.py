@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import IO, Any, AnyStr, NamedTuple
 
 from mmformer.data.building.draft import KIND, Unusable, extension_of, files_below
+from mmformer.data.building.parquet import read_parquet
 from mmformer.data.decode import MAX_TEXT, decode_json, decode_text
-from mmformer.errors import InputError, foreign, nearest
+from mmformer.errors import InputError, nearest
 
 TEXT = "text that is not UTF-8"
 ROW = "row that cannot be read"
@@ -180,16 +181,7 @@ def _read_lines(path: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def _read_parquet(path: Path) -> tuple[tuple[str, ...], list[Row]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise InputError(f'{path}: Parquet is read with pyarrow: pip install "mmformer[parquet]"') from error
-    try:
-        table = parquet.read_table(path)
-    except ArrowException as error:
-        raise InputError(f"{path}: not a whole Parquet file: {error}.") from error
-    with foreign(path):  # names or texts that are not UTF-8, days that no calendar has
-        values, columns = table.to_pylist(), tuple(table.column_names)
+    columns, values = read_parquet(path)
     return columns, [Row(f"{path.name}, row {number}", value) for number, value in enumerate(values, start=1)]
 
 

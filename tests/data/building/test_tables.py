@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 from pathlib import Path
 
@@ -38,6 +40,52 @@ def test_every_form_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert table.columns == ("file", "caption", "likes")
     assert [row.values for row in table.rows] == VALUES
     assert not any(row.problem for row in table.rows)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_any_table_in_parquet_is_what_pyarrow_reads(tmp_path: Path, version: str, dictionary: bool) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    times = 200
+    columns = {
+        "text": [f"a cat {number}" for number in range(3 * times)],
+        "texts": [["a cat", None, "cats"], [], None] * times,
+        "lists": [[["a"], ["b", "c"]], None, []] * times,
+        "fields": [{"size": [1.5], "by": "me"}, None, {"size": None, "by": "me"}] * times,
+        "map": arrow.array(
+            [[("en", "cat"), ("de", None)], None, []] * times, arrow.map_(arrow.string(), arrow.string())
+        ),
+        "none": arrow.nulls(3 * times),
+        "class": arrow.array(["cat", "dog", "cat"] * times).dictionary_encode(),
+        "day": [datetime.date(2024, 2, 29)] * 3 * times,
+        "price": [decimal.Decimal("1.50")] * 3 * times,
+        "digest": arrow.array([b"abcd"] * 3 * times, arrow.binary(4)),
+        "good": [True, None, False] * times,
+    }
+    options = {} if dictionary else {"column_encoding": {"text": "DELTA_LENGTH_BYTE_ARRAY"}}
+    parquet.write_table(
+        arrow.table(columns),
+        tmp_path / "t.parquet",
+        row_group_size=2 * times,
+        data_page_size=500,
+        data_page_version=version,
+        use_dictionary=dictionary,
+        **options,
+    )
+    table = read_table(tmp_path / "t.parquet")
+    assert table.columns == tuple(columns)
+    assert [row.values for row in table.rows] == parquet.read_table(tmp_path / "t.parquet").to_pylist()
+
+
+def test_columns_of_one_name_in_parquet_are_refused(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(arrow.table([["a"], ["b"]], ["file", "file"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="two columns have one name: file, file"):
+        read_table(tmp_path / "t.parquet")
 
 
 def test_a_column_is_the_one_asked_for_or_the_only_one_with_a_usual_name() -> None:
