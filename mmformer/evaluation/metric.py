@@ -116,6 +116,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     training: Iterable[Batch] | None = None,
     gather: Callable[[Mapping[str, Metric]], None] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Score]:
     """Run a model over batches and take every metric's scores, as "metric/score".
 
@@ -124,12 +125,13 @@ def evaluate(
     Args:
         training: batches of the training split, as they are read for evaluation; needed where a metric learns.
         gather: called when the metrics have seen all batches of this process, to give them those of the others.
+        dtype: what the model computes in.
     """
     built = {name: spec.build() for name, spec in metrics.items()}
     learning = [name for name, spec in metrics.items() if spec.learns]
     if learning and training is None:
         raise InputError(f"The metric '{learning[0]}' learns from a training split, but none was handed in.")
-    with evaluating(model):
+    with evaluating(model, dtype):
         start(built, model, encoders, device)
         if learning:
             observe(model, training or (), {name: built[name] for name in learning}, device, learn=True)

@@ -8,44 +8,69 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmformer.adapters.adapter import Adapted
 from mmformer.adapters.merge import adapt_alike
 from mmformer.models.model import Model
+from mmformer.nn.attention import Attention
+from mmformer.nn.feedforward import FeedForward
+from mmformer.nn.grouped import GroupedLinear
+from mmformer.nn.layer import Layer
 from mmformer.parallel.mesh import parameters_mesh
 
 
-def spread(model: Model, mesh: Any) -> None:
+def spread(model: Model, mesh: Any, dtype: torch.dtype = torch.float32) -> None:
     """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
     Its layers' products are shared out first, then what each process has of the parameters is sharded.
+
+    Args:
+        dtype: what autocast computes products in; see ``shard``.
     """
     if mesh["tensor"].size() > 1:
         from mmformer.parallel.tensor import share_out  # DTensors take a while to import
 
         share_out(model, mesh["tensor"])
     if (held := parameters_mesh(mesh)) is not None:
-        shard(model, held)
+        shard(model, held, dtype)
     for stack in model.stacks.values():
         stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
 
 
-def shard(model: Model, mesh: Any) -> None:
+def shard(model: Model, mesh: Any, dtype: torch.dtype = torch.float32) -> None:
     """Shard a model in place over a mesh: each layer of its stacks by itself, then all the rest together.
 
     The rest (tokenizers, heads, decoders' output) stays gathered for the whole of a forward pass, so that a decoder's
-    loss may use the embedding of its tokens. Parameters are gathered, and gradients added up, in float32: products are
-    made in half the precision where autocast does that in one process too, so that norms, routers and recurrences keep
-    what they have there, which a policy of FSDP2's would round for all parameters of a layer alike.
+    loss may use the embedding of its tokens. Parameters are kept, and gradients added up, in float32. Of a layer, the
+    linear maps that autocast rounds whenever it runs are gathered by themselves, rounded already, which halves their
+    bytes and leaves the products what they are in one process; norms, routers and recurrences, which compute in
+    float32, are gathered in it. A model that is sharded so has to run under that autocast, evaluation too.
 
     Args:
         mesh: of one dimension, over which parameters are sharded, or of two, over the first of which they are
             replicated.
+        dtype: what autocast computes products in.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    # Not what the first of the maps is given: autocast rounds that.
+    rounded = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for stack in model.stacks.values():
         for layer in stack.layers:  # type: ignore[union-attr]
+            if dtype != torch.float32 and (maps := _rounded_maps(layer)):
+                fully_shard(maps, mesh=mesh, mp_policy=rounded)
             fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def _rounded_maps(layer: Layer) -> list[nn.Module]:
+    """Linear maps that run whenever a layer does, under autocast: of softmax attention, feed-forwards and experts.
+
+    FSDP2 frees what a group gathered once all of it has run. Other mixers (Mamba, linear attention …) compute with
+    matrices outside their maps or without autocast, and so may adapters.
+    """
+    parts = (layer.mixer, layer.cross, layer.feedforward)
+    inside = [module for part in parts if isinstance(part, Attention | FeedForward) for module in part.modules()]
+    return [m for m in inside if isinstance(m, nn.Linear | GroupedLinear) and not isinstance(m, Adapted)]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -47,7 +47,7 @@ class Evaluation(pl.Callback):
                 self.run, self.run.data.validation, collectives.data_rank(), collectives.data_world_size()
             )
         with pl_module.averaged():
-            scores = self._split.scores(pl_module.built, pl_module.device)
+            scores = self._split.scores(pl_module.built, pl_module.device, self.run.trainer.dtype)
             for logger in trainer.loggers:
                 values = {f"validation/{name}": score.value for name, score in scores.items()}
                 logger.log_metrics(values, trainer.global_step)
@@ -101,10 +101,10 @@ class Split:
             skips = run.data.on_damage == "skip"
             self.learned = evaluation_loader(run.data, run.data.train, self.encoders, skips, rank, ranks)
 
-    def scores(self, model: Model, device: torch.device | str) -> dict[str, Score]:
-        """A model's scores, the same in each rank."""
+    def scores(self, model: Model, device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, Score]:
+        """A model's scores, the same in each rank; ``dtype`` is what it computes in."""
         gather = self._gather if self.ranks > 1 else None
-        return evaluate(model, self.loader, self.metrics, self.encoders, device, self.learned, gather)
+        return evaluate(model, self.loader, self.metrics, self.encoders, device, self.learned, gather, dtype)
 
     def _gather(self, metrics: Mapping[str, Metric]) -> None:
         for metric in metrics.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -102,9 +101,8 @@ def _update(task: TrainingTask, optimizer: torch.optim.Optimizer, batch: Batch, 
     for name, objective in task.objectives.items():
         batch = objective.prepare(batch, derive(run.seed, f"prepare.{name}"))
     weights = {name: spec.weight for name, spec in run.objectives.items()}
-    mixed = run.trainer.precision == "bf16-mixed"
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16) if mixed else nullcontext():
+    dtype, device = run.trainer.dtype, next(model.parameters()).device.type
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         losses = accumulate(
             model,
             task.objectives,

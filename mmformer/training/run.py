@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 import mmformer.adapters
 import mmformer.evaluation
 import mmformer.models
@@ -34,7 +36,8 @@ class TrainerSpec:
     Attributes:
         max_steps: updates of the whole run.
         accelerator: "auto" takes a GPU where there is one.
-        precision: "bf16-mixed" computes in bfloat16 and keeps parameters in float32.
+        precision: "bf16-mixed" computes in bfloat16 and keeps parameters in float32; scores while training are computed
+            so too, those of the end in float32.
         gradient_clip_val: largest norm of the whole gradient; None: not clipped.
         accumulate_grad_batches: micro-batches that one update's batch is cut into, to save memory. The gradient is
             that of the whole batch, for contrastive losses too.
@@ -58,6 +61,11 @@ class TrainerSpec:
         require(clips, self, "gradient_clip_val", "None or positive")
         require(self.accumulate_grad_batches >= 1, self, "accumulate_grad_batches", "at least 1")
         require(self.log_every_n_steps >= 1, self, "log_every_n_steps", "at least 1")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class TrainingTask(pl.LightningModule):
         elif self.device_mesh is None or is_spread(self.model):
             return
         if self.device_mesh is not None:
-            spread(self.model.to(self.trainer.strategy.root_device), self.device_mesh)
+            device, dtype = self.trainer.strategy.root_device, self.run.trainer.dtype
+            spread(self.model.to(device), self.device_mesh, dtype)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)
 
