@@ -22,6 +22,7 @@ from mmformer.training.checkpoint import Checkpoint, StateIO, step_of
 from mmformer.training.early_stopping import EarlyStopping
 from mmformer.training.evaluate import Evaluation, score_split
 from mmformer.training.intake import Intake, Taken
+from mmformer.training.lock import PATIENCE, FolderLock
 from mmformer.training.loggers import check_loggers, make_loggers
 from mmformer.training.output import begin, check_new, check_resumed
 from mmformer.training.parameter_groups import parameter_table
@@ -81,6 +82,13 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
         KeyboardInterrupt: it was told to stop, by Ctrl-C or SIGTERM; while training, a checkpoint was written first.
         OtherProcessError: another process failed, and raises the reason.
     """
+    with FolderLock(output) as lock:
+        return _fit(run, output, resume, overwrite, lock)
+
+
+def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: FolderLock) -> Result | None:
+    if resume and is_first() and output.is_dir():
+        lock.take(PATIENCE)
     last = check_resumed(run, output) if resume else None
     if not resume and is_first():
         check_new(output, overwrite)
@@ -110,7 +118,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
     if is_first():
         if not resume:
             print("\n".join(task.loaded.report), end="\n" * bool(task.loaded.report))
-            begin(output, overwrite)
+            begin(output, overwrite, lock)
         write_whole(output / "config.yaml", to_yaml(run))
         table = parameter_table(task.built, run.optimizer.lr, settings, task.loaded.names, task.thaw.starts)
         write_whole(output / "parameters.tsv", table)

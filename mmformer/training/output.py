@@ -11,6 +11,7 @@ from mmformer.config import parse, read_yaml, to_data
 from mmformer.errors import InputError
 from mmformer.files import PARTIAL, tidy
 from mmformer.training.checkpoint import Found, newest_checkpoint, set_aside, step_of, whole_checkpoints
+from mmformer.training.lock import LOCK, FolderLock
 from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
 
@@ -114,18 +115,21 @@ def _check_same(run: RunSpec, output: Path) -> None:
         )
 
 
-def begin(output: Path, overwrite: bool) -> None:
-    """Make the folder of a new run; what a former one left is removed only now.
+def begin(output: Path, overwrite: bool, lock: FolderLock) -> None:
+    """Make the folder of a new run, and take its lock; what a former run left is removed only now.
 
     Raises:
-        InputError: it cannot be written to.
+        InputError: it cannot be written to, or another run does.
     """
     try:
-        if overwrite or (output / "config.yaml").exists():
-            shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
-        for left in filter(_is_left, output.iterdir()):
-            left.unlink()
+        lock.take()
+        left = [path for path in output.iterdir() if path.name != LOCK]
+        if not overwrite and not (output / "config.yaml").exists():
+            left = [path for path in left if _is_left(path)]
+        # By its configuration a folder is a run's: it goes last, for this may be killed.
+        for path in sorted(left, key=lambda path: path.name == "config.yaml"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     except OSError as error:
         raise InputError(
             f"{output}: the folder cannot be made: {error.strerror}: name another with --output."
@@ -134,7 +138,7 @@ def begin(output: Path, overwrite: bool) -> None:
 
 def _is_left(path: Path) -> bool:
     """Whether this is all that a run leaves that was killed while it wrote its first file."""
-    return path.name.startswith(".config.yaml.") and path.name.endswith(PARTIAL)
+    return path.name == LOCK or (path.name.startswith(".config.yaml.") and path.name.endswith(PARTIAL))
 
 
 def holds_work(output: Path) -> bool:
