@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,6 +82,10 @@ class FolderSamples(Samples):
         number = min(len(self.files), max(_PARTS, len(self.files) // 1024))
         self._starts = [len(self.files) * part // number for part in range(number + 1)]
         self.counts = tuple(end - start for start, end in pairwise(self._starts))
+
+    @property
+    def names(self) -> Iterable[str]:
+        return (file.as_posix() for _, file in self.files)
 
     def part_keys(self, part: int) -> Sequence[str]:
         files = self.files[self._starts[part] : self._starts[part + 1]]

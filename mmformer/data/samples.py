@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -58,6 +59,22 @@ class Samples(ABC):
         return np.cumsum(np.asarray(self.counts, np.int64))
 
     @property
+    def names(self) -> Iterable[str]:
+        """What the parts, or the samples, are called; nothing where there are very many."""
+        return ()
+
+    @property
+    def digest(self) -> str:
+        """Of the counts and the names: another one, and positions mean other samples.
+
+        What is in the samples may change: damaged ones may be mended.
+        """
+        digest = hashlib.sha256(np.asarray(self.counts, "<i8").tobytes())
+        for name in self.names:
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """The keys of all samples, in order."""
         return tuple(key for part in range(len(self.counts)) for key in self.part_keys(part))
@@ -86,6 +103,10 @@ class JoinedSamples(Samples):
         self.elsewhere = any(samples.elsewhere for samples in several)
         self.counts = tuple(count for samples in several for count in samples.counts)
         self._where = [(samples, part) for samples in several for part in range(len(samples.counts))]
+
+    @property
+    def names(self) -> Iterable[str]:
+        return (name for samples in self.several for name in samples.names)
 
     def part_keys(self, part: int) -> Sequence[str]:
         samples, own = self._where[part]

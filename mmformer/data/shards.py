@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ from mmformer.data.decode import most_bytes
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.recent import Recent
 from mmformer.data.samples import RawSample, Samples
-from mmformer.data.shard_table import sample_counts
+from mmformer.data.shard_table import ShardTable, sample_counts
 from mmformer.data.tar import RESTORE, add_sample, check_names, file_sha256, finish_shard, index_shard
 from mmformer.errors import InputError, nearest
 
@@ -212,6 +212,10 @@ class ShardReader(Samples):
     def extensions(self, part: int) -> tuple[str, ...]:
         """Those of the members of some sample of a shard."""
         return self._index(part).extensions
+
+    @property
+    def names(self) -> Iterable[str]:
+        return () if isinstance(self.shards, ShardTable) else (shard.path for shard in self.shards)
 
     def part_keys(self, part: int) -> tuple[str, ...]:
         return self._index(part).keys

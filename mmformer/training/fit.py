@@ -34,6 +34,7 @@ from mmformer.training.refusing import Refusing
 from mmformer.training.rehearsal import rehearse
 from mmformer.training.report import write_report
 from mmformer.training.run import RunSpec
+from mmformer.training.same_samples import SameSamples
 from mmformer.training.samples import Samples
 from mmformer.training.sheet import Card
 from mmformer.training.stopping import Stopping
@@ -107,7 +108,8 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
     evaluation = Evaluation(run, output)
     first_step = 0 if last is None else step_of(last)
     intake = Intake(run, output, first_step)
-    callbacks: list[Callback] = [intake, Refusing(run, output, first_step, task, checkpoint), evaluation]
+    refusing = Refusing(run, output, first_step, task, checkpoint)
+    callbacks: list[Callback] = [SameSamples(run), intake, refusing, evaluation]
     if run.early_stopping is not None:
         callbacks.append(EarlyStopping(run.early_stopping, evaluation, checkpoint))
     if run.logging.samples:
