@@ -1,7 +1,8 @@
 """What processes tell each other. Where there is one process, each of these means the obvious: nothing is sent.
 
-Of all processes, several may compute the same part of a batch together (tensor parallel). What is said of parts of a
-batch, sums, gathered rows and values, goes between processes with different parts alone; decisions go to all.
+Of all processes, several may compute the same part of a batch together (tensor and context parallel). What is said of
+parts of a batch, sums, gathered rows and values, goes between processes with different parts alone; decisions go to
+all.
 """
 
 from __future__ import annotations
@@ -19,10 +20,19 @@ _readers: dist.ProcessGroup | None = None
 """Processes that have different parts of a batch, this one among them; None: all."""
 
 
-def divide_batches(readers: dist.ProcessGroup | None) -> None:
-    """Say, once, when the processes have met, with which of them this one shares out the batches; None: with all."""
-    global _readers
-    _readers = readers
+_holders: dist.ProcessGroup | None = None
+"""Processes that have different tokens, of other parts of a batch or of the same rows; None: all."""
+
+
+def divide_batches(readers: dist.ProcessGroup | None, holders: dist.ProcessGroup | None = None) -> None:
+    """Say, once, when the processes have met, with which of them this one shares out the batches; None: with all.
+
+    Args:
+        readers: those that have different parts of a batch.
+        holders: those that have different tokens: parts of a batch, or of its rows.
+    """
+    global _readers, _holders
+    _readers, _holders = readers, holders
 
 
 def world_size() -> int:
@@ -43,6 +53,11 @@ def data_world_size() -> int:
 def data_rank() -> int:
     """The number of this process's part of a batch, from 0."""
     return dist.get_rank(_readers) if world_size() > 1 else 0
+
+
+def token_rank() -> int:
+    """The number of this process's tokens, from 0: of its part of a batch, where it has all of that."""
+    return dist.get_rank(_holders) if world_size() > 1 else 0
 
 
 def barrier() -> None:
@@ -80,10 +95,19 @@ def largest(x: Tensor) -> Tensor:
 
 def sum_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sum of each scalar over all parts of a batch, which have the same names; no gradient flows."""
-    if data_world_size() == 1 or not values:
+    return _summed(values, _readers)
+
+
+def sum_over_tokens(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sum of each scalar over all tokens, of which each process says what it has of its own; no gradient flows."""
+    return _summed(values, _holders)
+
+
+def _summed(values: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> dict[str, Tensor]:
+    if world_size() == 1 or dist.get_world_size(group) == 1 or not values:
         return dict(values)
     total = torch.stack([value.detach().float().reshape(()) for value in values.values()])
-    dist.all_reduce(total, group=_readers)
+    dist.all_reduce(total, group=group)
     return dict(zip(values, total.unbind(), strict=True))
 
 

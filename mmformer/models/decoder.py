@@ -223,10 +223,13 @@ class Decoder(nn.Module):
         real = text.real  # B L
         if self.spec.placeholder is not None:
             real = real & (text.ids != self.spec.placeholder)
+        return LossTerm(self._cross_entropy(decoded.x, text.ids, real), real.sum().float()), decoded
+
+    def _cross_entropy(self, x: Tensor, ids: Tensor, wanted: Tensor) -> Tensor:
+        """Of the ids that are wanted (B L, bool), each by what x (B L D) has made of those before it; summed."""
         smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
-        x, right = self._transformed(decoded.x[real]), text.ids[real]
-        total = linear_cross_entropy(x, self.pieces, right, self.spec.chunk, smoothing, self.logit_bias)
-        return LossTerm(total, real.sum().float()), decoded
+        tokens = self._transformed(x[wanted])
+        return linear_cross_entropy(tokens, self.pieces, ids[wanted], self.spec.chunk, smoothing, self.logit_bias)
 
     def places(self, memory: Mapping[str, Tokens]) -> int:
         """How many placeholders a text needs for what was read."""

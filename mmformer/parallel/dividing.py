@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
@@ -12,6 +12,9 @@ from mmformer.nn.feedforward import DenseFeedForwardSpec, FeedForwardSpec
 from mmformer.nn.mixer import MixerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.stack import StackSpec
+
+ContextMethod = Literal["gather", "ulysses"]
+"""How attention reaches what other processes have of a row."""
 
 
 class Shared(NamedTuple):
@@ -59,6 +62,46 @@ def check_experts(model: ModelSpec, expert: int) -> None:
             f"parallel.expert is {expert}, but no layer of the model is a mixture of experts: set it to 1, and "
             f"parallel.shard in its place."
         )
+
+
+def check_context(model: ModelSpec, context: int, method: ContextMethod, tensor: int) -> None:
+    """Refuse a model whose rows so many processes cannot share out.
+
+    Raises:
+        InputError: what of it needs whole rows, or heads that do not divide.
+    """
+    told = f"parallel.context is {context}, which shares out the places of each row"
+    instead = "set parallel.context to 1, and parallel.shard or parallel.tensor in its place"
+    for name in model.encoders:
+        raise InputError(
+            f"{told}: that is made for decoders that read no encoder, as language models are, where a place sees those "
+            f"before it alone. But the model has the encoder '{name}': {instead}."
+        )
+    for name, stack in model.stacks.items():
+        whole = [
+            (
+                f"layer.mixer is {type(layer.mixer).__name__}, which reaches no places of other processes",
+                "AttentionSpec",
+            )
+            for layer in stack.layers
+            if not isinstance(layer.mixer, AttentionSpec)
+        ]
+        whole += [
+            (f"layer.feedforward is {type(layer.feedforward).__name__}, which counts the tokens of rows", "a dense one")
+            for layer in stack.layers
+            if not isinstance(layer.feedforward, DenseFeedForwardSpec | None)
+        ]
+        whole += [("drop_path is above 0, and a row skips a branch in whole", "0")] if stack.drop_path else []
+        whole += [("halting counts the tokens of rows", "null")] if stack.halting is not None else []
+        for found, fix in whole:
+            raise InputError(f"{told}, but model.stacks.{name}.{found}: take {fix}, or {instead}.")
+        for shared in _shared(name, stack) if method == "ulysses" else ():
+            if "heads" in shared.field and shared.number % (context * tensor):
+                raise InputError(
+                    f"{shared.field} is {shared.number}, which parallel.context × parallel.tensor, {context} × "
+                    f"{tensor}, does not divide, but where parallel.context_method is ulysses each process attends "
+                    f"with as many of them: set it to gather, or {shared.field} to a multiple of {context * tensor}."
+                )
 
 
 def _require_divisor(dimension: str, processes: int, found: list[Shared]) -> None:

@@ -1,8 +1,9 @@
 """How processes share out a run: along which dimensions, and who reads which part of a batch.
 
 Processes stand on a mesh with named dimensions, the outermost first: ``data`` (replicas), ``shard`` (parts of the
-parameters), ``expert`` (the experts, and parts of the other parameters), ``tensor`` (parts of each product). Neighbours
-in the innermost have neighbouring numbers, so that those that say most to each other share a machine.
+parameters), ``expert`` (the experts, and parts of the other parameters), ``context`` (parts of each row), ``tensor``
+(parts of each product). Neighbours in the innermost have neighbouring numbers, so that those that say most to each
+other share a machine.
 """
 
 from __future__ import annotations
@@ -10,25 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
-from mmformer.parallel.dividing import check_experts, check_tensor
+from mmformer.parallel.dividing import ContextMethod, check_context, check_experts, check_tensor
 from mmformer.spec import require
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-DIMENSIONS = ("data", "shard", "expert", "tensor")
+DIMENSIONS = ("data", "shard", "expert", "context", "tensor")
 """Of the mesh, outermost first; each is a field of ParallelSpec."""
 
 READING = ("data", "shard", "expert")
 """Those along which processes have different parts of a batch."""
 
-HOLDING = ("shard", "expert")
+HOLDING = ("shard", "expert", "context")
 """Those along which each process has a part of the parameters, and gradients are added up.
 
 Experts are whole along ``expert`` (``parallel/experts.py``).
@@ -39,9 +40,10 @@ Experts are whole along ``expert`` (``parallel/experts.py``).
 class ParallelSpec:
     """How a run is spread over processes, and what of it is held at a time.
 
-    There are data × shard × expert × tensor processes, on GPUs each with one. The losses are those of one process, but
-    for dropout, which each part of a batch draws for itself. Parameters and what the optimizer keeps are float32 in any
-    case, and gradients are added up in it; ``trainer.precision`` says what products are computed in.
+    There are data × shard × expert × context × tensor processes, on GPUs each with one. The losses are those of one
+    process, but for dropout, which each part of a batch, and of its rows, draws for itself. Parameters and what the
+    optimizer keeps are float32 in any case, and gradients are added up in it; ``trainer.precision`` says what products
+    are computed in.
 
     Attributes:
         data: replicas: each has all that ``shard`` and ``tensor`` share out, and reads a part of each batch (data
@@ -52,6 +54,13 @@ class ParallelSpec:
             has and computes experts / expert of them. Tokens travel to their experts and back (GShard, Lepikhin et al.
             2020, §3.2) in place of parameters: of each, 4 · top · D numbers in a layer's forward and backward pass.
             What a process has of the experts is sharded over ``shard``.
+        context: processes that share out the places of each row, and the parameters as ``shard`` does, for texts whose
+            activations do not fit. Decoders that read no encoder alone can be computed so, with softmax attention and
+            dense feed-forwards; each process has a whole row where it enters a stack and where it leaves it.
+        context_method: how attention reaches what other processes have: ``gather`` brings all keys and values to each
+            (Grattafiori et al. 2024, Llama 3, §3.3.2), which any heads allow and few key and value heads make cheap;
+            ``ulysses`` exchanges places for heads and back (Jacobs et al. 2023, §3), which sends less where processes
+            are many, computes sparse patterns in blocks, and needs context × tensor to divide the heads.
         tensor: processes that compute the same part of a batch together. The heads of softmax attention, its key and
             value heads too, and the hidden units of dense feed-forwards are shared out, in self-attention and in
             reading memory. All else is computed by each of them in whole: embeddings, norms, heads, decoders' outputs,
@@ -68,12 +77,17 @@ class ParallelSpec:
     data: int = 1
     shard: int = 1
     expert: int = 1
+    context: int = 1
+    context_method: ContextMethod = "gather"
     tensor: int = 1
     activation_checkpointing: ActivationCheckpointingSpec | None = None
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
             require(getattr(self, name) >= 1, self, name, "at least 1")
+        require(self.context_method in get_args(ContextMethod), self, "context_method", "'gather' or 'ulysses'")
+        chosen = self.context > 1 or self.context_method == "gather"
+        require(chosen, self, "context_method", "left alone where context is 1")
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -87,7 +101,7 @@ class ParallelSpec:
 
     @property
     def readers(self) -> int:
-        """How many parts a batch has: processes of one tensor group read the same."""
+        """How many parts a batch has: processes of one context or tensor group read the same."""
         return math.prod(getattr(self, name) for name in READING)
 
     @property
@@ -116,6 +130,8 @@ class ParallelSpec:
             )
         if self.expert > 1:
             check_experts(model, self.expert)
+        if self.context > 1:
+            check_context(model, self.context, self.context_method, self.tensor)
         if self.tensor > 1:
             check_tensor(model, self.tensor)
 
@@ -140,14 +156,23 @@ def readers_of(mesh: DeviceMesh) -> ProcessGroup | None:
 
     Each process has to ask, once.
     """
+    return _along(mesh, READING)
+
+
+def holders_of(mesh: DeviceMesh) -> ProcessGroup | None:
+    """The processes that have different tokens, parts of rows among them; otherwise as ``readers_of``."""
+    return _along(mesh, (*READING, "context"))
+
+
+def _along(mesh: DeviceMesh, names: Sequence[str]) -> ProcessGroup | None:
     import torch.distributed as dist
 
-    others = [DIMENSIONS.index(name) for name in DIMENSIONS if name not in READING]
+    others = [DIMENSIONS.index(name) for name in DIMENSIONS if name not in names]
     if all(mesh.mesh.shape[index] == 1 for index in others):
         return None
-    order = (*others, *(DIMENSIONS.index(name) for name in READING))
+    order = (*others, *(DIMENSIONS.index(name) for name in names))
     places = math.prod(mesh.mesh.shape[index] for index in others)
-    groups = mesh.mesh.permute(order).reshape(places, -1).tolist()  # places readers: that have the same place in theirs
+    groups = mesh.mesh.permute(order).reshape(places, -1).tolist()  # those that have the same place along the others
     own: ProcessGroup
     own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
     return own
@@ -166,7 +191,6 @@ def parameters_mesh(mesh: DeviceMesh, holding: Sequence[str] = HOLDING) -> Devic
     held = mesh[names[0]] if len(names) == 1 else mesh[holding[0]]
     if len(names) > 1:
         held = mesh[tuple(names)]._flatten("_".join(names))
-    assert held.mesh_dim_names is not None
     if mesh["data"].size() > 1:
-        return mesh["data", held.mesh_dim_names[0]]
+        return type(mesh)._concatenate([mesh["data"], held])  # a slice of the mesh warns of flattened dimensions
     return held if held.size() > 1 else None

@@ -15,21 +15,30 @@ from mmformer.nn.attention import Attention
 from mmformer.nn.feedforward import FeedForward
 from mmformer.nn.grouped import GroupedLinear
 from mmformer.nn.layer import Layer
+from mmformer.parallel.dividing import ContextMethod
 from mmformer.parallel.mesh import parameters_mesh
 
 
-def spread(model: Model, mesh: Any, dtype: torch.dtype = torch.float32) -> None:
+def spread(
+    model: Model, mesh: Any, dtype: torch.dtype = torch.float32, context_method: ContextMethod = "gather"
+) -> None:
     """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
-    Its layers' products are shared out first, then what each process has of the parameters is sharded.
+    Its layers' products are shared out first, then the places of its rows, then what each process has of the parameters
+    is sharded.
 
     Args:
         dtype: what autocast computes products in; see ``shard``.
+        context_method: how attention reaches places of other processes, where the mesh shares them out.
     """
     if mesh["tensor"].size() > 1:
         from mmformer.parallel.tensor import share_out  # DTensors take a while to import
 
         share_out(model, mesh["tensor"])
+    if mesh["context"].size() > 1:
+        from mmformer.parallel.context import share_places
+
+        share_places(model, mesh, context_method)
     if (held := parameters_mesh(mesh)) is not None:
         shard(model, held, dtype)
     for stack in model.stacks.values():

@@ -85,14 +85,9 @@ class SharedAttention(Attention):
     mesh: Any
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
-        bias = None if view.bias is None else self._of_heads(view.bias)
-        rotary = None if view.rotary is None else Rotary(*map(self._of_heads, view.rotary))
+        bias = None if view.bias is None else own_heads(view.bias, self.mesh)
+        rotary = None if view.rotary is None else Rotary(*(own_heads(table, self.mesh) for table in view.rotary))
         return super().forward(x, view._replace(bias=bias, rotary=rotary), state, keep)
-
-    def _of_heads(self, table: Tensor) -> Tensor:
-        """This process's heads of a table that has a second dimension of all of them, or of one for all."""
-        table = entering(table, self.mesh)
-        return table if table.shape[1] == 1 else table.narrow(1, self.mesh.get_local_rank() * self.heads, self.heads)
 
     def _normalise(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:  # type: ignore[override]  # one gain for all
         if norm is None:
@@ -172,6 +167,12 @@ def exchange_of(parts: tuple[int, ...], processes: int, rank: int) -> Exchange:
     stored, computed = user[owner == rank], owner[user == rank]
     sent, received = (torch.bincount(each, minlength=processes).tolist() for each in (stored, computed))
     return Exchange(stored.argsort(stable=True), sent, received)
+
+
+def own_heads(table: Tensor, mesh: Any) -> Tensor:
+    """This process's heads of a table that has a second dimension of all of them, or of one for all."""
+    table = entering(table, mesh)
+    return table if table.shape[1] == 1 else table.chunk(mesh.size(), 1)[mesh.get_local_rank()]
 
 
 def entering(x: Tensor, mesh: Any) -> Tensor:

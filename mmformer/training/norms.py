@@ -59,6 +59,6 @@ class ActivationNorms:
 
         A layer that an update does not reach is left out.
         """
-        squares = collectives.sum_over_ranks({name: square for name, (square, _) in self._sums.items()})
-        numbers = collectives.sum_over_ranks({name: number for name, (_, number) in self._sums.items()})
+        squares = collectives.sum_over_tokens({name: square for name, (square, _) in self._sums.items()})
+        numbers = collectives.sum_over_tokens({name: number for name, (_, number) in self._sums.items()})
         return {f"activation_rms/{name}": (squares[name] / numbers[name]).sqrt() for name in squares}

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
-from mmformer.parallel.mesh import ParallelSpec, make_mesh, readers_of
+from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of
 from mmformer.training.layouts import load_whole
 
 _DISCONNECTED = re.compile("connect|reset by peer|broken pipe|NCCL|gloo", re.IGNORECASE)
@@ -94,7 +94,7 @@ class MeshStrategy(ModelParallelStrategy):
         # It advises on how single numbers are added up, and on what is gathered for a bundle.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.lightning_module._device_mesh = self._device_mesh  # where the task asks for it
-        collectives.divide_batches(readers_of(self._device_mesh))
+        collectives.divide_batches(readers_of(self._device_mesh), holders_of(self._device_mesh))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Hand over what this process has of a state: what becomes of it is ``Checkpoint``'s."""

@@ -84,7 +84,7 @@ class TrainingTask(pl.LightningModule):
             return
         if self.device_mesh is not None:
             device, dtype = self.trainer.strategy.root_device, self.run.trainer.dtype
-            spread(self.model.to(device), self.device_mesh, dtype)
+            spread(self.model.to(device), self.device_mesh, dtype, self.run.parallel.context_method)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)
 
@@ -111,8 +111,8 @@ class TrainingTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, trainer = self.global_step, self.run.trainer
-        # Whatever else drew from the global stream, dropout is a function of (seed, step, part of the batch).
-        part = (rank,) if (rank := collectives.data_rank()) else ()
+        # Whatever else drew from the global stream, dropout is a function of (seed, step, tokens of this process).
+        part = (rank,) if (rank := collectives.token_rank()) else ()
         torch.manual_seed(derive(self.run.seed, "dropout", step, *part))
         for name, objective in self.objectives.items():
             batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}"))
