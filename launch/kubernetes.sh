@@ -10,7 +10,8 @@
 # names, default torch-distributed). NAME is the job's (default: mmformer), NAMESPACE where it runs. IMAGE has mmformer
 # installed with its folder as the working directory. CLAIM is the persistent volume claim that all pods share, at MOUNT
 # (default: /runs); --output has to be under it. Pods that fail or are preempted are started again, RESTARTS times
-# (default: 10), and the run goes on from its last checkpoint. All other words are fit's. kubectl is called once.
+# (default: 10), and the run goes on from its last checkpoint. parallel.shard is set to all of the GPUs,
+# unless the words have it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's. kubectl is called once.
 set -euo pipefail
 
 dry=
@@ -58,7 +59,10 @@ quoted() { # a word as YAML has it between double quotes
 
 entry() { # what a container runs, one word a line; $1 is the indent
   local each=(python -m torch.distributed.run --max-restarts "$restarts" --module mmformer "$does" "${words[@]}")
-  if [[ "$does" == fit ]]; then each+=(--continue --parallel.shard "$((nodes * gpus))"); fi
+  if [[ "$does" == fit ]]; then
+    each+=(--continue)
+    if [[ " ${words[*]}" != *" --parallel.shard"* ]]; then each+=(--parallel.shard "$((nodes * gpus))"); fi
+  fi
   local word
   for word in "${each[@]}"; do printf '%s- %s\n' "$1" "$(quoted "$word")"; done
 }

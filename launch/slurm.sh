@@ -8,8 +8,8 @@
 #   NODES=4 GPUS=8 launch/slurm.sh --dry-run --config ... --output ...      # print what a job would start
 #   sbatch ... launch/slurm.sh --doctor --config ... --output ...           # look at the job's machines instead
 #
-# --ntasks-per-node and --gpus-per-node must be equal. parallel.shard is set to all of the tasks. All other words are
-# fit's; --output is required, a folder that all machines share. PYTHON is the interpreter (default: .venv/bin/python
+# --ntasks-per-node and --gpus-per-node must be equal. parallel.shard is set to all of the tasks, unless the words have
+# it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's; --output is required, a folder that all machines share. PYTHON is the interpreter (default: .venv/bin/python
 # of the folder that sbatch is called from).
 #SBATCH --job-name mmformer
 #SBATCH --cpus-per-task 8
@@ -56,7 +56,10 @@ if [[ -n "$dry" ]]; then
 else
   tasks=$SLURM_NTASKS
 fi
-if [[ "$does" == fit ]]; then words+=(--continue --parallel.shard "$tasks"); fi
+if [[ "$does" == fit ]]; then
+  words+=(--continue)
+  if [[ " ${words[*]}" != *" --parallel.shard"* ]]; then words+=(--parallel.shard "$tasks"); fi
+fi
 # srun has not taken over what sbatch was given of CPUs since SLURM 22.05.
 command=(srun --kill-on-bad-exit=1 --cpus-per-task "${SLURM_CPUS_PER_TASK:-8}" "${PYTHON:-.venv/bin/python}" -m mmformer "$does" "${words[@]}")
 
@@ -72,6 +75,7 @@ if [[ -z "${MASTER_ADDR:-}" && -n "${SLURM_JOB_NODELIST:-}" ]]; then
 fi
 code=0
 "${command[@]}" || code=$?
-# What fit says where a signal stopped it, with a checkpoint.
-if [[ $code -eq 130 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# 130 is what fit says where a signal stopped it, with a checkpoint; the others are the signal's own (USR1, TERM), where
+# training had not begun, or was over.
+if [[ $code -eq 130 || $code -eq 138 || $code -eq 143 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit $code

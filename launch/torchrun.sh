@@ -9,7 +9,7 @@
 #   launch/torchrun.sh --doctor --config ... --output ...                                # look at the machines instead
 #
 # GPUS is how many processes to start here (default: the GPUs that nvidia-smi lists). parallel.shard is set to all of
-# them. All other words are fit's; --continue goes on from the last checkpoint, where there is one, and RESTARTS, how
+# them, unless the words have it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's; --continue goes on from the last checkpoint, where there is one, and RESTARTS, how
 # often processes are started again after one of them failed (default: 0), adds it. NODES may be a range where machines
 # come and go: the run then goes on with those that are there, and data.batch_size and data.order.lanes have to be
 # multiples of all numbers of processes that may be. --output must be a folder that all machines share. PYTHON is the
@@ -65,7 +65,8 @@ elif [[ "$nodes" == *:* ]]; then
   # How many there are is known only where they have met.
   command+=(--no-python bash -c 'exec "$@" --parallel.shard "$WORLD_SIZE"' fit "$python" -m mmformer fit "$@")
 else
-  command+=(--module mmformer fit "$@" --parallel.shard $((nodes * gpus)))
+  if [[ " $*" != *" --parallel.shard"* ]]; then set -- "$@" --parallel.shard $((nodes * gpus)); fi
+  command+=(--module mmformer fit "$@")
 fi
 
 if [[ -n "$dry" ]]; then

@@ -12,6 +12,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 RUN = ("--config", "configs/runs/emoji_quickstart.yaml", "--output", "runs/a b")
+CLUSTER = {"IMAGE": "mmformer:1", "CLAIM": "runs", "NODES": "3", "GPUS": "8"}
+SHARED = ("--config", 'configs/a "b".yaml', "--output", "/runs/a b")
 
 
 def call(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,16 +72,22 @@ def test_slurm_goes_on_where_there_is_a_checkpoint() -> None:
     assert words[-3:] == ["--continue", "--parallel.shard", "8"]
 
 
+@pytest.mark.parametrize("said", [("--parallel.shard", "4"), ("--parallel.shard=4",)])
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh", "kubernetes.sh"])
+def test_where_shard_is_said_it_is_that(script: str, said: tuple[str, ...]) -> None:
+    """Two processes to a group of tensor parallel leave four."""
+    words = (*SHARED, "--parallel.tensor", "2", *said)
+    done = call(script, "--dry-run", *words, **CLUSTER | {"GPUS": "8", "NODES": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--parallel.shard") == 1
+
+
 @pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh"])
 def test_the_doctor_goes_where_a_run_would(script: str) -> None:
     words = shlex.split(call(script, "--dry-run", "--doctor", *RUN, GPUS="2").stdout)
     place = words.index("doctor")
     assert words[place - 1] == "mmformer"
     assert tuple(words[place + 1 :]) == RUN
-
-
-CLUSTER = {"IMAGE": "mmformer:1", "CLAIM": "runs", "NODES": "3", "GPUS": "8"}
-SHARED = ("--config", 'configs/a "b".yaml', "--output", "/runs/a b")
 
 
 def test_a_pytorch_job() -> None:
@@ -123,9 +131,11 @@ def test_kubernetes_is_told_once(tmp_path: Path) -> None:
     assert manifest == call("kubernetes.sh", "--dry-run", *SHARED, **CLUSTER).stdout
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (130, True)])
+@pytest.mark.parametrize(
+    ("code", "requeued"), [(0, False), (1, False), (2, False), (130, True), (138, True), (143, True)]
+)
 def test_a_job_that_a_signal_stopped_is_put_back(code: int, requeued: bool, tmp_path: Path) -> None:
-    """130 is what fit leaves with then, after its checkpoint."""
+    """130 is what fit leaves with then, after its checkpoint; before it trains, signals end it as they end others."""
     for name, line in (("srun", f"echo started; exit {code}"), ("scontrol", 'echo "scontrol $*"')):
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)

@@ -69,6 +69,8 @@ def fit(words: Sequence[str]) -> int:
     from mmformer.training.fit import fit as start
 
     resume, overwrite = _resumes(given.own, output), "overwrite" in given.own
+    # What --continue begins anew had come to no checkpoint: its best model so far is made again.
+    overwrite |= "continue" in given.own and not resume and not (output / "bundle").exists()
     try:
         result = start(spec, output, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:

@@ -78,7 +78,16 @@ def test_continue_goes_on_where_there_is_a_checkpoint(file: Path, started: Start
     whole.mkdir()
     (whole / SEAL).touch()
     assert main(["fit", "--output", "run", "--continue"]) == 0
-    assert [(call.resume, call.overwrite) for call in started.calls] == [(False, False), (True, False)]
+    assert [(call.resume, call.overwrite) for call in started.calls] == [(False, True), (True, False)]
+
+
+def test_continue_begins_anew_where_there_is_a_best_model_and_no_checkpoint(file: Path, started: Started) -> None:
+    """It was killed in between. What trained to its end is not thrown away so."""
+    Path("run/best").mkdir()
+    assert main(["fit", "--output", "run", "--continue"]) == 0
+    Path("run/bundle").mkdir()
+    assert main(["fit", "--output", "run", "--continue"]) == 0
+    assert [(call.resume, call.overwrite) for call in started.calls] == [(False, True), (False, False)]
 
 
 @pytest.mark.parametrize("other", ["resume", "overwrite"])
