@@ -35,7 +35,7 @@ def open_samples(source: str, split: str, cache: CacheSpec | None = None) -> Sam
             f"{source}: tars are read by a manifest, which has their indexes: make it, mmformer shards index "
             f"'{source}' --output DIR, and name DIR."
         )
-    found = [place for pattern in expand(source) for place in _matches(pattern)]
+    found = [place for pattern in expand(source) for place in _matches(pattern, cache or CacheSpec())]
     if not found:
         raise InputError(f"There is no folder of shards {source}: nothing matches this pattern.")
     if len(found) == 1:
@@ -76,10 +76,10 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [str(number).zfill(len(ends[1])) for number in range(int(ends[1]), int(ends[2]) + 1)]
 
 
-def _matches(pattern: str) -> list[str]:
+def _matches(pattern: str, cache: CacheSpec) -> list[str]:
     """The places that a pattern names, sorted; one without a wildcard is itself."""
     if is_remote(pattern):
-        return find_urls(join_url(pattern, MANIFEST_NAME)) if is_pattern(pattern) else [pattern]
+        return find_urls(join_url(pattern, MANIFEST_NAME), cache.patience) if is_pattern(pattern) else [pattern]
     if not glob.has_magic(pattern):
         return [pattern]
     root = Path(Path(pattern).anchor)

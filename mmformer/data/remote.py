@@ -15,13 +15,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.tar import index_shard
-from mmformer.data.transfer import REFUSALS, Expected, Patience, copy, reason
+from mmformer.data.transfer import Expected, Patience, ask, copy, is_missing, reason
 from mmformer.errors import InputError
 from mmformer.spec import require
 
@@ -176,7 +177,7 @@ def is_pattern(url: str) -> bool:
     return not set("*[").isdisjoint(url)
 
 
-def find_urls(pattern: str) -> list[str]:
+def find_urls(pattern: str, patience: Patience = Patience()) -> list[str]:
     """The URLs that one with wildcards stands for, sorted; one without stands for itself.
 
     Raises:
@@ -188,10 +189,45 @@ def find_urls(pattern: str) -> list[str]:
         return [pattern]
     try:
         files, place = url_to_fs(pattern)
-        found = sorted(files.glob(place))
-    except REFUSALS as error:
+        found = sorted(_matches(files, place, patience))
+    except Exception as error:
         raise InputError(f"{pattern} cannot be listed: {reason(error)}") from error
     return [each if is_remote(each) else _moved(pattern, partial(_rooted_like, each)) for each in found]
+
+
+def _matches(files: Any, pattern: str, patience: Patience) -> set[str]:
+    """What a pattern names, one folder after the other. (fsspec's ``glob`` passes over folders that cannot be listed.)
+
+    A part ``**`` is any number of folders.
+    """
+    parts = pattern.split("/")
+    first = next(number for number, part in enumerate(parts) if is_pattern(part))
+    found = {"/".join(parts[:first])}
+    *between, last = [*parts[first:], *(["*"] if parts[-1] == "**" else [])]
+    for part in between:
+        if part == "**":
+            new = found
+            while new := {folder for each in new for folder in _inside(files, each, patience, True)}:
+                found = found | new
+        else:
+            found = {each for folder in found for each in _inside(files, folder, patience, True) if _fits(each, part)}
+    return {each for folder in found for each in _inside(files, folder, patience) if _fits(each, last)}
+
+
+def _inside(files: Any, folder: str, patience: Patience, folders: bool = False) -> list[str]:
+    """What is in a folder, or the folders alone; nothing where there is no such folder."""
+    try:
+        entries = ask(lambda: files.ls(f"{folder}/", detail=True), patience)
+    except Exception as error:
+        if is_missing(error):
+            return []
+        raise
+    found = [entry["name"].rstrip("/") for entry in entries if not folders or entry["type"] == "directory"]
+    return [name for name in found if name != folder]  # some stores list it in itself
+
+
+def _fits(place: str, part: str) -> bool:
+    return fnmatchcase(posixpath.basename(place), part)
 
 
 def _rooted_like(place: str, pattern: str) -> str:

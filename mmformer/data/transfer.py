@@ -13,11 +13,12 @@ import queue
 import random
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from time import sleep
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 from mmformer.data.damage import ShardError
 
@@ -25,12 +26,10 @@ _BLOCK = 2**22
 _WAIT = 1.0
 """Seconds before something is asked for again for the first time."""
 
-REFUSALS = (OSError, ValueError, ImportError, NotImplementedError)
-"""What fsspec's file systems raise: the place or the network (OSError), an address of no known kind (ValueError), one
-whose package is not installed (ImportError), one whose files cannot be listed (NotImplementedError)."""
-
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError, NotImplementedError)
 _PASSING = (408, 425, 429)  # of the answers 400 to 499: too slow, too early, too many
+
+T = TypeVar("T")
 
 
 class Patience(NamedTuple):
@@ -113,10 +112,30 @@ def blocks(url: str, patience: Patience, size: int | None = None) -> Iterator[by
             final = _is_final(error)
             if final or failed == patience.attempts:
                 tried = "" if final else f" (asked {failed} times)"
-                cause = "missing shard" if _is_missing(error) else "unreachable shard"
+                cause = "missing shard" if is_missing(error) else "unreachable shard"
                 raise ShardError(f"{url} cannot be read{tried}: {reason(error)}", cause) from error
-        # Thousands of readers that failed together shall not ask again together.
-        sleep(_WAIT * 2 ** (failed - 1) * random.SystemRandom().uniform(0.5, 1))
+        _wait(failed)
+
+
+def ask(question: Callable[[], T], patience: Patience) -> T:
+    """The answer of what is elsewhere, asked for again where that fails and can become better.
+
+    Raises:
+        Exception: what the question raised the last time.
+    """
+    for failed in count(1):
+        try:
+            return next(_timed((question() for _ in range(1)), patience.timeout))
+        except Exception as error:
+            if _is_final(error) or failed == patience.attempts:
+                raise
+        _wait(failed)
+    raise AssertionError("each turn returns, raises or waits")
+
+
+def _wait(failed: int) -> None:
+    """After so many failures. Thousands of readers that failed together shall not ask again together."""
+    sleep(_WAIT * 2 ** (failed - 1) * random.SystemRandom().uniform(0.5, 1))
 
 
 def _blocks(url: str, start: int, streamed: bool, size: int | None) -> Iterator[bytes]:
@@ -144,18 +163,18 @@ def _pass(remote: BinaryIO, start: int) -> None:
         start -= len(passed)
 
 
-def _timed(source: Iterator[bytes], timeout: float) -> Iterator[bytes]:
+def _timed(source: Iterator[T], timeout: float) -> Iterator[T]:
     """The same, but for one that takes too long: file systems have no time limit in common, so a thread reads."""
-    ready: queue.Queue[bytes | BaseException] = queue.Queue(1)
+    ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(1)
     given_up = threading.Event()
 
     def read() -> None:
         try:
-            for block in source:
-                ready.put(block)
+            for each in source:
+                ready.put((each,))
                 if given_up.is_set():
                     return
-            ready.put(b"")
+            ready.put(None)
         except BaseException as error:  # noqa: BLE001  # raised where it is waited for
             ready.put(error)
 
@@ -168,9 +187,9 @@ def _timed(source: Iterator[bytes], timeout: float) -> Iterator[bytes]:
                 raise TimeoutError(f"nothing came for {timeout:g} s") from None
             if isinstance(found, BaseException):
                 raise found
-            if not found:
+            if found is None:
                 return
-            yield found
+            yield found[0]
     finally:
         given_up.set()
         with suppress(queue.Empty):
@@ -199,7 +218,7 @@ def _is_final(error: BaseException) -> bool:
     return isinstance(origin, _FINAL)
 
 
-def _is_missing(error: BaseException) -> bool:
+def is_missing(error: BaseException) -> bool:
     """Whether there is no such file."""
     origin, status = _origin(error)
     return status in (404, 410) or (status is None and isinstance(origin, FileNotFoundError))
@@ -216,7 +235,7 @@ def _changed(url: str, found: str, expected: Expected) -> ShardError:
 
 def reason(error: BaseException) -> str:
     """What an error of fsspec's file systems means."""
-    if _is_missing(error):
+    if is_missing(error):
         return "there is no such file. Check the address."
     if isinstance(error, ImportError):
         return f"{error} (fsspec needs a package for this kind of address.)"

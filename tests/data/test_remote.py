@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from mmformer.data.indexing import index_tars
 from mmformer.data.manifest import Manifest
 from mmformer.data.opening import open_samples
 from mmformer.data.patterns import find_files, find_places
-from mmformer.data.remote import CacheSpec, join_url, open_manifest
+from mmformer.data.remote import CacheSpec, find_urls, join_url, open_manifest
 from mmformer.data.shards import verify
 from mmformer.data.statistics import Questions, measure
 from mmformer.data.transfer import Patience, copy
@@ -179,6 +180,47 @@ def test_a_pattern_elsewhere_names_several_sets(local: Path, cache: CacheSpec) -
             open_samples("memory://sets/other-*", "train")
     finally:
         memory.rm("/sets", recursive=True)
+
+
+def test_listing_is_asked_for_again_and_no_folder_is_passed_over(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    """As files are: what passes is waited for, what stays is told, and so is what waiting cannot mend."""
+    memory = fsspec.get_filesystem_class("memory")
+    listed, fault = memory.ls, {"/bucket/b": [ConnectionError("reset"), TimeoutError("no answer"), None]}
+    memory().pipe({"/bucket/a/x.tar": b"x", "/bucket/b/y.tar": b"y", "/bucket/b/deep/z.tar": b"z"})
+
+    def failing(self: Any, path: str, *words: Any, **named: Any) -> Any:
+        if errors := fault.get(path.rstrip("/")):
+            error = errors.pop(0) if len(errors) > 1 else errors[0]
+            if error is not None:
+                raise error
+        return listed(self, path, *words, **named)
+
+    monkeypatch.setattr(memory, "ls", failing)
+    assert find_places(f"{bucket}/*/?.tar", ".tar") == [f"{bucket}/a/x.tar", f"{bucket}/b/y.tar"]
+    assert [0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits)] == [True] * 2
+    assert find_places(f"{bucket}/**/[x-z].tar", ".tar") == [f"{bucket}/{n}.tar" for n in ("a/x", "b/deep/z", "b/y")]
+    fault["/bucket/b"] = [ConnectionError("reset")]
+    waits.clear()
+    with pytest.raises(InputError, match=r"memory://bucket/\*/\*.tar cannot be listed: reset."):
+        find_places(f"{bucket}/*/*.tar", ".tar")
+    assert len(waits) == 4, "five attempts"
+    fault["/bucket/b"] = [PermissionError("not yours")]
+    with pytest.raises(InputError, match="cannot be listed: not yours"):
+        find_places(f"{bucket}/*/*.tar", ".tar")
+    fault["/bucket/b"] = [FileNotFoundError("/bucket/b")]
+    assert find_places(f"{bucket}/*/*.tar", ".tar") == [f"{bucket}/a/x.tar"], "it went away in between"
+    assert len(waits) == 4
+
+
+def test_a_listing_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "ls", lambda *words, **named: ended.wait(20))
+    with pytest.raises(InputError, match=r"cannot be listed: nothing came for 0.05 s"):
+        find_urls("memory://bucket/*.tar", Patience(2, 0.05))
+    ended.set()
+    assert len(waits) == 1
 
 
 def test_an_archive_is_read_through_a_chain(local: Path, cache: CacheSpec, tmp_path: Path) -> None:

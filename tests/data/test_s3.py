@@ -17,7 +17,7 @@ from mmformer.data.damage import ShardError
 from mmformer.data.indexing import index_tars
 from mmformer.data.opening import open_samples
 from mmformer.data.patterns import find_places
-from mmformer.data.remote import CacheSpec
+from mmformer.data.remote import CacheSpec, find_urls
 
 moto = pytest.importorskip("moto.server", reason="the S3-compatible server of these tests is not installed")
 pytest.importorskip("s3fs", reason="the client of S3 is not installed")
@@ -26,7 +26,7 @@ BUCKET = "s3://sets/tiny"
 
 
 class Store:
-    """A server whose answers for objects may fail."""
+    """A server whose answers for objects and lists of them may fail."""
 
     def __init__(self) -> None:
         from werkzeug.serving import make_server
@@ -40,7 +40,8 @@ class Store:
         self.thread.start()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] != "GET" or not environ["PATH_INFO"].endswith((".tar", ".json")):
+        listing = "list-type" in environ["QUERY_STRING"]
+        if environ["REQUEST_METHOD"] != "GET" or not (listing or environ["PATH_INFO"].endswith((".tar", ".json"))):
             return self._application(environ, start)  # type: ignore[no-any-return]
         self.number += 1
         fault = self.fault(self.number - 1)
@@ -109,6 +110,11 @@ def test_what_fails_on_the_way_is_asked_for_again(fault: str, store: Store, tmp_
     store.fault = lambda number: fault if number % 3 else None
     assert read(BUCKET, cache) == read(str(tmp_path / "set"), cache)
     assert store.number > 9, "manifest, four indexes and four tars"
+
+
+def test_a_list_that_cannot_be_had_is_asked_for_again(store: Store, tmp_path: Path, cache: CacheSpec) -> None:
+    store.fault = lambda number: "slow down" if number < 2 else None
+    assert find_urls("s3://sets/ti*/*-val-*.tar", cache.patience) == [f"{BUCKET}/tiny-val-000000.tar"]
 
 
 def test_missing_and_changed_shards_are_told(store: Store, tmp_path: Path, cache: CacheSpec) -> None:

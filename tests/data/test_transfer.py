@@ -27,14 +27,6 @@ DATA = np.random.default_rng(0).bytes(13 * 2**20 + 5)  # several blocks of ours 
 EXPECTED = Expected(hashlib.sha256(DATA).hexdigest(), len(DATA))
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The waits between attempts, none of which is waited for."""
-    found: list[float] = []
-    monkeypatch.setattr(transfer, "sleep", found.append)
-    return found
-
-
 @pytest.fixture(params=[True, False], ids=["parts", "whole"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """One that can send parts of files, and one that cannot."""
