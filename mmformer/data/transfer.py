@@ -18,7 +18,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from time import sleep
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from mmformer.data.damage import ShardError
 
@@ -93,8 +93,7 @@ def blocks(url: str, patience: Patience, size: int | None = None) -> Iterator[by
     while True:
         try:
             # A whole file is one answer of a web server, and what it lacks at the end another one, of a part.
-            streamed = url.startswith(("http://", "https://")) and not (done and parts)
-            for block in _timed(_blocks(url, done, streamed, size), patience.timeout):
+            for block in _timed(_blocks(url, done, not (done and parts), size), patience.timeout):
                 done, failed = done + len(block), 0
                 if size is not None and done > size:  # not to be written down without end
                     raise _OtherFileError(f"more than {size}")
@@ -139,10 +138,13 @@ def _wait(failed: int) -> None:
 
 
 def _blocks(url: str, start: int, streamed: bool, size: int | None) -> Iterator[bytes]:
-    """The bytes of a file from one on; of a web server in one answer, or else in parts."""
+    """The bytes of a file from one on; of a web server in one answer where it is ``streamed``, or else in parts."""
     import fsspec
 
-    with fsspec.open(url, "rb", **({"block_size": 0} if streamed else {})) as remote:
+    options: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):  # fsspec's cache takes an answer that ends early for a whole one
+        options = {"block_size": 0} if streamed else {"cache_type": "none"}
+    with fsspec.open(url, "rb", **options) as remote:
         found = getattr(remote, "size", None)
         if None not in (size, found) and found != size:
             raise _OtherFileError(found)
