@@ -67,6 +67,19 @@ entry() { # what a container runs, one word a line; $1 is the indent
   for word in "${each[@]}"; do printf '%s- %s\n' "$1" "$(quoted "$word")"; done
 }
 
+volumes() { # what a pod's only container mounts, and the pod has; $1 is the indent of the pod's fields
+  cat <<END
+$1  volumeMounts:
+$1  - {name: runs, mountPath: $(quoted "$mount")}
+$1  - {name: shared-memory, mountPath: /dev/shm}
+$1volumes:
+$1- name: runs
+$1  persistentVolumeClaim: {claimName: $(quoted "$CLAIM")}
+$1- name: shared-memory  # pods have 64 MiB of their own, too few for loaders
+$1  emptyDir: {medium: Memory}
+END
+}
+
 pod() { # a pod's template of a PyTorchJob
   cat <<END
       template:
@@ -77,14 +90,7 @@ pod() { # a pod's template of a PyTorchJob
             command:
 $(entry "            ")
             resources: {limits: {nvidia.com/gpu: $gpus}}
-            volumeMounts:
-            - {name: runs, mountPath: $(quoted "$mount")}
-            - {name: shared-memory, mountPath: /dev/shm}
-          volumes:
-          - name: runs
-            persistentVolumeClaim: {claimName: $(quoted "$CLAIM")}
-          - name: shared-memory  # pods have 64 MiB of their own, too few for loaders
-            emptyDir: {medium: Memory}
+$(volumes "          ")
 END
 }
 
@@ -133,14 +139,7 @@ $(entry "    ")
     spec:
       containers:
       - name: node
-        volumeMounts:
-        - {name: runs, mountPath: $(quoted "$mount")}
-        - {name: shared-memory, mountPath: /dev/shm}
-      volumes:
-      - name: runs
-        persistentVolumeClaim: {claimName: $(quoted "$CLAIM")}
-      - name: shared-memory  # pods have 64 MiB of their own, too few for loaders
-        emptyDir: {medium: Memory}
+$(volumes "      ")
 END
 }
 
