@@ -183,10 +183,11 @@ class Checkpoint(pl.Callback):
             raise FileNotFoundError(errno.ENOENT, "the run's folder is not there any more", str(self.output))
 
     def _prune(self) -> None:
-        """Remove checkpoints beyond the newest, and what processes that were killed left."""
+        """Remove checkpoints that are not to be kept, and what processes that were killed left."""
         folder = self.output / "checkpoints"
         sync(self.output)  # which the folder may be new in
         for old in whole_checkpoints(self.output)[: -self.spec.keep]:
-            discard(old.parent)
+            if self.spec.keep_every is None or step_of(old) % self.spec.keep_every:
+                discard(old.parent)
         for left in [*folder.glob("step-*.partial"), *folder.glob("step-*.old")]:
             shutil.rmtree(left, ignore_errors=True)

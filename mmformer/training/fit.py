@@ -107,8 +107,8 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
     # Scores first: the checkpoint of a step then holds the best score as it is after that step.
     evaluation = Evaluation(run, output)
     first_step = 0 if last is None else step_of(last)
-    intake = Intake(run, output, first_step)
-    refusing = Refusing(run, output, first_step, task, checkpoint)
+    intake = Intake(run, output)
+    refusing = Refusing(run, output, task, checkpoint)
     callbacks: list[Callback] = [SameSamples(run), intake, refusing, evaluation]
     if run.early_stopping is not None:
         callbacks.append(EarlyStopping(run.early_stopping, evaluation, checkpoint))

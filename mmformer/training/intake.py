@@ -38,16 +38,10 @@ class Intake(pl.Callback):
     the update that is resumed from, and checkpoints have the rest.
     """
 
-    def __init__(self, run: RunSpec, output: Path, first_step: int) -> None:
+    def __init__(self, run: RunSpec, output: Path) -> None:
         self.run, self.path = run, output / TABLE_NAME
-        self._rows: list[dict[str, str]] = []  # of the run before it was interrupted
-        if first_step and self.path.exists():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = csv.DictReader(file, delimiter="\t")
-                # The last line may be half a line.
-                self._rows = [row for row in rows if row["reason"] is not None and int(row["update"]) <= first_step]
-        self._known = {(row["source"], row["key"]) for row in self._rows}
-        self._causes = Counter(row["cause"] for row in self._rows)
+        self._known: set[tuple[str, str]] = set()
+        self._causes: Counter[str] = Counter()
         self._texts: dict[str, tuple[int, int]] = {}
         # Of this process alone, since all were told last:
         self._new: list[tuple[int, Skipped]] = []  # with the update
@@ -59,8 +53,11 @@ class Intake(pl.Callback):
         return Taken(dict(self._causes.most_common()), dict(self._texts))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rows = _rows_until(trainer.global_step, self.path)  # the same in all processes, and so is the budget
+        self._known = {(row["source"], row["key"]) for row in rows}
+        self._causes = Counter(row["cause"] for row in rows)
         if is_first() and self.path.exists():
-            write_whole(self.path, _table([_COLUMNS, *(tuple(row.values()) for row in self._rows)]))
+            write_whole(self.path, _table([_COLUMNS, *(tuple(row.values()) for row in rows)]))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -117,6 +114,15 @@ class Intake(pl.Callback):
             begun = self.path.exists()
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(_table(rows if begun else [_COLUMNS, *rows]))
+
+
+def _rows_until(update: int, path: Path) -> list[dict[str, str]]:
+    """What the table has of a run before it was interrupted; its last line may be half a line."""
+    if not update or not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return [row for row in rows if row["reason"] is not None and int(row["update"]) <= update]
 
 
 def _added(one: dict[str, tuple[int, int]], other: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -17,8 +17,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-_REST = "meta.pt"
-"""What is no tensor of the model or its optimizer, in a folder."""
+from mmformer.training.writing_state import REST
 
 _OPTIMIZER = "optimizer_"
 
@@ -28,7 +27,7 @@ def read_parts(folder: Path) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     planner = _EmptyStateDictLoadPlanner()  # type: ignore[no-untyped-call]
     _load_state_dict(parts, storage_reader=FileSystemReader(folder), planner=planner, no_dist=True)
-    checkpoint: dict[str, Any] = torch.load(folder / _REST, map_location="cpu", weights_only=True)
+    checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     checkpoint["state_dict"] = parts["state_dict"]
     names = sorted((name for name in parts if name.startswith(_OPTIMIZER)), key=lambda name: int(name[10:]))
     checkpoint["optimizer_states"] = [by_number(parts[name]) for name in names]

@@ -33,18 +33,17 @@ _TOLD = 8
 class Refusing(pl.Callback):
     """Comes before what measures and keeps: what they see is a run that has gone on already."""
 
-    def __init__(self, run: RunSpec, output: Path, first_step: int, task: TrainingTask, checkpoint: Checkpoint) -> None:
+    def __init__(self, run: RunSpec, output: Path, task: TrainingTask, checkpoint: Checkpoint) -> None:
         self.run, self.output, self.task, self.checkpoint = run, output, task, checkpoint
         self.path = output / TABLE_NAME
-        self._rows: list[tuple[str, ...]] = []  # of the run before it was interrupted
-        if first_step and self.path.exists():
-            with self.path.open(encoding="utf-8", newline="") as file:
-                rows = [tuple(row) for row in csv.reader(file, delimiter="\t")][1:]
-            self._rows = [row for row in rows if len(row) == len(_COLUMNS) and int(row[0]) <= first_step]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if is_first() and self.path.exists():
-            write_whole(self.path, _table([_COLUMNS, *self._rows]))
+        if not is_first() or not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8", newline="") as file:
+            rows = [tuple(row) for row in csv.reader(file, delimiter="\t")][1:]
+        own = [row for row in rows if len(row) == len(_COLUMNS) and int(row[0]) <= trainer.global_step]
+        write_whole(self.path, _table([_COLUMNS, *own]))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int

@@ -76,6 +76,8 @@ class CheckpointSpec:
         every_steps: how often a checkpoint is written; None: only at the end, and as ``every_minutes`` says.
         every_minutes: after how long the next is written at the latest; None: as ``every_steps`` says alone.
         keep: how many of the newest stay.
+        keep_every: those after so many updates, twice as many and so on stay as well: a multiple of ``every_steps``;
+            None: none do.
         best: the evaluation score, such as ``retrieval/image_to_text/R@1``, whose best model so far is kept as the
             bundle ``best/``; None: none.
         mode: whether the best score is the highest or the lowest.
@@ -86,6 +88,7 @@ class CheckpointSpec:
     every_steps: int | None = None
     every_minutes: float | None = None
     keep: int = 2
+    keep_every: int | None = None
     best: str | None = None
     mode: Literal["max", "min"] = "max"
     keep_best: int = 1
@@ -94,6 +97,9 @@ class CheckpointSpec:
         require(self.every_steps is None or self.every_steps >= 1, self, "every_steps", "None or at least 1")
         require(self.every_minutes is None or self.every_minutes > 0, self, "every_minutes", "None or positive")
         require(self.keep >= 1, self, "keep", "at least 1")
+        every = self.every_steps or (self.keep_every or 0) + 1
+        stays = self.keep_every is None or (self.keep_every >= 1 and self.keep_every % every == 0)
+        require(stays, self, "keep_every", "None or a multiple of every_steps")
         require(self.keep_best >= 1, self, "keep_best", "at least 1")
 
 

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from mmformer.training.sealing import Content, content_of
 
-_REST = "meta.pt"
+REST = "meta.pt"
 """What is no tensor of the model or its optimizer, in a folder; the first process writes it."""
 
 
@@ -69,7 +69,7 @@ def write_part(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
         causes = [cause for cause, _ in error.failures.values()]
         raise next((cause for cause in causes if isinstance(cause, OSError)), RuntimeError(str(causes[0]))) from None
     if rank == 0:
-        write_state(rest, folder / _REST)
+        write_state(rest, folder / REST)
     contents = {path.name: content_of(path) for path in folder.iterdir() if _owner(path.name) == rank}
     told: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(told, contents, group=group)

@@ -156,6 +156,18 @@ def test_what_the_killed_left_is_removed_with_the_next(run: RunSpec, finished: P
     assert names(output) == names(finished) == ["step-000000002", "step-000000004", "step-000000006"]
 
 
+def test_some_stay_for_good(run: RunSpec, tmp_path: Path) -> None:
+    run = dataclasses.replace(run, checkpoint=CheckpointSpec(every_steps=1, keep=1, keep_every=2))
+    fit(dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, max_steps=5)), tmp_path / "run")
+    assert names(tmp_path / "run") == ["step-000000002", "step-000000004", "step-000000005"]
+
+
+@pytest.mark.parametrize(("every_steps", "keep_every"), [(2, 3), (2, 0), (None, 4)])
+def test_those_that_stay_have_to_be_written(every_steps: int | None, keep_every: int) -> None:
+    with pytest.raises(InputError, match="keep_every"):
+        CheckpointSpec(every_steps, every_minutes=1.0, keep_every=keep_every)
+
+
 # ------------------------------------------------------------------------------------------------- when
 
 
