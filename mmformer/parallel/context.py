@@ -39,8 +39,8 @@ from mmformer.parallel.tensor import own_heads
 from mmformer.types import Tokens
 
 
-def share_places(model: Model, mesh: Any, method: ContextMethod) -> None:
-    """Share out the places of rows in a model's decoders and their stacks, in place.
+def cut_rows(model: Model, mesh: Any, method: ContextMethod) -> None:
+    """Share out the rows of a model's decoders and their stacks, in place.
 
     To be done after layers are shared out, and before the model is sharded.
 
@@ -50,7 +50,7 @@ def share_places(model: Model, mesh: Any, method: ContextMethod) -> None:
     """
     for stack in model.stacks.values():
         assert isinstance(stack, Stack), "a model's stacks"
-        share_rows(stack, mesh, method)
+        cut_stack(stack, mesh, method)
     for decoder in model.decoders.values():
         assert type(decoder) is Decoder, "it is done once"
         decoder.__class__ = ContextDecoder
@@ -58,19 +58,19 @@ def share_places(model: Model, mesh: Any, method: ContextMethod) -> None:
         decoder.mesh = mesh["context"]
 
 
-def share_rows(stack: Stack, mesh: Any, method: ContextMethod) -> None:
-    """Share out the rows that a stack computes."""
+def cut_stack(stack: Stack, mesh: Any, method: ContextMethod) -> None:
+    """Share out the rows of a stack."""
     assert type(stack) is Stack, "it is done once"
     stack.__class__ = ContextStack
     assert isinstance(stack, ContextStack)
     size = mesh["context"].size()
     balanced = tuple((first, 2 * size - 1 - first) for first in range(size))
     chunks = balanced if method == "gather" else tuple((number,) for number in range(size))
-    stack.places, stack.method, stack.tensor = Places(mesh["context"], chunks), method, mesh["tensor"]
+    stack.cut, stack.method, stack.tensor = Cut(mesh["context"], chunks), method, mesh["tensor"]
 
 
-class Places(NamedTuple):
-    """Which places of a row each process has; rows are cut into even chunks."""
+class Cut(NamedTuple):
+    """Rows cut into even chunks, and which of them each process has."""
 
     mesh: Any  # of one dimension
     chunks: tuple[tuple[int, ...], ...]  # process -> the numbers of its chunks, in order
@@ -109,24 +109,23 @@ class Places(NamedTuple):
 class ContextStack(Stack):
     """What a stack becomes, in place: whole rows enter and leave it, and its layers have this process's places."""
 
-    places: Places
+    cut: Cut
     method: ContextMethod
     tensor: Any  # the mesh that shares out the heads, of one dimension
 
     def forward(self, tokens: Tokens, *, causal: bool = False, **rest: Any) -> StackOutput:
-        assert causal and not any(rest.values()), "no other pass is allowed beside parallel.context"
-        output = super().forward(filled_up(tokens, self.places.number), causal=True)
-        x = self.places.whole(output.tokens.x)[:, : tokens.x.shape[1]]
+        assert causal and all(value is None for value in rest.values()), "check_context allows no other pass"
+        output = super().forward(_filled_up(tokens, self.cut.number), causal=True)
+        x = self.cut.whole(output.tokens.x)[:, : tokens.x.shape[1]]
         return output._replace(tokens=Tokens(x, tokens.pos, tokens.valid, tokens.segment))
 
     def _viewed(self, tokens: Tokens, pos: Tensor, mask: Mask) -> tuple[Tokens, View]:
-        own = self.places.of(tokens)
+        own = self.cut.of(tokens)
         gathers = self.method == "gather"
         _, view = super()._viewed(own if gathers else tokens, pos, mask)
         rotary = view.rotary
         if rotary is not None and not gathers:
-            rotary = Rotary(*(self.places.part(table, 2) for table in rotary))
-        plan = self._gathered if gathers else self._exchanged
+            rotary = Rotary(*(self.cut.part(table, 2) for table in rotary))
         plan = self._gathered if gathers else self._exchanged
         patterns = {mixer.pattern for mixer in self.spec.mixers if isinstance(mixer, AttentionSpec)}
         plans: dict[PatternSpec | None, Plan] = {each: plan(each, view, pos) for each in patterns}
@@ -136,22 +135,22 @@ class ContextStack(Stack):
     def _gathered(self, pattern: PatternSpec | None, view: View, pos: Tensor) -> Gathered:
         """The plan of a pattern; ``view`` is of this process's places at whole rows."""
         mask, bias = view.mask._replace(pattern=pattern), self._bias(pattern, view)
-        size, chunks = pos.shape[1] // self.places.number, []
-        for place, number in enumerate(self.places.own):
+        size, chunks = pos.shape[1] // self.cut.number, []
+        for place, number in enumerate(self.cut.own):
             seen = (number + 1) * size
             asked = None if bias is None else bias[:, :, place * size : (place + 1) * size, :seen]
             chunks.append(Dense(*_last(mask, size, seen).sdpa(size, seen, asked, pos.device)))
-        return Gathered(self.places, tuple(chunks))
+        return Gathered(self.cut, tuple(chunks))
 
     def _exchanged(self, pattern: PatternSpec | None, view: View, pos: Tensor) -> Exchanged:
         """The plan of a pattern; ``view`` is of whole rows."""
-        bias, length, plan = self._bias(pattern, view), pos.shape[1], view.plans.get(pattern)
+        plan, bias, mesh = view.plans.get(pattern), self._bias(pattern, view), self.cut.mesh
         if bias is not None and bias.shape[1] > 1:
-            bias = bias.chunk(self.places.mesh.size(), 1)[self.places.mesh.get_local_rank()]
-        if plan is None or bias is not None:  # one in blocks has the biases of all heads
-            mask = view.mask._replace(pattern=pattern)
+            bias = bias.chunk(mesh.size(), 1)[mesh.get_local_rank()]
+        if plan is None:
+            mask, length = view.mask._replace(pattern=pattern), pos.shape[1]
             plan = Dense(*mask.sdpa(length, length, bias, pos.device))
-        return Exchanged(self.places.mesh, plan)
+        return Exchanged(mesh, plan)
 
     def _bias(self, pattern: PatternSpec | None, view: View) -> Tensor | None:
         """What the position adds to scores, of the heads that this process would compute without ``context``."""
@@ -159,7 +158,7 @@ class ContextStack(Stack):
         return own_heads(view.bias, self.tensor) if spread and view.bias is not None else view.bias
 
 
-def filled_up(tokens: Tokens, number: int) -> Tokens:
+def _filled_up(tokens: Tokens, number: int) -> Tokens:
     """Rows with tokens behind their last, which those before do not see, so that so many chunks of them are even."""
     missing = -tokens.x.shape[1] % number
     if not missing:
@@ -195,14 +194,14 @@ class Dense(NamedTuple):
 class Gathered(NamedTuple):
     """A plan that brings all keys and values to the queries, chunk by chunk of these as far as they see."""
 
-    places: Places
+    cut: Cut
     chunks: tuple[Dense, ...]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
-        both = self.places.whole(torch.cat((key, value), dim=-1), dim=2)  # B Hk L (2 width of a head)
+        both = self.cut.whole(torch.cat((key, value), dim=-1), dim=2)  # B Hk L (2 width of a head)
         key, value = both.chunk(2, dim=-1)
         asked, made = query.chunk(len(self.chunks), dim=2), []
-        for asking, number, chunk in zip(asked, self.places.own, self.chunks, strict=True):
+        for asking, number, chunk in zip(asked, self.cut.own, self.chunks, strict=True):
             seen = slice((number + 1) * asking.shape[2])
             made.append(chunk.attend(asking, key[:, :, seen], value[:, :, seen], dropout))
         return torch.cat(made, dim=2)

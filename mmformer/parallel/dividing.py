@@ -78,23 +78,8 @@ def check_context(model: ModelSpec, context: int, method: ContextMethod, tensor:
             f"before it alone. But the model has the encoder '{name}': {instead}."
         )
     for name, stack in model.stacks.items():
-        whole = [
-            (
-                f"layer.mixer is {type(layer.mixer).__name__}, which reaches no places of other processes",
-                "AttentionSpec",
-            )
-            for layer in stack.layers
-            if not isinstance(layer.mixer, AttentionSpec)
-        ]
-        whole += [
-            (f"layer.feedforward is {type(layer.feedforward).__name__}, which counts the tokens of rows", "a dense one")
-            for layer in stack.layers
-            if not isinstance(layer.feedforward, DenseFeedForwardSpec | None)
-        ]
-        whole += [("drop_path is above 0, and a row skips a branch in whole", "0")] if stack.drop_path else []
-        whole += [("halting counts the tokens of rows", "null")] if stack.halting is not None else []
-        for found, fix in whole:
-            raise InputError(f"{told}, but model.stacks.{name}.{found}: take {fix}, or {instead}.")
+        for found, fix in _of_whole_rows(stack, method):
+            raise InputError(f"{told}, but model.stacks.{name}.{found}: {fix}, or {instead}.")
         for shared in _shared(name, stack) if method == "ulysses" else ():
             if "heads" in shared.field and shared.number % (context * tensor):
                 raise InputError(
@@ -102,6 +87,25 @@ def check_context(model: ModelSpec, context: int, method: ContextMethod, tensor:
                     f"{tensor}, does not divide, but where parallel.context_method is ulysses each process attends "
                     f"with as many of them: set it to gather, or {shared.field} to a multiple of {context * tensor}."
                 )
+
+
+def _of_whole_rows(stack: StackSpec, method: ContextMethod) -> Iterator[tuple[str, str]]:
+    """What of a stack is computed of whole rows, or of all heads, and what to do about it."""
+    for layer in dict.fromkeys(stack.layers):
+        mixer, feedforward = layer.mixer, layer.feedforward
+        if not isinstance(mixer, AttentionSpec):
+            yield f"layer.mixer is {type(mixer).__name__}, which reaches no places of other processes", "take attention"
+        if not isinstance(feedforward, DenseFeedForwardSpec | None):
+            yield (
+                f"layer.feedforward is {type(feedforward).__name__}, which counts the tokens of rows",
+                "take a dense one",
+            )
+        if method == "ulysses" and not shares_out(mixer, stack):
+            yield "position biases the scores of all heads under a pattern", "set parallel.context_method to gather"
+    if stack.drop_path:
+        yield f"drop_path is {stack.drop_path}, and a row skips a branch in whole", "set it to 0"
+    if stack.halting is not None:
+        yield "halting counts the tokens of rows", "set it to null"
 
 
 def _require_divisor(dimension: str, processes: int, found: list[Shared]) -> None:

@@ -36,9 +36,9 @@ def spread(
 
         share_out(model, mesh["tensor"])
     if mesh["context"].size() > 1:
-        from mmformer.parallel.context import share_places
+        from mmformer.parallel.context import cut_rows
 
-        share_places(model, mesh, context_method)
+        cut_rows(model, mesh, context_method)
     if (held := parameters_mesh(mesh)) is not None:
         shard(model, held, dtype)
     for stack in model.stacks.values():
