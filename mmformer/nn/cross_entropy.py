@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 
 def linear_cross_entropy(
@@ -51,24 +50,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if wants_x else None
         grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else None
         grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if wants_bias else None
+        held = weight.new_empty(min(chunk, len(x)), len(weight), dtype=wide)  # one chunk's logits, then their gradient
         with torch.autocast(x.device.type, enabled=False):
             for start in range(0, len(x), chunk):
                 part, right = x[start : start + chunk], target[start : start + chunk]
-                logits = (part @ weight.T).to(wide)  # c V
-                logits = logits if bias is None else logits + bias
-                total += F.cross_entropy(logits, right, reduction="sum", label_smoothing=smoothing)
+                logits = _product(part, weight.T, held[: len(part)])  # c V
+                if bias is not None:
+                    logits += bias
+                total += _take_softmax(logits, right, smoothing)
                 if not (wants_x or wants_weight or wants_bias):
                     continue
-                grad = logits.softmax(-1)
-                grad.scatter_add_(1, right[:, None], grad.new_full((len(right), 1), smoothing - 1.0))
+                grad = logits.scatter_add_(1, right[:, None], logits.new_full((len(right), 1), smoothing - 1.0))
                 if smoothing:
                     grad -= smoothing / len(weight)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
                 grad = grad.to(x.dtype)
                 if grad_x is not None:
-                    grad_x[start : start + chunk] = grad @ weight
-                if grad_weight is not None:
+                    torch.mm(grad, weight, out=grad_x[start : start + chunk])
+                if grad_weight is not None and wide == x.dtype:
+                    grad_weight.addmm_(grad.T, part)
+                elif grad_weight is not None:
                     grad_weight += grad.T @ part
         ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -78,5 +80,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         (upper,) = upstream
+        kept = torch._C._autograd._get_current_graph_task_keep_graph()  # whether there may be a second such pass
+        scaled = torch.mul if kept else Tensor.mul_  # in place where it can be: these may be as large as all the rest
         saved = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return (*(None if grad is None else (upper * grad).to(dtype) for grad, dtype in saved), None, None, None)
+        return (*(None if grad is None else scaled(grad, upper).to(dtype) for grad, dtype in saved), None, None, None)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Their matrix product, written where it is wanted, in whatever precision that has."""
+    return torch.mm(a, b, out=out) if out.dtype == a.dtype else out.copy_(a @ b)
+
+
+def _take_softmax(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Turn logits, c V, into their softmax in place; returns the cross-entropy, summed."""
+    right = logits.gather(1, target[:, None])[:, 0]
+    if smoothing:
+        right = (1 - smoothing) * right + smoothing * logits.mean(1)
+    largest = logits.amax(1)
+    torch.softmax(logits, 1, out=logits)
+    normaliser = largest - logits.amax(1).log()  # the log-sum-exp: the largest probability is exp(largest - it)
+    return (normaliser - right).sum()

@@ -8,7 +8,7 @@ written out below.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,12 +95,12 @@ class _ContrastiveLoss(torch.autograd.Function):
         number = x.shape[0]
         rows = x.new_empty(number)
         columns = x.new_full((number,), float("-inf"))
-        agreement = x.new_zeros(())  # sum over samples of the mean logit of their positives
+        agreement = x.new_zeros(())
         for part in chunks(number, chunk):
-            logits = scale * (x[part] @ y.T)  # c N
+            logits = (scale * x[part]) @ y.T  # c N
             rows[part] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
-            agreement = agreement + (logits * _target(same, part, number, x, smoothing)).sum()
+            agreement += _Target(same, part, smoothing).agreement(logits)
         ctx.save_for_backward(x, y, scale, same, rows, columns)
         ctx.chunk, ctx.smoothing = chunk, smoothing
         return (rows.sum() + columns.sum()) / 2 - agreement
@@ -109,33 +109,15 @@ class _ContrastiveLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, y, scale, same, rows, columns = ctx.saved_tensors
-        number = x.shape[0]
-        grad_x, grad_y, grad_scale = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(scale)
-        for part in chunks(number, ctx.chunk):
-            cosine = x[part] @ y.T  # c N
-            logits = scale * cosine
-            grad = ((logits - rows[part, None]).exp() + (logits - columns).exp()) / 2
-            grad = grad - _target(same, part, number, x, ctx.smoothing)  # d loss / d logits
-            grad_scale += (grad * cosine).sum()
-            grad_x[part] = scale * (grad @ y)
-            grad_y += scale * (grad.T @ x[part])
+        gradients = _Gradients.zeros(x, y, scale)
+        for part in chunks(len(x), ctx.chunk):
+            logits = (scale * x[part]) @ y.T  # c N
+            grad = (logits - rows[part, None]).exp_()
+            grad.add_(logits.sub_(columns).exp_()).mul_(0.5)
+            _Target(same, part, ctx.smoothing).subtract_from(grad)
+            gradients.add(grad, part, x, y, scale)
         (upper,) = upstream
-        return upper * grad_x, upper * grad_y, upper * grad_scale, None, None, None
-
-
-def _target(same: Tensor | None, part: slice, number: int, like: Tensor, smoothing: float) -> Tensor:
-    """Rows of the target distribution, c N: symmetric, since samples share their positives."""
-    target = _own_target(same, part, number, like)
-    return target * (1 - smoothing) + smoothing / number if smoothing else target
-
-
-def _own_target(same: Tensor | None, part: slice, number: int, like: Tensor) -> Tensor:
-    if same is None:
-        target = like.new_zeros(part.stop - part.start, number)
-        target.diagonal(part.start).fill_(1.0)
-        return target
-    positive = (same[part, None] == same[None, :]).to(like.dtype)
-    return positive / positive.sum(1, keepdim=True)
+        return upper * gradients.x, upper * gradients.y, upper * gradients.scale, None, None, None
 
 
 class _OneWayLoss(torch.autograd.Function):
@@ -152,19 +134,17 @@ class _OneWayLoss(torch.autograd.Function):
         chunk: int,
         smoothing: float,
     ) -> Tensor:
-        grad_x, grad_y, grad_scale = (torch.zeros_like(value) for value in (x, y, scale))
+        gradients = _Gradients.zeros(x, y, scale)
         total = x.new_zeros(())
         for part in chunks(len(x), chunk):
-            place = slice(first + part.start, first + part.stop)
-            target = _target(same, place, len(y), x, smoothing)
-            cosine = x[part] @ y.T  # c N
-            logits = scale * cosine
-            total += (logits.logsumexp(1) - (logits * target).sum(1)).sum()
-            grad = logits.softmax(1) - target  # d loss / d logits
-            grad_x[part] = scale * (grad @ y)
-            grad_y += scale * (grad.T @ x[part])
-            grad_scale += (grad * cosine).sum()
-        ctx.save_for_backward(grad_x, grad_y, grad_scale)
+            target = _Target(same, slice(first + part.start, first + part.stop), smoothing)
+            logits = (scale * x[part]) @ y.T  # c N
+            rows = logits.logsumexp(1, keepdim=True)
+            total += rows.sum() - target.agreement(logits)
+            grad = logits.sub_(rows).exp_()
+            target.subtract_from(grad)
+            gradients.add(grad, part, x, y, scale)
+        ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
@@ -173,3 +153,49 @@ class _OneWayLoss(torch.autograd.Function):
         grad_x, grad_y, grad_scale = ctx.saved_tensors
         (upper,) = upstream
         return upper * grad_x, upper * grad_y, upper * grad_scale, None, None, None, None
+
+
+class _Gradients(NamedTuple):
+    """Of the embeddings of rows and of columns, and of the scale."""
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+
+    @classmethod
+    def zeros(cls, *like: Tensor) -> _Gradients:
+        return cls(*map(torch.zeros_like, like))
+
+    def add(self, grad: Tensor, part: slice, x: Tensor, y: Tensor, scale: Tensor) -> None:
+        """Add those that a chunk of logits' own, c N, makes."""
+        seen = grad @ y  # c E
+        self.x[part] = scale * seen
+        self.y.addmm_(grad.T, scale * x[part])
+        self.scale.add_((x[part] * seen).sum())
+
+
+class _Target(NamedTuple):
+    """Rows of the target distribution, c N: symmetric, since samples share their positives."""
+
+    same: Tensor | None
+    part: slice
+    smoothing: float
+
+    def agreement(self, logits: Tensor) -> Tensor:
+        """The sum over rows of their mean logit under the target."""
+        own = (logits.diagonal(self.part.start) if self.same is None else logits * self._shared(logits)).sum()
+        return (1 - self.smoothing) * own + self.smoothing * logits.mean(1).sum() if self.smoothing else own
+
+    def subtract_from(self, grad: Tensor) -> None:
+        """Make of probabilities, in place, the gradient of the cross-entropy with respect to the logits."""
+        if self.same is None:
+            grad.diagonal(self.part.start).sub_(1 - self.smoothing)
+        else:
+            grad.sub_(self._shared(grad), alpha=1 - self.smoothing)
+        if self.smoothing:
+            grad.sub_(self.smoothing / grad.shape[1])
+
+    def _shared(self, like: Tensor) -> Tensor:
+        assert self.same is not None
+        positive = (self.same[self.part, None] == self.same[None, :]).to(like.dtype)  # c N
+        return positive / positive.sum(1, keepdim=True)

@@ -109,13 +109,14 @@ def _add_block(
     grad_x, grad_y, grad_scale, grad_bias = gradients
     total = x.new_zeros(())
     for part in chunks(len(x), chunk):
-        cosine = x[part] @ y.T  # c N
-        sign = 2 * (rows[part, None] == columns).to(x.dtype) - 1
-        margin = sign * (scale * cosine + bias)
+        logits = torch.addmm(bias, scale * x[part], y.T)  # c N
+        sign = (rows[part, None] == columns).to(x.dtype).mul_(2).sub_(1)
+        margin = logits.mul_(sign)
         total -= F.logsigmoid(margin).sum()
-        grad = -sign * torch.sigmoid(-margin)  # d loss / d logits
-        grad_x[part] += scale * (grad @ y)
-        grad_y += scale * (grad.T @ x[part])
-        grad_scale += (grad * cosine).sum()
+        grad = margin.neg_().sigmoid_().mul_(sign).neg_()  # d loss / d logits
+        seen = grad @ y  # c E
+        grad_x[part] += scale * seen
+        grad_y.addmm_(grad.T, scale * x[part])
+        grad_scale += (x[part] * seen).sum()
         grad_bias += grad.sum()
     return total
