@@ -43,10 +43,14 @@ class GroupedLinear(nn.Module):
         Returns:
             N outputs; zero in rows of no group.
         """
-        dtype = product_dtype(x)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        mapped: Tensor = grouped_linear(x.to(dtype), self.weight.to(dtype), bias, ends)
-        return mapped
+        return map_groups(x, self.weight, self.bias, ends)
+
+
+def map_groups(x: Tensor, weight: Tensor, bias: Tensor | None, ends: Tensor) -> Tensor:
+    """What ``GroupedLinear`` makes of x with these parameters, in the precision that autocast asks for."""
+    dtype = product_dtype(x)
+    y: Tensor = grouped_linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), ends)
+    return y
 
 
 @torch.library.custom_op(

@@ -109,7 +109,7 @@ class SharedRows(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: Any) -> nn.Module:
         assert type(module) is nn.Linear, "adapters are refused beside it"
-        distribute_module(module, device_mesh, _store_evenly)
+        distribute_module(module, device_mesh, store_evenly)
         module.__class__ = SharedLinear
         assert isinstance(module, SharedLinear)
         module.mesh, module.exchange = device_mesh, None
@@ -120,7 +120,7 @@ class SharedRows(ParallelStyle):
         return module
 
 
-def _store_evenly(_: str, module: nn.Module, mesh: Any) -> None:
+def store_evenly(_: str, module: nn.Module, mesh: Any) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
         stored = distribute_tensor(parameter.detach(), mesh, [Shard(0)], src_data_rank=None)
         module.register_parameter(name, nn.Parameter(stored, requires_grad=parameter.requires_grad))
