@@ -15,27 +15,21 @@ from mmformer.nn.attention import Attention
 from mmformer.nn.feedforward import FeedForward
 from mmformer.nn.grouped import GroupedLinear
 from mmformer.nn.layer import Layer
-from mmformer.parallel.compiling import compile_layers
 from mmformer.parallel.dividing import ContextMethod
 from mmformer.parallel.mesh import parameters_mesh
 
 
 def spread(
-    model: Model,
-    mesh: Any,
-    dtype: torch.dtype = torch.float32,
-    context_method: ContextMethod = "gather",
-    compiled: bool = False,
+    model: Model, mesh: Any, dtype: torch.dtype = torch.float32, context_method: ContextMethod = "gather"
 ) -> None:
     """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
-    Its layers' products are shared out first, then the places of its rows, then what each process has of the parameters
-    is sharded.
+    Its layers' products are shared out first, then the places of its rows, then its experts; then what each process has
+    of the other parameters is sharded.
 
     Args:
         dtype: what autocast computes products in; see ``shard``.
         context_method: how attention reaches places of other processes, where the mesh shares them out.
-        compiled: whether layers are compiled (``parallel/compiling.py``), before they are sharded.
     """
     if mesh["tensor"].size() > 1:
         from mmformer.parallel.tensor import share_out  # DTensors take a while to import
@@ -45,16 +39,20 @@ def spread(
         from mmformer.parallel.context import cut_rows
 
         cut_rows(model, mesh, context_method)
-    if compiled:
-        compile_layers(model)
+    experts: frozenset[nn.Parameter] = frozenset()
+    if mesh["expert"].size() > 1:
+        from mmformer.parallel.experts import spread_experts
+
+        experts = spread_experts(model, mesh, gathered_in(dtype))
     if (held := parameters_mesh(mesh)) is not None:
-        # What is done as the maps of a group begin and end would cut a layer's program into pieces.
-        shard(model, held, torch.float32 if compiled else dtype)
+        shard(model, held, dtype, experts)
     for stack in model.stacks.values():
         stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
 
 
-def shard(model: Model, mesh: Any, dtype: torch.dtype = torch.float32) -> None:
+def shard(
+    model: Model, mesh: Any, dtype: torch.dtype = torch.float32, spread: frozenset[nn.Parameter] = frozenset()
+) -> None:
     """Shard a model in place over a mesh: each layer of its stacks by itself, then all the rest together.
 
     The rest (tokenizers, heads, decoders' output) stays gathered for the whole of a forward pass, so that a decoder's
@@ -67,20 +65,28 @@ def shard(model: Model, mesh: Any, dtype: torch.dtype = torch.float32) -> None:
         mesh: of one dimension, over which parameters are sharded, or of two, over the first of which they are
             replicated.
         dtype: what autocast computes products in.
+        spread: parameters of which nothing is left to do.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
-    # Not what the first of the maps is given: autocast rounds that.
-    rounded = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    others = set(spread)
     for stack in model.stacks.values():
         for layer in stack.layers:  # type: ignore[union-attr]
-            if dtype != torch.float32 and (maps := _rounded_maps(layer)):
-                fully_shard(maps, mesh=mesh, mp_policy=rounded)
-            fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+            if dtype != torch.float32 and (maps := _rounded_maps(layer, spread)):
+                fully_shard(maps, mesh=mesh, mp_policy=gathered_in(dtype))
+            fully_shard(layer, mesh=mesh, ignored_params=others)
+    fully_shard(model, mesh=mesh, ignored_params=others)
 
 
-def _rounded_maps(layer: Layer) -> list[nn.Module]:
+def gathered_in(dtype: torch.dtype) -> Any:
+    """FSDP2's policy for parameters that are gathered in a precision, and whose gradients are added up in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    # Not what the first of them is given: autocast rounds that.
+    return MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def _rounded_maps(layer: Layer, spread: frozenset[nn.Parameter]) -> list[nn.Module]:
     """Linear maps that run whenever a layer does, under autocast: of softmax attention, feed-forwards and experts.
 
     FSDP2 frees what a group gathered once all of it has run. Other mixers (Mamba, linear attention …) compute with
@@ -88,7 +94,8 @@ def _rounded_maps(layer: Layer) -> list[nn.Module]:
     """
     parts = (layer.mixer, layer.cross, layer.feedforward)
     inside = [module for part in parts if isinstance(part, Attention | FeedForward) for module in part.modules()]
-    return [m for m in inside if isinstance(m, nn.Linear | GroupedLinear) and not isinstance(m, Adapted)]
+    maps = [m for m in inside if isinstance(m, nn.Linear | GroupedLinear) and not isinstance(m, Adapted)]
+    return [m for m in maps if m.weight not in spread]
 
 
 def is_sharded(model: nn.Module) -> bool:
