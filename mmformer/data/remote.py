@@ -13,7 +13,7 @@ import os
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
 from mmformer.data.tar import index_shard
-from mmformer.data.transfer import Expected, Patience, ask, copy, is_missing, reason
+from mmformer.data.transfer import FETCHING, Expected, Patience, ask, copy, is_missing, reason, remove_left
 from mmformer.errors import InputError
 from mmformer.spec import require
 
@@ -123,9 +123,7 @@ class RemoteManifest(Manifest):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.with_name(f".{path.stem}.lock")):  # all workers come to a new shard at about one time
-            if path.exists():
-                os.utime(path)
-            else:
+            if not _is_kept(path, shard.bytes):
                 _make_room(self.cache, shard.bytes, keep=path)
                 copy(self.address(shard), path, self.cache.patience, Expected(shard.sha256, shard.bytes))
         return path
@@ -265,12 +263,27 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _make_room(cache: CacheSpec, wanted: int, keep: Path) -> None:
     """Remove the shards that were not read for the longest time, until one of so many bytes fits besides the rest; open
-    ones stay readable.
+    ones stay readable. What processes left that were killed while they copied goes first.
     """
-    shards = sorted(cache.shards.glob("*.tar"), key=lambda path: path.stat().st_mtime)
-    size = sum(path.stat().st_size for path in shards)
-    for path in shards:
+    remove_left(cache.shards)
+    shards = []
+    for path in [*cache.shards.glob("*.tar"), *cache.shards.glob(f"{FETCHING}*")]:
+        with suppress(FileNotFoundError):  # others make room, too
+            found = path.stat()
+            shards.append((found.st_mtime, found.st_size, path))
+    size = sum(each for _, each, _ in shards)
+    for _, each, path in sorted(shards):
         if size + wanted <= cache.gib * 2**30 or path == keep:
             break
-        size -= path.stat().st_size
-        path.unlink(missing_ok=True)
+        if path.suffix == ".tar":
+            size -= each
+            path.unlink(missing_ok=True)
+
+
+def _is_kept(path: Path, size: int) -> bool:
+    """Whether a whole copy is here; it counts as read now."""
+    try:
+        os.utime(path)
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False

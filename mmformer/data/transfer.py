@@ -7,6 +7,7 @@ waiting (no such file, no permission, an address of no known kind, another file 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import queue
@@ -21,6 +22,9 @@ from time import sleep
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from mmformer.data.damage import ShardError
+
+FETCHING = ".fetching-"
+"""What names begin with of what is being copied."""
 
 _BLOCK = 2**22
 _WAIT = 1.0
@@ -62,13 +66,16 @@ def copy(url: str, target: Path, patience: Patience, expected: Expected | None =
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     digest, size = hashlib.sha256(), 0
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".fetching-")
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=FETCHING)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # by which it is told from what was left
             for block in blocks(url, patience, None if expected is None else expected.bytes):
                 digest.update(block)
                 size += len(block)
                 file.write(block)  # an error of our own disk is not the address's
+            file.flush()
+            os.fsync(file.fileno())  # its name says that it is whole
         if expected is not None and not digest.hexdigest().startswith(expected.sha256):
             raise _changed(url, f"{size} bytes and the SHA-256 {digest.hexdigest()[:12]}…", expected)
         Path(name).replace(target)
@@ -78,6 +85,15 @@ def copy(url: str, target: Path, patience: Patience, expected: Expected | None =
         raise _changed(url, f"{error} bytes", expected) from error
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what was being copied into a folder by processes that were killed."""
+    for path in folder.glob(f"{FETCHING}*"):
+        with suppress(OSError), path.open("rb") as file:  # gone, or still being copied
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_size:  # an empty one may be about to be
+                path.unlink()
 
 
 def blocks(url: str, patience: Patience, size: int | None = None) -> Iterator[bytes]:

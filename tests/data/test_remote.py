@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import threading
@@ -25,13 +26,13 @@ from mmformer.data import remote, transfer
 from mmformer.data.checking import check
 from mmformer.data.dataset import MixedDataset
 from mmformer.data.indexing import index_tars
-from mmformer.data.manifest import Manifest
+from mmformer.data.manifest import Manifest, Shard
 from mmformer.data.opening import open_samples
 from mmformer.data.patterns import find_files, find_places
-from mmformer.data.remote import CacheSpec, find_urls, join_url, open_manifest
+from mmformer.data.remote import CacheSpec, RemoteManifest, find_urls, join_url, open_manifest
 from mmformer.data.shards import verify
 from mmformer.data.statistics import Questions, measure
-from mmformer.data.transfer import Patience, copy
+from mmformer.data.transfer import FETCHING, Patience, copy
 from mmformer.errors import InputError
 
 
@@ -116,6 +117,50 @@ def test_several_readers_copy_a_shard_once(
         found = list(pool.map(manifest.fetch, [*manifest.shards] * 4))
     assert found == [kept] * 4
     assert copied == [f"{bucket}/tiny-train-000000.tar"]
+
+
+def test_a_copy_that_is_not_whole_is_made_again(bucket: str, cache: CacheSpec, tmp_path: Path) -> None:
+    index_tars([f"{bucket}/tiny-train-000000.tar"], {"train": "*"}, tmp_path / "index", workers=1)
+    before = read(tmp_path / "index")
+    (kept,) = cache.shards.glob("*.tar")
+    for damaged in (b"", kept.read_bytes()[:700]):
+        kept.write_bytes(damaged)
+        assert read(tmp_path / "index") == before
+
+
+def test_a_copy_that_another_process_removes_before_it_is_open_is_made_again(
+    bucket: str, cache: CacheSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_tars([f"{bucket}/tiny-train-000000.tar"], {"train": "*"}, tmp_path / "index", workers=1)
+    before, fetch = read(tmp_path / "index"), RemoteManifest.fetch
+    removed: list[Path] = []
+
+    def loses(self: RemoteManifest, shard: Shard) -> Path:
+        path = fetch(self, shard)
+        if len(removed) < 2:
+            path.unlink()
+            removed.append(path)
+        return path
+
+    monkeypatch.setattr(RemoteManifest, "fetch", loses)
+    assert read(tmp_path / "index") == before
+    assert len(removed) == 2
+
+
+def test_what_the_killed_had_begun_to_copy_is_removed(bucket: str, cache: CacheSpec, tmp_path: Path) -> None:
+    """What another process copies at the time is not, and takes room."""
+    index_tars([f"{bucket}/tiny-train-000000.tar"], {"train": "*"}, tmp_path / "index", workers=1)
+    (kept,) = cache.shards.glob("*.tar")
+    left, copied = (cache.shards / f"{FETCHING}{name}" for name in ("left", "copied"))
+    for path in (left, copied):
+        path.write_bytes(bytes(1000))
+    small = replace(cache, gib=(kept.stat().st_size + 1500) / 2**30)
+    with copied.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remote._make_room(small, 0, keep=tmp_path)
+        assert (left.exists(), copied.exists(), kept.exists()) == (False, True, True)
+        remote._make_room(small, 1000, keep=tmp_path)
+        assert (copied.exists(), kept.exists()) == (True, False)
 
 
 def test_what_is_elsewhere_cannot_have_an_index_beside_it(bucket: str) -> None:
