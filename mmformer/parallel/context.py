@@ -122,6 +122,8 @@ class ContextStack(Stack):
     def _viewed(self, tokens: Tokens, pos: Tensor, mask: Mask) -> tuple[Tokens, View]:
         own = self.cut.of(tokens)
         gathers = self.method == "gather"
+        if mask.valid is not None and not bool((mask.valid[:, 1:] & ~mask.valid[:, :-1]).any()):
+            mask = mask._replace(valid=None)  # what is not real is behind all that is, which sees nothing of it
         _, view = super()._viewed(own if gathers else tokens, pos, mask)
         rotary = view.rotary
         if rotary is not None and not gathers:

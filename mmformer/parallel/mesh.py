@@ -60,7 +60,8 @@ class ParallelSpec:
         context_method: how attention reaches what other processes have: ``gather`` brings all keys and values to each
             (Grattafiori et al. 2024, Llama 3, §3.3.2), which any heads allow and few key and value heads make cheap;
             ``ulysses`` exchanges places for heads and back (Jacobs et al. 2023, §3), which sends less where processes
-            are many, computes sparse patterns in blocks, and needs context × tensor to divide the heads.
+            are many, computes sparse patterns in blocks, and needs context × tensor to divide the heads. Of texts that
+            are not packed, it needs no mask, and ``gather`` one for a process's places and those before them.
         tensor: processes that compute the same part of a batch together. The heads of softmax attention, its key and
             value heads too, and the hidden units of dense feed-forwards are shared out, in self-attention and in
             reading memory. All else is computed by each of them in whole: embeddings, norms, heads, decoders' outputs,
