@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,24 +71,29 @@ def peers(part: slice) -> dict[str, Tensor]:
     return {"summed": summed, "told": told, "first": collectives.of_first(torch.tensor(float(collectives.rank())))}
 
 
-def work(rank: int, function: Callable[[slice], dict[str, Tensor]], folder: str) -> None:
+def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     size = ROWS // WORLD
-    torch.save(function(slice(rank * size, (rank + 1) * size)), f"{folder}/{rank}.pt")
+    part = slice(rank * size, (rank + 1) * size)
+    # The peers last: from then on, each process has all parts of a batch.
+    torch.save({each.__name__: each(part) for each in (softmax, sigmoid, gathering, peers)}, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
 
 
-def on_two(function: Callable[[slice], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
-    multiprocessing.spawn(work, (function, str(folder)), nprocs=WORLD)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    """What each function made in each process, by its name."""
+    folder = tmp_path_factory.mktemp("two")
+    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
 @pytest.mark.parametrize("function", [softmax, sigmoid])
-def test_a_loss_and_its_gradient_are_those_of_one_process(function: Any, tmp_path: Path) -> None:
-    whole, parts = function(slice(0, ROWS)), on_two(function, tmp_path)
+def test_a_loss_and_its_gradient_are_those_of_one_process(function: Any, both: list[Any]) -> None:
+    whole, parts = function(slice(0, ROWS)), [each[function.__name__] for each in both]
     for name, value in whole.items():
         found = [part[name] for part in parts]
         # A process's own rows, and its share of what all processes share.
@@ -99,18 +102,17 @@ def test_a_loss_and_its_gradient_are_those_of_one_process(function: Any, tmp_pat
     assert not torch.allclose(parts[0]["total"], parts[1]["total"])
 
 
-def test_rows_are_gathered_in_order_and_their_gradients_added(tmp_path: Path) -> None:
-    parts = on_two(gathering, tmp_path)
-    for rank, part in enumerate(parts):
+def test_rows_are_gathered_in_order_and_their_gradients_added(both: list[Any]) -> None:
+    for rank, part in enumerate(each["gathering"] for each in both):
         assert torch.equal(part["rows"], values()[0])
         assert part["numbers"].tolist() == list(range(ROWS))
         own = torch.arange(ROWS * 5.0).view(ROWS, 5)[rank * 3 : rank * 3 + 3]
         assert torch.equal(part["x"], (1 + 2) * own), "what both processes said of these rows"
 
 
-def test_peers_share_decisions_and_no_sums(tmp_path: Path) -> None:
-    for part in on_two(peers, tmp_path):
-        assert {name: float(value) for name, value in part.items()} == {"summed": 1, "told": 1, "first": 0}
+def test_peers_share_decisions_and_no_sums(both: list[Any]) -> None:
+    for each in both:
+        assert {name: float(value) for name, value in each["peers"].items()} == {"summed": 1, "told": 1, "first": 0}
 
 
 def test_one_process_is_told_nothing_new() -> None:

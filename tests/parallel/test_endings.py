@@ -23,7 +23,7 @@ def written(run: RunSpec, file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_ends_all_processes_with_a_checkpoint(number: signal.Signals, processes: int, tmp_path: Path) -> None:
     """Of two processes the first alone is signalled: both end, after the same update."""

@@ -77,6 +77,7 @@ def test_a_gradient_that_is_no_number_in_one_process_is_refused_by_all(shards: P
     assert len(whole_checkpoints(tmp_path / "run")) == 3
 
 
+@pytest.mark.slow
 def test_all_processes_roll_back_together(shards: Path, tmp_path: Path) -> None:
     run = small(shards, divergence=DivergenceSpec("roll_back"))
     code, said, _ = faulty(run, tmp_path, "nan:1:4")

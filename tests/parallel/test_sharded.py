@@ -53,14 +53,19 @@ def test_two_processes_train_what_one_trains(file: Path, one: Path, tmp_path: Pa
     assert len(model.caption(image=[torch.zeros(3, 16, 16, dtype=torch.uint8)])) == 1
 
 
-@pytest.mark.parametrize("dimension", ["data", "tensor"])
-def test_replicas_and_tensor_peers_do_too(dimension: str, file: Path, one: Path, tmp_path: Path) -> None:
-    fit(file, tmp_path / "two", f"--parallel.{dimension}", "2")
-    assert_alike(one, tmp_path / "two")
-
-
-def test_micro_batches_are_the_whole_too(file: Path, one: Path, tmp_path: Path) -> None:
-    fit(file, tmp_path / "two", "--parallel.shard", "2", "--trainer.accumulate_grad_batches", "2")
+@pytest.mark.parametrize(
+    ("dimension", "parts"),
+    [
+        ("data", 2),
+        ("tensor", 1),
+        pytest.param("data", 1, marks=pytest.mark.slow),
+        pytest.param("shard", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_replicas_peers_and_micro_batches_do_too(
+    dimension: str, parts: int, file: Path, one: Path, tmp_path: Path
+) -> None:
+    fit(file, tmp_path / "two", f"--parallel.{dimension}", "2", "--trainer.accumulate_grad_batches", str(parts))
     assert_alike(one, tmp_path / "two")
 
 

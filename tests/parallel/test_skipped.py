@@ -15,6 +15,7 @@ from mmformer.data.shards import RawSample, ShardReader, ShardWriter
 from mmformer.training.fit import fit as fit_here
 
 
+@pytest.mark.slow
 def test_two_processes_tell_what_one_does(tmp_path: Path) -> None:
     """They tell each other at updates 3 (a checkpoint), 4 and 6."""
     whole, shards = write_shards(tmp_path / "whole"), tmp_path / "shards"
