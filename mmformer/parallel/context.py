@@ -199,6 +199,7 @@ class Gathered(NamedTuple):
     cut: Cut
     chunks: tuple[Dense, ...]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what is sent is no part of a layer's program
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         both = self.cut.whole(torch.cat((key, value), dim=-1), dim=2)  # B Hk L (2 width of a head)
         key, value = both.chunk(2, dim=-1)
@@ -215,6 +216,7 @@ class Exchanged(NamedTuple):
     mesh: Any
     plan: Plan
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # what is sent is no part of a layer's program
     def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
         parts, (batch, _, own, width) = self.mesh.size(), query.shape
         both = [x.reshape(batch, parts, -1, own, width) for x in (query, key, value)]
