@@ -37,8 +37,9 @@ from mmformer.nn.linformer import LinformerSpec
 from mmformer.nn.lsh import LSHAttentionSpec
 from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.mixer import MixerSpec
-from mmformer.nn.pattern import AnyOfSpec, GlobalSpec, RandomBlocksSpec, WindowSpec
+from mmformer.nn.pattern import AnyOfSpec, GlobalSpec, WindowSpec
 from mmformer.nn.performer import PerformerSpec
+from mmformer.nn.random_blocks import RandomBlocksSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
 

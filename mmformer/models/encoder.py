@@ -223,7 +223,15 @@ class Encoder(nn.Module):
         packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
         asked = {*intermediates, *(() if exits is None else exits.layers)}
         span = None if self.spec.layers is None else range(self.spec.layers)
-        output = stack(packed.tokens if packed else tokens, causal=self.spec.causal, intermediates=asked, span=span)
+        # Padding of texts is behind them, unless they say otherwise; what becomes of it, nothing reads.
+        trailing = isinstance(value, Text) and value.valid is None and not (self.spec.class_last or packed)
+        output = stack(
+            packed.tokens if packed else tokens,
+            causal=self.spec.causal,
+            intermediates=asked,
+            span=span,
+            trailing=trailing,
+        )
         left, kept = output.tokens, output.intermediates
         if packed is not None:
             left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)

@@ -25,6 +25,7 @@ class Mask(NamedTuple):
     valid: Tensor | None = None  # B keys, bool: True where a key may be seen
     query_segment: Tensor | None = None  # B queries, int64
     key_segment: Tensor | None = None  # B keys, int64: seen from the same segment only
+    trailing: bool = False  # what is not valid stands after all that is, and nothing is asked of it as a query
     pattern: PatternSpec | None = None  # the mixer's own, over where these stand:
     pos: Tensor | None = None  # (B or 1) keys A, int64
     order: Tensor | None = None  # B keys, int64: how many real keys of its segment are before each; None: all are
@@ -98,7 +99,8 @@ class Mask(NamedTuple):
             bias: added to the scores, broadcastable to B H queries keys, or None.
             device: of the queries.
         """
-        plain = self.valid is None and self.key_segment is None and self.pattern is None and bias is None
+        unseen = self.trailing and self.causal and self.prefix is None  # padding, by all before it
+        plain = (self.valid is None or unseen) and self.key_segment is None and self.pattern is None and bias is None
         if plain and (not self.causal or queries == 1):
             return None, False
         if plain and self.prefix is None and queries == keys:

@@ -87,8 +87,7 @@ class StackSpec:
         require(not self.pattern or self.layer == LayerSpec(), self, "layer", "left out where there is a pattern")
         require_probability(self, "input_dropout")
         require_probability(self, "embedding_dropout")
-        before = "0 where there is no input_norm for it to stand before: set input_dropout"
-        require(self.input_norm or not self.embedding_dropout, self, "embedding_dropout", before)
+        require(self.input_norm or not self.embedding_dropout, self, "embedding_dropout", "0 without an input_norm")
         require_probability(self, "output_dropout")
         fewer = self.sharing is None or self.sharing.distinct < self.depth
         require(fewer, self, "sharing", f"of fewer distinct layers than depth, {self.depth}")
@@ -233,6 +232,7 @@ class Stack(nn.Module):
         state: StackState | None = None,
         intermediates: Collection[int] = (),
         span: range | None = None,
+        trailing: bool = False,
     ) -> StackOutput:
         """Run the layers.
 
@@ -249,6 +249,8 @@ class Stack(nn.Module):
                 times, each application counts.
             span: the layers to run; None: all. Positions come before the first of all layers, and the final norm after
                 the last: a pass in several spans, each over the tokens that left the one before, is the whole pass.
+            trailing: tokens that are not valid stand after all that are, and nobody reads what becomes of them: they
+                may see each other in a causal pass.
 
         Raises:
             InputError: memory is missing, is not read, or has no segments for media; a prefix or a state without
@@ -268,7 +270,7 @@ class Stack(nn.Module):
                 raise InputError("A prefix belongs to the first of the calls that go on from one another.")
             prefix = past.prefix
         pos, valid, segment = described(past, tokens)
-        mask = Mask(causal, prefix, valid, tokens.segment, segment)
+        mask = Mask(causal, prefix, valid, tokens.segment, segment, trailing and state is None)
         tokens, view = self._viewed(tokens, pos, mask)
         reading = None
         if memory is not None:
@@ -278,8 +280,7 @@ class Stack(nn.Module):
 
         x = tokens.x  # B L D
         if span.start == 0:
-            x = self.embedding_dropout(self.position.embed(x, tokens.pos))
-            x = self.input_dropout(self.input_norm(x))
+            x = self.input_dropout(self.input_norm(self.embedding_dropout(self.position.embed(x, tokens.pos))))
         ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates)
         x = self.output_dropout(self.norm(ran.x)) if span.stop == self.spec.depth else ran.x
         last = None if media is None else media[:, -1]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, tiny_batch, tiny_model
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from mmformer.errors import InputError
 from mmformer.models.encoder import EncoderSpec
@@ -16,6 +17,7 @@ from mmformer.models.model import ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.linformer import LinformerSpec
+from mmformer.nn.mask import Mask
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, LastPoolSpec, MeanPoolSpec, PoolSpec
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec
 from mmformer.nn.stack import StackSpec
@@ -51,6 +53,26 @@ def test_tokenizers_say_how_many_places_they_take() -> None:
     model.initialise(0)
     pos = model(batch._replace(image=None)).tokens["text"].pos
     assert (pos.amax((0, 1)) + 1).tolist() == list(IDS.places)
+
+
+def test_padding_behind_a_causal_text_changes_nothing_of_it() -> None:
+    """Nor is there a mask of it, where it is behind for certain; where a text says which ids are real, there is."""
+    spec = over(LearnedPositionSpec((0,), (16,)), text=IDS)
+    text = dataclasses.replace(spec.encoders["text"], causal=True, pool=LastPoolSpec())
+    model = dataclasses.replace(spec, encoders={"text": text}).build()
+    model.initialise(0)
+    batch = tiny_batch(["a large red square on the left", "a cat", ""])._replace(image=None)
+    assert batch.text is not None and batch.text.valid is None
+    real, asked = batch.text.real, []
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        lowered = Mask.sdpa
+        patch.setattr(Mask, "sdpa", lambda self, *rest: asked.append(lowered(self, *rest)) or asked[-1])
+        made = model(batch)
+        said = model(batch._replace(text=batch.text._replace(valid=real)))
+    assert [(mask is None, causal) for mask, causal in asked] == [(True, True), (False, False)]
+    assert_close(made.embedding["text"], said.embedding["text"])
+    assert_close(made.tokens["text"].x[real], said.tokens["text"].x[real])
+    assert torch.equal(made.tokens["text"].valid, real)
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,11 @@ from mmformer.nn.pattern import (
     GlobalSpec,
     NeighbourhoodSpec,
     PatternSpec,
-    RandomBlocksSpec,
     StridedSpec,
     WindowSpec,
 )
 from mmformer.nn.position import PositionSpec
+from mmformer.nn.random_blocks import RandomBlocksSpec
 from mmformer.nn.shaw import ShawAttentionSpec
 from mmformer.nn.stack import Stack
 

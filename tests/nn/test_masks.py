@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.kernel import attend
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
@@ -101,6 +102,27 @@ def test_what_the_kernel_can_do_itself_is_not_materialised() -> None:
         assert mask is not None
         assert mask.device == device
         assert not causal
+
+
+def test_padding_behind_a_causal_pass_needs_no_mask() -> None:
+    """What is before it never sees it; what it becomes itself is nobody's."""
+    valid = torch.arange(6) < torch.tensor([[6], [4], [1]])
+    mask = Mask(causal=True, valid=valid, trailing=True)
+    assert mask.sdpa(6, 6, None, CPU) == (None, True)
+    whole, _ = mask._replace(trailing=False).sdpa(6, 6, None, CPU)
+    assert whole is not None
+    q, k, v = torch.randn(3, 3, 4, 6, 8, dtype=torch.float64)
+    bare, dense = (attend(q, k, v, made, made is None, 0.0).transpose(1, 2)[valid] for made in (None, whole))
+    assert_close(bare, dense, rtol=1e-12, atol=1e-12)
+    for other in (
+        mask._replace(causal=False),
+        mask._replace(prefix=torch.tensor([1, 2, 0])),
+        mask._replace(query_segment=valid.long(), key_segment=valid.long()),
+    ):
+        made, causal = other.sdpa(6, 6, None, CPU)
+        assert made is not None and not causal
+    made, _ = mask.sdpa(6, 6, torch.zeros(1, 1, 6, 6), CPU)
+    assert made is not None and made.isneginf()[1, 0, 5, 5]
 
 
 def joined_heads(module: torch.nn.Module, x: Tensor, view: View) -> tuple[Tensor, Tensor]:

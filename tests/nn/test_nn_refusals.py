@@ -35,13 +35,13 @@ from mmformer.nn.pattern import (
     ChunksSpec,
     GlobalSpec,
     NeighbourhoodSpec,
-    RandomBlocksSpec,
     StridedSpec,
     WindowSpec,
 )
 from mmformer.nn.perceiver import PerceiverResamplerSpec
 from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.pool import AttentionPoolSpec, ClassTokenPoolSpec, JoinedPoolSpec, LastPoolSpec
+from mmformer.nn.random_blocks import RandomBlocksSpec
 from mmformer.nn.resampler import AttentionResamplerSpec
 from mmformer.nn.router import ExpertChoiceSpec, TokenChoiceSpec
 from mmformer.nn.sharing import SharingSpec
@@ -134,7 +134,7 @@ SPECS: list[tuple[Callable[[], object], str]] = [
     (lambda: StackSpec(16, 1, input_dropout=1.0), "StackSpec.input_dropout must be at least 0 and below 1, but is 1"),
     (
         lambda: StackSpec(16, 1, embedding_dropout=0.1),
-        "StackSpec.embedding_dropout must be 0 where there is no input_norm for it to stand before: set input_dropout",
+        "StackSpec.embedding_dropout must be 0 without an input_norm, but is 0.1.",
     ),
     (lambda: LayerSpec(layer_scale=0.0), "LayerSpec.layer_scale must be None or positive, but is 0.0."),
     (

@@ -16,8 +16,9 @@ from mmformer.nn.blocked import blocked_plan
 from mmformer.nn.flex import flex_plan
 from mmformer.nn.kernel import attend
 from mmformer.nn.mask import Mask
-from mmformer.nn.pattern import PatternSpec, RandomBlocksSpec, WindowSpec
+from mmformer.nn.pattern import PatternSpec, WindowSpec
 from mmformer.nn.plan import make_plan
+from mmformer.nn.random_blocks import RandomBlocksSpec
 from mmformer.nn.state import counted, totals
 
 CPU = torch.device("cpu")
@@ -94,11 +95,11 @@ def made(length: int, kind: str) -> Mask:
     raise AssertionError(kind)
 
 
-def lowered(mask: Mask, length: int) -> Tensor:
+def lowered(mask: Mask, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """The dense mask, as booleans, or with what the pattern adds to scores."""
     made, causal = mask.sdpa(length, length, None, CPU)
     assert made is not None and not causal
-    return made if made.dtype == torch.bool else made.double()
+    return made if made.dtype == torch.bool else made.to(dtype)
 
 
 @pytest.mark.parametrize("kind", ["plain", "causal", "prefix", "padded", "packed"])
@@ -161,7 +162,7 @@ def test_flex_compiles_a_pattern() -> None:
         plan = flex_plan(mask, length, CPU)
         assert plan is not None
         found = compiled(query, key, value, score_mod=plan.added, block_mask=plan.blocks)
-        assert_close(found, attend(query, key, value, lowered(mask, length).to(query.dtype), False, 0.0))
+        assert_close(found, attend(query, key, value, lowered(mask, length, query.dtype), False, 0.0))
 
 
 def test_a_plan_is_flex_where_it_can_be() -> None:

@@ -58,7 +58,6 @@ from mmformer.nn.pattern import (
     GlobalSpec,
     NeighbourhoodSpec,
     PatternSpec,
-    RandomBlocksSpec,
     StridedSpec,
     WindowSpec,
 )
@@ -74,6 +73,7 @@ from mmformer.nn.pool import (
     PoolSpec,
 )
 from mmformer.nn.position import LearnedPositionSpec, PositionSpec, SinusoidalPositionSpec
+from mmformer.nn.random_blocks import RandomBlocksSpec
 from mmformer.nn.resampler import AttentionResamplerSpec, ResamplerSpec
 from mmformer.nn.rotary import MixedRotaryPositionSpec, RotaryPositionSpec
 from mmformer.nn.rotary_scaling import (
