@@ -3,7 +3,8 @@
 model.yaml          the model's spec, with the format's version, and the hashes of the files beside it that it names
 model.safetensors   its parameters, float32, by name
 NAME.model, .zip    each vocabulary that it reads or writes text with, once: by the name of the first part that uses it
-transforms.yaml     what makes pictures and sounds into what it reads, and the names of the classes its heads tell apart
+transforms.yaml     what makes pictures and sounds into what it reads, the names of the classes that heads know, and
+                    how it writes where nobody says
 README.md           a model card: what it was trained on, how, and how well it does
 """
 
@@ -22,7 +23,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import mmformer.models  # noqa: F401  # the specs' names have to be known to YAML
+import mmformer.generation  # the specs' names have to be known to YAML
+import mmformer.models  # noqa: F401
 from mmformer import resources
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.data.image_transform import ImageTransformSpec
@@ -30,6 +32,7 @@ from mmformer.data.sound import AudioTransformSpec
 from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError, foreign
 from mmformer.files import whole_folder
+from mmformer.generation.generation import GenerationSpec
 from mmformer.models.head import ClassHeadSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.tokenizers.tokenizer import TokenizerSpec
@@ -45,11 +48,16 @@ class Transforms:
         image: for pictures; None when the model reads none.
         audio: for sounds; None when the model reads none.
         classes: head -> the names of its classes, in order.
+        several: heads of whose classes several may be true at once: each is told by itself, and their probabilities
+            do not add up to 1.
+        generation: how its decoders write where nobody says; None: the likeliest ids, as long as a text can be.
     """
 
     image: ImageTransformSpec | None = None
     audio: AudioTransformSpec | None = None
     classes: dict[str, list[str]] = field(default_factory=dict)
+    several: tuple[str, ...] = ()
+    generation: GenerationSpec | None = None
 
 
 def save_bundle(
@@ -214,6 +222,8 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def _check_classes(transforms: Transforms, spec: ModelSpec, folder: Path) -> None:
     """Refuse names that are not as many as the classes of the head that they are for."""
+    if unknown := [name for name in transforms.several if name not in transforms.classes]:
+        raise InputError(f"{folder / 'transforms.yaml'}: several names {unknown[0]}, but classes has no such head.")
     for name, names in transforms.classes.items():
         head = spec.heads.get(name)
         number = head.classes if isinstance(head, ClassHeadSpec) else 0

@@ -96,8 +96,8 @@ class Inference:
 
     def head_logits(
         self, modality: str, values: Sequence[Any], head: str | None, progress: Progress | None
-    ) -> tuple[Tensor, list[str]]:
-        """N classes, in the order of the values, and the classes' names, each of which is there once."""
+    ) -> tuple[str, Tensor, list[str]]:
+        """Which head it is; N classes, in the order of the values; and the classes' names, each there once."""
         known = [
             name
             for name, spec in self.model.spec.heads.items()
@@ -115,7 +115,7 @@ class Inference:
                 else f"The model has no classification head of its own for {modality}: {self._instead()}"
             )
         made = ((places, outputs.logits[head]) for places, outputs in self.run({modality: values}, progress))
-        return _in_order(made), _distinct(self.transforms.classes[head])
+        return head, _in_order(made), _distinct(self.transforms.classes[head])
 
     def scale(self, wanted: str | None = None) -> float:
         """The factor on cosine similarities that the model's contrastive head learned.

@@ -88,7 +88,8 @@ class Predictor(Writer):
         top: int | None = None,
         progress: Progress | None = None,
     ) -> Probabilities | list[Probabilities]:
-        """How probable each label is: among the labels, or, by a model of the sigmoid loss (SigLIP), each by itself.
+        """How probable each label is: among the labels, or, by a model of the sigmoid loss (SigLIP) or a head of whose
+        classes several may be true, each by itself.
 
         Args:
             image: one picture, or a list of them; or
@@ -116,8 +117,8 @@ class Predictor(Writer):
         if labels is None:
             if tuple(templates) != ("{}",):
                 raise InputError("Prompt templates are for labels, but none are given: a head needs no prompts.")
-            logits, names = self.head_logits(modality, values, head, progress)
-            probabilities = logits.softmax(-1)
+            asked, logits, names = self.head_logits(modality, values, head, progress)
+            probabilities = logits.sigmoid() if asked in self.transforms.several else logits.softmax(-1)
         else:
             if modality == "text":
                 raise InputError("Labels are compared with pictures or sounds: leave them out to classify a text.")

@@ -41,7 +41,7 @@ class Writer(Inference):
     """What all of its methods take:
 
     prompt: what each written text begins with; one for all, or one for each.
-    spec: how ids are chosen, such as ``BeamSpec(beams=4)``; None: ``GreedySpec()``.
+    spec: how ids are chosen, such as ``BeamSpec(beams=4)``; None: as the bundle says, or ``GreedySpec()``.
     decoder: which, where several read what is handed in.
     progress: called as values are done.
 
@@ -131,13 +131,13 @@ class Writer(Inference):
         name = self.decoder_of("generate", (), options.get("decoder"))
         single, prompts = self.reader.listed("text", prompt)
         batches = self._nothing(len(prompts), options.get("progress"))
-        texts = self._texts(name, prompts, checked(options.get("spec")), batches)
+        texts = self._texts(name, prompts, self._way(options.get("spec")), batches)
         return texts[0] if single else texts
 
     def _write(self, command: str, values: Mapping[str, Any], options: _Options) -> str | list[str]:
         single, read = self.reader.together(command, **values)
         name, number = self.decoder_of(command, read, options.get("decoder")), len(next(iter(read.values())))
-        spec = checked(options.get("spec"))
+        spec = self._way(options.get("spec"))
         one, prompts = self.reader.listed("text", options.get("prompt", ""))
         prompts = prompts * number if one else prompts
         if len(prompts) != number:
@@ -169,6 +169,9 @@ class Writer(Inference):
             yield places, {}
             if progress is not None:
                 progress(len(places))
+
+    def _way(self, asked: GenerationSpec | None) -> GenerationSpec:
+        return checked(asked or self.transforms.generation)
 
     def decoder_of(self, command: str, modalities: Collection[str], wanted: str | None) -> str:
         """The decoder to write with: one that reads these modalities, all of them and no other.

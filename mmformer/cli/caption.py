@@ -46,8 +46,9 @@ def _add_caption(parser: Parser) -> None:
 
 def _caption(args: argparse.Namespace) -> int:
     values = _values(args)
-    spec = generation(args)
+    way = generation(args)
     model = load(args)
+    spec = way(model.transforms.generation)
     rows = list(zip(*values.values(), strict=True))
     with progress("captioning", len(rows), args.batch_size) as done:
         options: dict[str, Any] = {**values, "prompt": args.prompt, "decoder": args.decoder}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmformer.cli.arguments import Parser
@@ -17,10 +18,11 @@ _BEAMS = ("beams", "length_penalty", "stop")
 _ALL = ("min_length", "max_length", "repetition_penalty", "no_repeat_ngram")
 
 WAYS = "the likeliest word each time, or by --beams, or drawn (--temperature, --top-k, --top-p)"
-"""For a command's help."""
+"""For a command's help: what is meant where a bundle says nothing."""
 
 
 def add_generation(parser: Parser) -> None:
+    """Those that are not given are as the bundle says, and where it does not, as the defaults here."""
     parser.add_argument("--decoder", metavar="NAME", help="which, where the bundle has several")
     parser.add_argument("--beams", type=int, metavar="N", help="search with so many texts side by side")
     power = "power of the length that a text's score is divided by (default: 1)"
@@ -39,25 +41,36 @@ def add_generation(parser: Parser) -> None:
     parser.add_argument("--no-repeat-ngram", type=int, metavar="N", help="no run of N tokens twice (default: 0, any)")
 
 
-def generation(args: argparse.Namespace) -> GenerationSpec:
-    """What the options ask for.
+def generation(args: argparse.Namespace) -> Callable[[GenerationSpec | None], GenerationSpec]:
+    """What the options ask for, given how a bundle writes where nobody says (None: it does not say either).
+
+    Options change what they are of; those of another way to choose words put that in place of the bundle's.
 
     Raises:
-        InputError: they do not go together, or one has no such value.
+        InputError: they do not go together; what is returned raises it where one has no such value, or is of no use.
     """
-    drawn, beams = _given(args, _SAMPLING), _given(args, _BEAMS)
+    drawn, beams, common = (_given(args, names) for names in (_SAMPLING, _BEAMS, _ALL))
     if drawn and beams:
         raise InputError(f"{_option(next(iter(drawn)))} draws words, {_option(next(iter(beams)))} searches: give one.")
-    if beams and "beams" not in beams:
-        raise InputError(f"{_option(next(iter(beams)))} is for a search with beams: give --beams too.")
-    if drawn.keys() == {"seed"}:
-        raise InputError("--seed is of what is drawn: give --temperature, --top-k or --top-p too.")
 
-    from mmformer.generation.beam import BeamSpec
-    from mmformer.generation.sampling import GreedySpec, SamplingSpec
+    def over(default: GenerationSpec | None) -> GenerationSpec:
+        from mmformer.generation.beam import BeamSpec
+        from mmformer.generation.generation import GenerationSpec
+        from mmformer.generation.sampling import GreedySpec, SamplingSpec
 
-    kind = BeamSpec if beams else SamplingSpec if drawn else GreedySpec
-    return kind(**_given(args, _ALL), **drawn, **beams)
+        default = default or GreedySpec()
+        kind = BeamSpec if beams else SamplingSpec if drawn else type(default)
+        if beams and "beams" not in beams and not isinstance(default, BeamSpec):
+            raise InputError(f"{_option(next(iter(beams)))} is for a search with beams: give --beams too.")
+        if drawn.keys() == {"seed"} and not isinstance(default, SamplingSpec):
+            raise InputError("--seed is of what is drawn: give --temperature, --top-k or --top-p too.")
+        kept = GenerationSpec if kind is not type(default) else kind
+        values = {field.name: getattr(default, field.name) for field in dataclasses.fields(kept)}
+        if "max_length" in common:
+            values["total_length"] = None
+        return kind(**values | common | drawn | beams)
+
+    return over
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

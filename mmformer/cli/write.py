@@ -50,7 +50,8 @@ def _translate(args: argparse.Namespace) -> int:
         if args.json:
             raise InputError("--json prints and --output writes lines: give one.")
         check_replaces(output, args.overwrite)
-    spec, model = generation(args), load(args)
+    way, model = generation(args), load(args)
+    spec = way(model.transforms.generation)
     there = [place for place, text in enumerate(texts) if text]
     if not there:
         raise InputError("There is nothing to translate: all texts are empty.")
@@ -96,8 +97,9 @@ def _add_transcribe(parser: Parser) -> None:
 
 
 def _transcribe(args: argparse.Namespace) -> int:
-    sounds, spec = find("audio", args.sounds), generation(args)
+    sounds, way = find("audio", args.sounds), generation(args)
     model = load(args)
+    spec = way(model.transforms.generation)
     with progress("transcribing", len(sounds), args.batch_size) as done:
         written = model.transcribe(sounds, prompt=args.prompt, spec=spec, decoder=args.decoder, progress=done)
     if args.json:
@@ -119,8 +121,9 @@ def _add_generate(parser: Parser) -> None:
 
 
 def _generate(args: argparse.Namespace) -> int:
-    prompts, spec = args.prompts or [""], generation(args)
+    prompts, way = args.prompts or [""], generation(args)
     model = load(args)
+    spec = way(model.transforms.generation)
     with progress("writing", len(prompts), args.batch_size) as done:
         written = model.generate(prompts, spec=spec, decoder=args.decoder, progress=done)
     if args.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -35,12 +35,15 @@ class GenerationSpec(ABC):
         repetition_penalty: logits of ids that the text has already are divided by it where positive, multiplied where
             negative (CTRL, Keskar et al. 2019, §4.1); 1 does nothing.
         no_repeat_ngram: no run of so many ids is written twice; 0: they may be.
+        total_length: a text is cut where it has so many ids with its prompt and what that begins with; in place of
+            max_length, which does not count those.
     """
 
     min_length: int = 0
     max_length: int | None = None
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    total_length: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         require(self.min_length >= 0, self, "min_length", "at least 0")
@@ -49,6 +52,8 @@ class GenerationSpec(ABC):
         good = 0 < self.repetition_penalty < math.inf
         require(good, self, "repetition_penalty", "positive and finite")
         require(self.no_repeat_ngram >= 0, self, "no_repeat_ngram", "at least 0")
+        one = self.total_length is None or (self.max_length is None and self.total_length >= 1)
+        require(one, self, "total_length", "None, or at least 1 and without max_length")
 
     @abstractmethod
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
@@ -69,15 +74,18 @@ def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> Tensor:
     """How many ids may be written at most after each prompt: B, int64.
 
     Raises:
-        InputError: the decoder's context length does not have so many.
+        InputError: the decoder's context length, or the spec's total, does not have so many.
     """
-    left = decoding.context_length - prompt.lengths  # B
+    name, longest = "the decoder's context_length", decoding.context_length
+    if spec.total_length is not None and spec.total_length < longest:
+        name, longest = "total_length", spec.total_length
+    left = longest - prompt.lengths  # B
     wanted, least = spec.max_length or max(1, spec.min_length), int(left.min())
     if least < wanted:
         before = int((prompt.lengths - _begins(prompt, decoding.start).long()).max())
         raise InputError(
-            f"{type(spec).__name__} is to write {wanted} ids, but the decoder's context_length is "
-            f"{decoding.context_length}, which with eos and a prompt of {before} ids leaves {max(least, 0)}: "
+            f"{type(spec).__name__} is to write {wanted} ids, but {name} is {longest}, which with eos and a prompt of "
+            f"{before} ids leaves {max(least, 0)}: "
             f"{'shorten the prompt' if before else 'lower the length'}."
         )
     return left if spec.max_length is None else torch.full_like(left, spec.max_length)

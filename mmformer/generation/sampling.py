@@ -75,8 +75,8 @@ class SamplingSpec(_OneByOneSpec):
     Attributes:
         temperature: log-probabilities are divided by it; low ones are bold.
         top_k: only so many of the likeliest (Fan et al. 2018, §5.1); None: all.
-        top_p: only the likeliest whose probabilities add up to so much, and the one that reaches it (nucleus sampling,
-            Holtzman et al. 2019, §3.1); 1: all.
+        top_p: of those, only the likeliest whose probabilities add up to so much, and the one that reaches it (nucleus
+            sampling, Holtzman et al. 2019, §3.1); 1: all.
         seed: of what is drawn.
     """
 
@@ -96,6 +96,9 @@ class SamplingSpec(_OneByOneSpec):
     def choose(self, log_probability: Tensor, uniform: Tensor) -> Tensor:
         probability = (log_probability / self.temperature).softmax(-1)
         likeliest, order = torch.sort(probability, dim=-1, descending=True, stable=True)
+        if self.top_k is not None:
+            likeliest[:, self.top_k :] = 0.0
+            likeliest = likeliest / likeliest.sum(-1, keepdim=True)
         before = likeliest.cumsum(-1) - likeliest  # what the likelier ones add up to
         keep = (before < self.top_p) | (self.top_p == 1)  # sums of many may round to 1 before the last
         if self.top_k is not None:

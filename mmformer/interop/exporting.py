@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmformer.bundle import load_bundle
+from mmformer.bundle import Transforms, load_bundle
 from mmformer.errors import InputError, nearest
 from mmformer.files import whole_folder
 from mmformer.interop import huggingface, open_clip, timm, unread
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
+from mmformer.interop.generation_defaults import write_folder_defaults
 from mmformer.interop.ids import id_config
 from mmformer.interop.origin import FOLDER, Origin, read_origin
 from mmformer.interop.pictures import PictureReading, write_folder_pictures
@@ -52,6 +53,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
     if names := next(filter(None, known), None):
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
         config["label2id"] = {name: number for number, name in enumerate(names)}
+        if library == "hf" and (transforms.several or "problem_type" in (origin.config if origin else {})):
+            config["problem_type"] = _problem(transforms, origin)
     same = origin is not None and (origin.library, origin.family, origin.layout) == (library, family.name, layout)
     rules = family.weights(config, layout)
     state: Mapping[str, Any] = model.state_dict()
@@ -75,6 +78,8 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
             assert isinstance(tokenizer, SpectrogramSpec) and transforms.audio is not None
             write_folder_sounds(partial, tokenizer, transforms.audio, str(bundle))
         TARGETS[library](partial, family, layout, config, theirs)
+        if library == "hf":
+            write_folder_defaults(partial, config, model.spec, transforms.generation)
         told = ""
         if family.picture and family.has(family.picture, layout) and transforms.image is not None:
             tokenizer = model.spec.encoders[family.picture.split(".")[1]].tokenizer
@@ -83,6 +88,14 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
             if not same or library != "open_clip":  # whose config says a part of it elsewhere
                 told = write_folder_pictures(partial, reading, library)
     return f"{family.name} ({layout}){told and '; '}{told}"
+
+
+def _problem(transforms: Transforms, origin: Origin | None) -> str | None:
+    """What transformers calls it where several classes may be true at once, and where one is."""
+    kind: str | None = None if origin is None else origin.config.get("problem_type")
+    if transforms.several:
+        return "multi_label_classification"
+    return None if kind == "multi_label_classification" else kind
 
 
 def _with_changes(origin: Mapping[str, Any], said: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmformer.errors import InputError, nearest
+from mmformer.interop import rotary
 from mmformer.interop.checkpoint import State, read_json, read_weights, write_json, write_weights
 from mmformer.interop.family import Family
 from mmformer.interop.source import Found, families_of, hub_folder
@@ -32,6 +33,7 @@ def open_folder(name: str) -> Found:
     config = read_json(file)
     family = _family(config, file)
     _require_agreed(config, family, file)
+    rotary.require_agreed(config, str(file))
     state = read_weights(folder, WEIGHTS)
     return Found(family, _layout(config, family, state, file), config, state, folder, str(file))
 

@@ -17,6 +17,7 @@ from mmformer.interop import huggingface, open_clip, timm, unread
 from mmformer.interop.beside import with_pictures, with_texts
 from mmformer.interop.checkpoint import State
 from mmformer.interop.family import class_names
+from mmformer.interop.generation_defaults import read_defaults
 from mmformer.interop.origin import FOLDER, Origin, precisions
 from mmformer.interop.rules import to_ours
 from mmformer.interop.sounds import folder_sounds
@@ -121,7 +122,8 @@ def build(found: Found, scratch: Path) -> Built:
     heads = [path.split(".")[1] for path in family.classes if family.has(path, found.layout)]
     classes = {head: class_names(found.config) for head in heads[:1]}  # of those that a mean is taken of, the mean's
     kind = found.config.get("problem_type")
-    if classes and kind not in (None, "single_label_classification"):
+    several = tuple(classes) if kind == "multi_label_classification" else ()
+    if classes and kind == "regression":
         notes.append(f"its problem_type is {kind}, but what classify says of classes are shares that add up to 1")
     check_depth(spec, found.state, found.where)
     with torch.device("meta"):
@@ -133,7 +135,8 @@ def build(found: Found, scratch: Path) -> Built:
         notes.append(f"{found.layout} does not read {', '.join(sorted(beside))}, which go along unread")
     state, absent = to_ours(rules, read, shapes, str(found.folder or found.where))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
-    return Built(model.eval(), Transforms(image, audio, classes), absent, notes, beside)
+    written = read_defaults(found.config, found.folder, spec, notes) if family.library == "hf" else None
+    return Built(model.eval(), Transforms(image, audio, classes, several, written), absent, notes, beside)
 
 
 def with_sounds(spec: ModelSpec, name: str, folder: Path | None) -> tuple[ModelSpec, AudioTransformSpec]:

@@ -21,6 +21,14 @@ GATED = {
     "relu": Named("GLUFeedForwardSpec", {"gate": "relu"}),
 }
 
+
+def eight_or_null(config: Data) -> int:
+    """Heads of keys and values of Mixtral and Jamba, which have eight, and where null stands for them, as many as
+    queries have."""
+    number: int = config["num_attention_heads"] if "num_key_value_heads" in config else 8
+    return number
+
+
 TRUNK: Data = {
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "head_dim": lambda config: config["hidden_size"] // config["num_attention_heads"],

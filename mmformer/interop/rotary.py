@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmformer.errors import InputError
 from mmformer.interop.fields import Field
 
 _SCALINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -44,6 +45,29 @@ def parameters_of(config: Mapping[str, Any], base: float = 10_000.0) -> dict[str
     scaling = dict(config.get("rope_scaling") or {})
     kind = scaling.pop("type", None)
     return {"rope_type": kind or "default", "rope_theta": config.get("rope_theta", base), **scaling}
+
+
+def require_agreed(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a config, or one inside it, whose old keys say another rotation than ``rope_parameters``.
+
+    Transformers' versions differ in which of the two they take.
+
+    Raises:
+        InputError: with both.
+    """
+    for group in [config, *(inside for inside in config.values() if isinstance(inside, Mapping))]:
+        new, old = group.get("rope_parameters"), {key: group[key] for key in OLD if group.get(key) is not None}
+        if not new or not old:
+            continue
+        said = parameters_of({"rope_theta": new.get("rope_theta"), **old})
+        differ = [
+            key for key, value in said.items() if new.get(key, "default" if key == "rope_type" else None) != value
+        ]
+        if differ:
+            raise InputError(
+                f"{where} has {' and '.join(f'{key} {value!r}' for key, value in old.items())}, but rope_parameters is "
+                f"{new!r}: make them agree, or leave {' and '.join(old)} out."
+            )
 
 
 def rotary(path: str, key: str = "rope_parameters") -> Field:

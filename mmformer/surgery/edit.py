@@ -158,7 +158,9 @@ def _transforms(old: Transforms, spec: ModelSpec, edit: EditSpec) -> Transforms:
         audio = dataclasses.replace(audio, seconds=edit.audio_seconds)
     if edit.patch is not None and image is not None and image.patch is not None:
         image = dataclasses.replace(image, patch=edit.patch)
-    return Transforms(image, audio, {name: names for name, names in old.classes.items() if name in spec.heads})
+    classes = {name: names for name, names in old.classes.items() if name in spec.heads}
+    several = tuple(name for name in old.several if name in classes)
+    return Transforms(image, audio, classes, several, old.generation if spec.decoders else None)
 
 
 def _unread(modality: str, read: Collection[str]) -> str:

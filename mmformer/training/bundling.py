@@ -16,6 +16,7 @@ from mmformer.data.classes import read_classes
 from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
+from mmformer.generation.generation import GenerationSpec
 from mmformer.interop.origin import FOLDER, read_origin
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
@@ -41,10 +42,17 @@ def write_bundle(
         None if image is None else image.transform,
         None if audio is None else audio.transform,
         class_names(run),
+        generation=_generation(run),
     )
     save_bundle(
         folder, merged(model), transforms, _card(run, model, step, scores, measured_on), _origin(run, transforms)
     )
+
+
+def _generation(run: RunSpec) -> GenerationSpec | None:
+    """How the bundle that a run began with writes, where the run's model still writes."""
+    bundle = Path() if run.initial is None else Path(run.initial.path)
+    return read_transforms(bundle).generation if run.model.decoders and (bundle / "transforms.yaml").is_file() else None
 
 
 def _origin(run: RunSpec, transforms: Transforms) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from typed import Typed
 
 import mmformer
+from mmformer.bundle import load_bundle, save_bundle
 from mmformer.cli.main import main
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import SamplingSpec
@@ -69,6 +71,27 @@ def test_every_option_of_writing_is_handed_on(writer: Typed, writing: Path, call
         heard = writer.json("transcribe", "calls", *options)
         assert [row["audio"] for row in heard] == calls
         assert [row["text"] for row in heard] == model.transcribe(calls, spec=spec)
+
+
+def test_options_change_the_way_that_the_bundle_has(
+    writing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is not asked for stays; another way to choose words takes the place of the bundle's."""
+    model, transforms = load_bundle(writing)
+    beams = BeamSpec(beams=3, length_penalty=2.0, stop="full", total_length=7)
+    save_bundle(tmp_path / "bundle", model, dataclasses.replace(transforms, generation=beams), "")
+    changed, plain = Typed(tmp_path / "bundle", capsys), mmformer.load(writing)
+    for line, spec in (
+        ("", beams),
+        ("--max-length 4", dataclasses.replace(beams, max_length=4, total_length=None)),
+        ("--stop certain --no-repeat-ngram 1", dataclasses.replace(beams, stop="certain", no_repeat_ngram=1)),
+        ("--beams 1", dataclasses.replace(beams, beams=1)),
+        ("--temperature 2 --seed 3", SamplingSpec(temperature=2.0, seed=3, total_length=7)),
+    ):
+        found = changed.json("translate", *TEXTS, *line.split())
+        assert [row["translation"] for row in found] == plain.translate(TEXTS, spec=spec), line
+    assert mmformer.load(tmp_path / "bundle").translate(TEXTS) == plain.translate(TEXTS, spec=beams)
+    assert "--seed is of what is drawn" in changed.refused("translate", "a", "--seed", "3")
 
 
 def test_generation_goes_on_from_a_prompt_or_from_nothing(writer: Typed, writing: Path) -> None:

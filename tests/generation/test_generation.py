@@ -310,6 +310,8 @@ def test_seeds_differ_and_repeat() -> None:
         (GreedySpec, {"repetition_penalty": 0.0}, "repetition_penalty must be positive and finite"),
         (GreedySpec, {"repetition_penalty": math.inf}, "repetition_penalty must be positive and finite"),
         (GreedySpec, {"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
+        (GreedySpec, {"total_length": 0}, "total_length must be None, or at least 1 and without max_length"),
+        (GreedySpec, {"total_length": 5, "max_length": 4}, "total_length must be None, or at least 1 and without max"),
         (SamplingSpec, {"temperature": 0.0}, "temperature must be positive and finite"),
         (SamplingSpec, {"temperature": math.inf}, "temperature must be positive and finite"),
         (SamplingSpec, {"top_k": 0}, "top_k must be None or at least 1"),

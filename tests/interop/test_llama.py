@@ -72,12 +72,26 @@ def test_configs_of_before(tmp_path: Path) -> None:
         close(model.logits(IDS), case.reference(IDS).logits)
 
 
+def test_configs_of_before_and_after(tmp_path: Path) -> None:
+    """Both ways of saying a rotation, which agree."""
+    case = saved(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_parameters=LLAMA3)), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    rope = dict(config["rope_parameters"])
+    config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = imported(case, tmp_path / "bundle")
+    with torch.no_grad():
+        close(model.logits(IDS), case.reference(IDS).logits)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"hidden_act": "tanh"}, "hidden_act 'tanh', .* one of 'silu'"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1.0}}, "rope_parameters .* linear, llama3, yarn"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0, "mscale": 2}}, "without mscale"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling .* but rope_parameters .* agree"),
+        ({"rope_theta": 7.0}, "rope_theta 7.0, but rope_parameters is .*, or leave rope_theta out"),
         ({"num_key_value_heads": 3}, "key_value_heads must be a divisor of heads"),
         ({"num_key_value_heads": 4}, "the config asks for"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from parity import Case, imported, saved
 
+import mmformer
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.config import parse, read_yaml, to_data
+from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.interop import plain
 from mmformer.interop.exporting import export_model
@@ -100,12 +103,26 @@ def test_a_head_of_another_kind_is_not_left_out(trunk: Case, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
-def test_probabilities_that_do_not_add_up_there_are_told(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification", "regression"])
+def test_classes_of_which_several_may_be_true_are_told_each_by_itself(kind: str, tmp_path: Path) -> None:
     config = transformers.ViTConfig(**SEEN, num_labels=3, problem_type=kind)
     case = saved(transformers.ViTForImageClassification(config), tmp_path / "in")
     told = " ".join(import_model(f"hf:{case.folder}", tmp_path / "bundle").notes)
-    assert (f"its problem_type is {kind}, but what classify says" in told) == kind.startswith("multi")
+    assert ("its problem_type is regression, but what classify says" in told) == (kind == "regression")
+    model, transforms = load_bundle(tmp_path / "bundle")
+    assert transforms.several == (("classes",) if kind.startswith("multi") else ())
+    pictures = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8).numpy()
+    save_bundle(
+        tmp_path / "made", model, dataclasses.replace(transforms, image=ImageTransformSpec((16, 16), "squash")), ""
+    )
+    answers = mmformer.load(tmp_path / "made").classify(list(pictures))
+    sums = [sum(answer.values()) for answer in answers]
+    assert all((abs(total - 1) < 1e-5) != kind.startswith("multi") for total in sums)
+    export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == kind
+    export_model(tmp_path / "made", "hf", tmp_path / "again")
+    said = json.loads((tmp_path / "again/config.json").read_text()).get("problem_type")
+    assert said == (kind if kind.startswith("multi") else None)
 
 
 def test_a_config_that_reads_texts_elsewhere_does_not_say_what_the_model_is(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mmformer.interop.families.mamba import FAMILY as MAMBA
 from mmformer.interop.families.marian import FAMILY as MARIAN
 from mmformer.interop.families.t5 import T5
 from mmformer.interop.family import Family
+from mmformer.interop.fields import complete
 from mmformer.interop.source import families_of
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.rotary import RotaryPositionSpec
@@ -176,3 +177,12 @@ def test_mixtral_turns_slower_than_llama_where_a_config_does_not_say() -> None:
     (mixtral,) = (family for family in families_of("hf") if family.name == "mixtral")
     position = mixtral.spec(config, "MixtralForCausalLM", "config.json").stacks["text"].position
     assert position == RotaryPositionSpec(base=1e6)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "jamba"])
+def test_heads_of_keys_that_a_config_does_not_number_are_eight(name: str) -> None:
+    """Null stands for as many as queries have."""
+    (family,) = (family for family in families_of("hf") if family.name == name)
+    config = {"num_attention_heads": 16}
+    counts = [complete({**config, **said}, family.defaults) for said in ({}, {"num_key_value_heads": None})]
+    assert [count["num_key_value_heads"] for count in counts] == [8, 16]

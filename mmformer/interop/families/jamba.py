@@ -55,7 +55,7 @@ FAMILY = Family(
     rules=_rules,
     defaults={
         **{"max_position_embeddings": 262144, "tie_word_embeddings": False, "hidden_act": "silu"},
-        **{"num_key_value_heads": lambda config: config["num_attention_heads"], "attention_dropout": 0.0},
+        **{"num_key_value_heads": llamas.eight_or_null, "attention_dropout": 0.0},
         **{"mamba_expand": 2, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_dt_rank": "auto"},
         **{"mamba_proj_bias": False, "mamba_conv_bias": True, "mamba_inner_layernorms": True},
         **{"num_experts": 16, "num_experts_per_tok": 2, "expert_layer_period": 2, "expert_layer_offset": 1},

@@ -68,6 +68,7 @@ MIXTRAL = Family(
     rules=_mixtral_rules,
     defaults={
         **llamas.TRUNK,
+        "num_key_value_heads": llamas.eight_or_null,
         "rope_parameters": lambda config: rotary.parameters_of(config, 1e6),
         **{"router_jitter_noise": 0.0, "router_aux_loss_coef": 0.001},
         **{"sliding_window": None, "output_router_logits": False},
