@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from itertools import combinations, product
 from typing import Any
@@ -14,6 +15,9 @@ from tiny import tiny_batch, tiny_model
 from torch import Tensor
 
 from mmformer.models.model import Model
+from mmformer.nn.feedforward import GELUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.mesh import DIMENSIONS, ParallelSpec, make_mesh
 from mmformer.parallel.sharding import spread, synchronise_gradients, whole_model
@@ -31,7 +35,12 @@ TEXTS = ["a red square", "blue", "a large green square, left", "pink"]
 
 
 def built() -> Model:
-    model = tiny_model(caption=True).build()
+    """Of six experts, two processes that share them out have three each; two that shard those have rows of them."""
+    spec = tiny_model(caption=True)
+    caption = spec.stacks["caption"]
+    mixed = dataclasses.replace(caption.layer, feedforward=MixtureOfExpertsSpec(6, GELUFeedForwardSpec(ratio=1.0)))
+    caption = dataclasses.replace(caption, depth=2, layer=LayerSpec(), pattern=(caption.layer, mixed))
+    model = dataclasses.replace(spec, stacks=spec.stacks | {"caption": caption}).build()
     model.initialise(0)
     return model
 
