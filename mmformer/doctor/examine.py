@@ -23,17 +23,20 @@ def examine(data: DataSpec | None, output: Path, processes: int | None) -> list[
         processes: how many are tried on this machine, where none were started; None: one a GPU, and at least 2.
 
     Returns:
-        The findings; an empty list in all processes of a job but the first.
+        The findings; an empty list in all processes of a job but the first, unless they do not find each other.
     """
     own = group.place(os.environ)
     if own is None:
         tried = processes or max(2, torch.cuda.device_count())
         return [*_here(data, output), *(group.alone(tried) if tried > 1 else [])]
-    with group.joined(own):
-        mine = _here(data, output) if own.local_rank == 0 else []
-        named = [finding._replace(check=f"{socket.gethostname()}: {finding.check}") for finding in mine]
-        every = collectives.gather_values(named)
-        shared = group.together(own, disk.existing(output))
+    mine = _here(data, output) if own.local_rank == 0 else []
+    named = [finding._replace(check=f"{socket.gethostname()}: {finding.check}") for finding in mine]
+    try:
+        with group.joined(own):
+            every = collectives.gather_values(named)
+            shared = group.together(own, disk.existing(output))
+    except RuntimeError as error:  # of PyTorch's, where a process is not there, or is lost
+        return [*named, group.lost(own.world, str(error).splitlines()[0])]
     return [*(finding for found in every for finding in found), *shared] if own.rank == 0 else []
 
 

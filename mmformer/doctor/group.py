@@ -92,18 +92,19 @@ def alone(processes: int) -> list[Finding]:
     try:
         said = [process.communicate(timeout=2 * _WAIT) for process in started]
     except subprocess.TimeoutExpired:
-        return [_lost(processes, f"no answer in {2 * _WAIT} s")]
+        return [lost(processes, f"no answer in {2 * _WAIT} s")]
     finally:
         for process in started:
-            process.kill()
-            process.wait()
+            with process:  # which closes its pipes, too
+                process.kill()
     if any(process.returncode for process in started):
         errors = [lines[-1] for _, error in said if (lines := error.strip().splitlines())]
-        return [_lost(processes, errors[0] if errors else "they ended without a word")]
+        return [lost(processes, errors[0] if errors else "they ended without a word")]
     return [Finding(*line.split("\t")) for line in said[0][0].splitlines()]  # type: ignore[arg-type]
 
 
-def _lost(processes: int, why: str) -> Finding:
+def lost(processes: int, why: str) -> Finding:
+    """What there is to say where processes do not meet."""
     fix = "Look at the firewall, and at NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME, which name the network to take."
     return Finding("all-reduce", "fault", f"{processes} processes do not find each other: {why}", fix)
 

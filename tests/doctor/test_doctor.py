@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +161,23 @@ def test_a_job_s_processes_speak_once(tmp_path: Path) -> None:
     assert sum(check.endswith(": python") for check in checks) == 1
     assert checks[-4:] == ["all-reduce", "clocks", "machines alike", "output everywhere"]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_of_a_job_that_does_not_come_is_a_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    job = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in job.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(group, "_WAIT", 1)
+    assert main(["doctor", "--output", str(tmp_path), "--json"]) == 2
+    *own, last = json.loads(capsys.readouterr().out)
+    assert {": python" in finding["check"] for finding in own} == {True, False}
+    assert (last["check"], last["state"]) == ("all-reduce", "fault")
+    assert last["found"].startswith("2 processes do not find each other: Timed out after")
 
 
 def test_the_table_has_every_fix_below_its_finding() -> None:
