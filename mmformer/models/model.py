@@ -13,12 +13,12 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Begun, Decoder, DecoderSpec
 from mmformer.models.encoder import Encoder, EncoderSpec
 from mmformer.models.exits import EarlyExitHeadSpec, exits_of
+from mmformer.models.first_weights import initialise
 from mmformer.models.fit import require_fit, require_places
 from mmformer.models.going_on import begun
 from mmformer.models.head import Head, HeadSpec, Shared, Source
 from mmformer.models.pixel_head import PixelHeadSpec
 from mmformer.nn.ability import Ability
-from mmformer.nn.initialisation import own_stream
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokens, TextTokensSpec
 from mmformer.types import Batch, Outputs
@@ -285,27 +285,8 @@ class Model(nn.Module):
         return stack
 
     def initialise(self, seed: int) -> None:
-        """Draw every parameter anew, each module from a stream of its own that (seed, its name) determines.
-
-        A part that is added or removed leaves the others' first weights as they were. A module that holds another
-        library's, and says ``resets_all_below``, draws all of it from one stream.
-        """
-        stacks = [module for module in self.modules() if isinstance(module, Stack)]
-        further = {module: calls for stack in stacks for module, calls in stack.drawn().items()}
-        done: tuple[str, ...] = ()
-        for name, module in self.named_modules():
-            whole = getattr(module, "resets_all_below", False)
-            own = [*module.named_parameters(recurse=whole), *module.named_buffers(recurse=whole)]
-            if not own or name.startswith(done):
-                continue
-            if whole:
-                done += (f"{name}.",)
-            reset = getattr(module, "reset_parameters", None)
-            # A model that was built on the meta device would keep whatever its memory held before.
-            assert reset is not None, f"{name} ({type(module).__name__}) holds {own[0][0]}, but has no reset_parameters"
-            with own_stream(seed, name):
-                for draw in (reset, *further.get(module, ())):
-                    draw()
+        """Draw every parameter anew: see ``models/first_weights.py``."""
+        initialise(self, seed)
 
     def _layers(self, intermediates: Collection[str]) -> dict[str, list[int]]:
         wanted: dict[str, list[int]] = {}

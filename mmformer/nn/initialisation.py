@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -192,9 +192,9 @@ def drawn_by(spec: InitialisationSpec, branch: Part, branches: int) -> dict[nn.M
             owner: nn.Module = part.get_submodule(parent)
             found = getattr(owner, name)
             if isinstance(found, nn.Module):
-                calls.setdefault(found, []).append(_call(spec, found.weight, found.bias, rows, branches))
+                calls.setdefault(found, []).append(_call(spec, found, "weight", "bias", rows, branches))
             else:
-                calls.setdefault(owner, []).append(_call(spec, found, None, rows, branches))
+                calls.setdefault(owner, []).append(_call(spec, owner, name, None, rows, branches))
     if not calls and any(parameter.ndim > 1 for parameter in branch.parameters()):
         raise InputError(
             f"{type(spec).__name__} draws matrices by what they are for, but {type(branch).__name__} does not say that "
@@ -204,10 +204,12 @@ def drawn_by(spec: InitialisationSpec, branch: Part, branches: int) -> dict[nn.M
 
 
 def _call(
-    spec: InitialisationSpec, weight: Any, bias: Any, rows: tuple[Rows, ...], branches: int
+    spec: InitialisationSpec, owner: nn.Module, name: str, of_bias: str | None, rows: tuple[Rows, ...], branches: int
 ) -> Callable[[], None]:
     @torch.no_grad()
     def call() -> None:
+        # As they are by then: a module that was built without data has others when it is given some.
+        weight, bias = getattr(owner, name), None if of_bias is None else getattr(owner, of_bias)
         sizes = [weight.shape[-2] if each.number is None else each.number for each in rows]
         weights = torch.split(weight, sizes, dim=-2)
         biases = [None] * len(rows) if bias is None else torch.split(bias, sizes, dim=-1)

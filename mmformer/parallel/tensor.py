@@ -115,7 +115,7 @@ class SharedRows(ParallelStyle):
         module.mesh, module.exchange = device_mesh, None
         if len(self.parts) > 1:
             module.exchange = exchange_of(self.parts, device_mesh.size(), device_mesh.get_local_rank())
-            order = module.exchange.order.to(module.weight.device)
+            order = module.exchange.order.to(device_mesh.device_type)  # the weight may have no data yet
             module.register_buffer("order", order, persistent=False)
         return module
 

@@ -16,6 +16,7 @@ from mmformer.config import to_yaml
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
+from mmformer.parallel.allocation import folded
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle, write_own_adapters
 from mmformer.training.checkpoint import Checkpoint, StateIO, step_of
@@ -98,7 +99,7 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
     task = TrainingTask(run)
     task.configure_model()
     settings = run.optimizer.settings(task.built)
-    rehearse(run, task.built)
+    rehearse(run, folded(task.built, run.seed) if task.in_parts else task.built)
     # Lightning's notes on the machine and on other products are not about this run; its warnings stay.
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mmformer.bundle import check_state, read_spec, read_state, read_transforms
+from mmformer.bundle import check_state, read_spec, read_transforms
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError
 from mmformer.models.model import Model, ModelSpec
 from mmformer.names import matching, whole_parts
 from mmformer.nn.position import Position
+from mmformer.parallel.allocation import give
 from mmformer.spec import require, told
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.freeze import LISTED
@@ -47,14 +49,34 @@ class InitialSpec:
 
 
 class Loaded(NamedTuple):
-    """What a model began with."""
+    """What a model begins with."""
 
-    names: frozenset[str]  # the parameters that were given weights
-    report: list[str]  # what became of all, for people to read
+    names: frozenset[str]  # the parameters that are given weights
+    report: list[str]  # what becomes of all, for people to read
+    file: Path | None = None  # with the weights
+    tables: Mapping[str, Tensor] = {}  # of positions, which were resized
+
+    def give(self, model: Model) -> None:
+        """Give them to a model, which may be spread, one after the other."""
+        own, read = model.state_dict(), None if self.file is None else _opened(self.file)
+        for name in self.names:
+            assert read is not None, "a file has them"
+            give(own[name], self.tables[name] if name in self.tables else read.get_tensor(name))
 
 
 def load_initial(model: Model, spec: InitialSpec) -> Loaded:
     """Give a model the weights to begin with.
+
+    Raises:
+        InputError: see ``choose_initial``.
+    """
+    chosen = choose_initial(model, spec)
+    chosen.give(model)
+    return chosen
+
+
+def choose_initial(model: Model, spec: InitialSpec) -> Loaded:
+    """Say which weights a model is to begin with; it may have no data yet.
 
     Raises:
         InputError: no such file, or one that cannot be read; a pattern that matches nothing of the model; or, unless a
@@ -65,12 +87,14 @@ def load_initial(model: Model, spec: InitialSpec) -> Loaded:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"initial.path: there is no file {file}: name a bundle, or a safetensors file.")
-    own, state = model.state_dict(), read_state(file)
+    own, read = model.state_dict(), _opened(file)
+    names: list[str] = read.keys()
+    state = {name: torch.empty(read.get_slice(name).get_shape(), device="meta") for name in names}
     named = [matching("initial.parameters", own, pattern, more=LISTED) for pattern in spec.parameters]
     wanted = {name: own[name] for names in named for name in names}
     found = {name: state[name] for name in state if any(fnmatchcase(name, pattern) for pattern in spec.parameters)}
     theirs = read_spec(path) if (path / "model.yaml").is_file() else None
-    tables = {} if theirs is None else _resized(theirs, model, found)
+    tables = {} if theirs is None else _resized(theirs, model, found, read.get_tensor)
     if theirs is None and spec.resize:
         raise InputError(
             f"initial.resize: {file} does not say for which sizes its positions were learned: name a bundle, or set it "
@@ -97,13 +121,12 @@ def load_initial(model: Model, spec: InitialSpec) -> Loaded:
         check_state(found, wanted, f"initial.path: {file}")
         if other_words:
             raise InputError(next(iter(other_words.values())))
-    model.load_state_dict(found, strict=False)
     report = [f"initial: {len(found)} of the model's {len(own)} parameters begin as in {path}"]
     both = [name for name in tables if name in found]
     report += [f"  resized  {name}: {tuple(state[name].shape)} to {tuple(own[name].shape)}" for name in both]
     report += [f"  drawn    {name}" for name in whole_parts([name for name in own if name not in found], found)]
     report += [f"  not read {name}" for name in whole_parts([name for name in state if name not in found], found)]
-    return Loaded(frozenset(found), report)
+    return Loaded(frozenset(found), report, file, tables if spec.resize else {})
 
 
 def other_transforms(
@@ -120,14 +143,29 @@ def other_transforms(
     return lines
 
 
-def _resized(theirs: ModelSpec, model: Model, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _opened(file: Path) -> Any:
+    """A safetensors file whose tensors are read when they are asked for.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: damaged, it cannot be read: {error}.") from error
+
+
+def _resized(
+    theirs: ModelSpec, model: Model, taken: Collection[str], read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
     """The tables of positions among what is taken that were learned for other sizes, for the model's."""
     tables: dict[str, Tensor] = {}
     for name in model.spec.stacks.keys() & theirs.stacks.keys():
         key, position = f"stacks.{name}.position.weight", model.get_submodule(f"stacks.{name}.position")
         if key in taken and isinstance(position, Position):
-            table = position.resized(taken[key], theirs.stacks[name].position)
-            if table is not None and not torch.equal(table, taken[key]):
+            learned = read(key)
+            table = position.resized(learned, theirs.stacks[name].position)
+            if table is not None and not torch.equal(table, learned):
                 tables[key] = table
     return tables
 

@@ -25,6 +25,7 @@ from mmformer.models.model import Model
 from mmformer.nn.performer import redraw
 from mmformer.nn.router import rebalance, take_excess
 from mmformer.objectives.objective import Objective
+from mmformer.parallel.allocation import allocate
 from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.sharding import is_spread, local_part, spread, whole
@@ -32,7 +33,7 @@ from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
 from mmformer.training.divergence import Guard, Refused
 from mmformer.training.freeze import Thaw, freeze
-from mmformer.training.initial import Loaded, load_initial, other_transforms
+from mmformer.training.initial import InitialSpec, Loaded, choose_initial, other_transforms
 from mmformer.training.norms import ActivationNorms, gradient_norms
 from mmformer.training.optimizers.optimizer import AveragingOptimizer
 from mmformer.training.run import RunSpec
@@ -62,18 +63,24 @@ class TrainingTask(pl.LightningModule):
         assert self.model is not None, "configure_model comes first"
         return self.model
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether the model has no data before it is spread, and is never held whole.
+
+        With adapters it is at first: some are made of the weights that they adapt.
+        """
+        return self.run.parallel.processes > 1 and not self.run.adapters
+
     def configure_model(self) -> None:
         """Build the model; once there are several processes, spread it over them. Both are done once."""
         if self.model is None:
             with torch.device("meta"):
-                model = self.run.model.build()
-            self.model = model.to_empty(device="cpu")
-            self.model.initialise(self.run.seed)
+                self.model = self.run.model.build()
+            if not self.in_parts:
+                self.model.to_empty(device="cpu")
+                self.model.initialise(self.run.seed)
             if self.run.initial is not None:
-                self.loaded = load_initial(self.model, self.run.initial)
-                image, audio = (self.run.data.shared(name) for name in ("image", "audio"))
-                prepared = (None if image is None else image.transform, None if audio is None else audio.transform)
-                self.loaded.report.extend(other_transforms(self.run.initial, *prepared))
+                self._begin_with(self.model, self.run.initial)
             if self.run.adapters:
                 attach(self.model, self.run.adapters, self.run.seed)
             freeze(self.model, self.run.freeze)
@@ -84,9 +91,22 @@ class TrainingTask(pl.LightningModule):
             return
         if self.device_mesh is not None:
             device, dtype = self.trainer.strategy.root_device, self.run.trainer.dtype
-            spread(self.model.to(device), self.device_mesh, dtype, self.run.parallel.context_method)
+            if not self.in_parts:
+                self.model.to(device)
+            spread(self.model, self.device_mesh, dtype, self.run.parallel.context_method)
+            if self.in_parts:
+                allocate(self.model, self.run.seed, device)
+                self.loaded.give(self.model)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)
+
+    def _begin_with(self, model: Model, initial: InitialSpec) -> None:
+        self.loaded = choose_initial(model, initial)
+        image, audio = (self.run.data.shared(name) for name in ("image", "audio"))
+        prepared = (None if image is None else image.transform, None if audio is None else audio.transform)
+        self.loaded.report.extend(other_transforms(initial, *prepared))
+        if not self.in_parts:
+            self.loaded.give(model)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the model has the averages of its weights, where the run asks for them: what is measured and kept."""

@@ -1,0 +1,63 @@
+"""Models that no process ever holds whole: built on the meta device, spread, and then given their weights in parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmformer.models.first_weights import drawn
+from mmformer.models.model import Model
+from mmformer.nn.layer import LayerSpec
+from mmformer.parallel.sharding import local_part, sharded_as
+
+
+def allocate(model: Model, seed: int, device: torch.device) -> None:
+    """Give a model that is spread, and has no data yet, its first weights: this process's parts of one process's.
+
+    Each module is drawn whole, and let go once it was cut: besides its parts, a process holds the largest of them.
+    """
+    # What spreading made has data, which to_empty would lose.
+    made = [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if not buffer.is_meta
+    ]
+    model.to_empty(device=device)
+    for module, name, buffer in made:
+        setattr(module, name, buffer.to(device))
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.device("meta"):
+        twin = model.spec.build()
+    with torch.device("cpu"):
+        for name, value in drawn(twin, seed):
+            give(own[name], value)
+
+
+@torch.no_grad()
+def give(own: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor into one that may be spread, of which each process has a part; nothing is sent."""
+    local_part(own).copy_(local_part(sharded_as(value.to(own.device, own.dtype), own)))
+
+
+def folded(model: Model, seed: int) -> Model:
+    """A model that runs as another one, which may have no data, with weights of its own: layers of a kind share them.
+
+    It takes the memory of one layer of each kind. What trains of any of them trains.
+    """
+    with torch.device("meta"):
+        small = model.spec.build()
+    for name, stack in model.spec.stacks.items():
+        layers = small.stack_of(name).layers
+        specs = dict(zip(stack.applied, stack.layers, strict=True))
+        firsts: dict[LayerSpec, nn.Module] = {}
+        for index in range(len(layers)):
+            layers[index] = firsts.setdefault(specs[index], layers[index])
+    small.to_empty(device="cpu")
+    small.initialise(seed)
+    small.requires_grad_(False)
+    parameters = dict(small.named_parameters(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            parameters[name].requires_grad_(True)
+    return small
