@@ -44,7 +44,15 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("spec", BASES, ids=lambda spec: type(spec).__name__)
+USUAL = ("AdamWSpec", "MuonSpec", "ScheduleFreeAdamWSpec")
+"""One of each kind of state. That each goes on from all of its own is in ``test_optimizers``, without a run."""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [pytest.param(spec, marks=[] if type(spec).__name__ in USUAL else pytest.mark.slow) for spec in BASES],
+    ids=lambda spec: type(spec).__name__,
+)
 def test_a_killed_run_goes_on_to_the_bit(
     spec: OptimizerSpec, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
