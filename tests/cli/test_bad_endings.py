@@ -4,14 +4,17 @@ on a disk without room, or by Ctrl-C.
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from typed import change
 from mmformer.cli.main import main
 from mmformer.training import checkpoint as checkpoints
 from mmformer.training import fit as fitting
-from mmformer.training.checkpoint import whole_checkpoints
+from mmformer.training.checkpoint import newest_checkpoint, step_of, whole_checkpoints
 from mmformer.training.task import TrainingTask
 
 FIT = ("fit", "--config", "run.yaml", "--data.test", "null")
@@ -99,6 +102,61 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     assert [path.name for path in Path("runs/run/checkpoints").iterdir()] == ["step-000000002"]
     assert not Path("runs/run/bundle").exists()
     assert_goes_on(whole)
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Inside, nothing in a folder can be made, written or removed, as where its disk turned out to be broken."""
+    root = os.path.realpath(folder)
+
+    def guard(owner: Any, name: str, writes: Callable[..., bool]) -> None:
+        does = getattr(owner, name)
+
+        def guarded(path: Any, *words: Any, dir_fd: int | None = None, **named: Any) -> Any:
+            if not isinstance(path, int) and writes(*words, **named):
+                place = Path("." if dir_fd is None else f"/proc/self/fd/{dir_fd}", os.fsdecode(path))
+                if os.path.realpath(place).startswith(root):
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+            return does(path, *words, **({} if dir_fd is None else {"dir_fd": dir_fd}), **named)
+
+        patch.setattr(owner, name, guarded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "utime", "chmod", "truncate"):
+            guard(os, name, lambda *_, **__: True)
+        guard(os, "open", lambda flags, *_, **__: bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
+        for owner in (io, builtins):
+            guard(owner, "open", lambda mode="r", *_, **__: not set("wax+").isdisjoint(mode))
+        yield
+
+
+def test_a_disk_that_becomes_read_only_ends_a_run_which_goes_on_later(
+    file: Path, whole: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of a checkpoint, nothing of which can be removed any more."""
+    change(file, "checkpoint.every_steps", 2)
+    change(file, "trainer.max_steps", STEPS)
+    write = checkpoints.write_state
+    with ExitStack() as broken:
+
+        def breaks(state: dict[str, Any], path: Path) -> None:
+            if state["global_step"] == 4:
+                broken.enter_context(read_only(Path("runs")))
+            write(state, path)
+
+        broken.enter_context(pytest.MonkeyPatch.context()).setattr(checkpoints, "write_state", breaks)
+        assert main(FIT) == 2
+        assert main([*FIT, "--resume"]) == 2
+        assert main([*FIT, "--output", "runs/other"]) == 2
+        newest = newest_checkpoint(Path("runs/run")).newest
+        assert newest is not None and step_of(newest) == 2, "what is there is read"
+    errors = capfd.readouterr().err.splitlines(keepends=True)
+    assert len(errors) == 3, errors
+    for line in errors:
+        assert line.startswith("mmformer: runs/") and "Read-only file system" in line and "ame another" in line, errors
+    assert not Path("runs/run/bundle").exists() and not Path("runs/other").exists()
+    assert_goes_on(whole)
+    assert not list(Path("runs").rglob("*.partial"))
 
 
 @pytest.mark.parametrize(
