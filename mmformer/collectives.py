@@ -2,7 +2,7 @@
 
 Of all processes, several may compute the same part of a batch together (tensor and context parallel). What is said of
 parts of a batch, sums, gathered rows and values, goes between processes with different parts alone; decisions go to
-all.
+all. Others may have a stage of the model each (pipeline parallel), and say to each other what only one of them knows.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ T = TypeVar("T")
 _readers: dist.ProcessGroup | None = None
 """Processes that have different parts of a batch, this one among them; None: all."""
 
-
 _holders: dist.ProcessGroup | None = None
 """Processes that have different tokens, of other parts of a batch or of the same rows; None: all."""
+
+_stages: dist.ProcessGroup | None = None
+"""Processes that have the stages of a model; None: there are none."""
+
+_device: torch.device | str = "cpu"
+"""Where stages tell each other something."""
 
 
 def divide_batches(readers: dist.ProcessGroup | None, holders: dist.ProcessGroup | None = None) -> None:
@@ -33,6 +38,17 @@ def divide_batches(readers: dist.ProcessGroup | None, holders: dist.ProcessGroup
     """
     global _readers, _holders
     _readers, _holders = readers, holders
+
+
+def divide_model(stages: dist.ProcessGroup | None, device: torch.device | str = "cpu") -> None:
+    """Say, once, which processes have the parts of a model that this one's goes through (pipeline parallel), in turn;
+    None: this one has all of it.
+
+    Args:
+        device: where they tell each other something.
+    """
+    global _stages, _device
+    _stages, _device = stages, device
 
 
 def world_size() -> int:
@@ -109,6 +125,29 @@ def _summed(values: Mapping[str, Tensor], group: dist.ProcessGroup | None) -> di
     total = torch.stack([value.detach().float().reshape(()) for value in values.values()])
     dist.all_reduce(total, group=group)
     return dict(zip(values, total.unbind(), strict=True))
+
+
+def stage() -> int:
+    """The number of this process's stage of the model, from 0."""
+    return 0 if _stages is None else dist.get_rank(_stages)
+
+
+def sum_over_stages(x: Tensor) -> Tensor:
+    """The sum over the stages of a model; no gradient flows."""
+    if _stages is None:
+        return x
+    total = x.detach().to(_device, copy=True)
+    dist.all_reduce(total, group=_stages)
+    return total
+
+
+def of_stages(value: T) -> list[T]:
+    """What each stage of a model has to say, whatever can be pickled, in their order."""
+    if _stages is None:
+        return [value]
+    told: list[Any] = [None] * dist.get_world_size(_stages)
+    dist.all_gather_object(told, value, group=_stages)
+    return told
 
 
 def gather_rows(x: Tensor) -> Tensor:

@@ -109,10 +109,10 @@ class Text(NamedTuple):
             None if everywhere is None else torch.cat((everywhere[:, :1] & False, everywhere[:, :-1]), dim=1),
         )
 
-    def rows(self, keep: Tensor | slice) -> Text:
-        """Some rows, cut again to the longest of them in multiples of 8."""
+    def rows(self, keep: Tensor | slice, cut: bool = True) -> Text:
+        """Some rows, cut again to the longest of them in multiples of 8; without ``cut``, as long as they are."""
         lengths = self.lengths[keep]
-        length = -(-int(lengths.max()) // 8) * 8
+        length = -(-int(lengths.max()) // 8) * 8 if cut else self.ids.shape[1]
         return _changed(self, lambda value: value[keep, :length])._replace(lengths=lengths)
 
     def to(self, device: torch.device | str) -> Text:
@@ -211,15 +211,15 @@ class Batch(NamedTuple):
             return self.image.picture(row)
         return self.image[row] if self.image.ndim == 4 else self.image[row, 0]
 
-    def rows(self, keep: slice) -> Batch:
-        """Some of the samples, each value no longer than it must be."""
+    def rows(self, keep: slice, cut: bool = True) -> Batch:
+        """Some of the samples, each value no longer than it must be; without ``cut``, texts as long as they are."""
         return Batch(
             self.keys[keep],
             {name: label[keep] for name, label in self.labels.items()},
             None if self.image is None else _kept(self.image, keep),
-            None if self.text is None else self.text.rows(keep),
+            None if self.text is None else self.text.rows(keep, cut),
             None if self.audio is None else self.audio.rows(keep),
-            None if self.target is None else self.target.rows(keep),
+            None if self.target is None else self.target.rows(keep, cut),
             None if self.positions is None else self.positions[keep],
             None if self.references is None else self.references[keep],
             None if self.mixed is None else self.mixed.rows(keep),

@@ -37,7 +37,7 @@ KNOWS: dict[str, set[str]] = {
     "names": {"errors"},
     "adapters": FILES_TOO | {"names", "nn", "models"},
     "objectives": BASE | {"collectives"},
-    "parallel": BASE | {"nn", "models", "adapters"},
+    "parallel": BASE | {"nn", "models", "collectives", "adapters"},
     "generation": BASE | {"nn", "tokenizers", "models"},
     "drawing": set(),
     "data": BASE | {"files", "tokenizers", "drawing"},

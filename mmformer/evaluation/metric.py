@@ -146,7 +146,9 @@ def evaluate(
 @contextmanager
 def evaluating(model: Model, dtype: torch.dtype = torch.float32) -> Iterator[None]:
     """Inside, no gradients are kept, and the model is in evaluation mode, computing in a precision."""
-    training, device = model.training, next(model.parameters()).device.type
+    training = model.training
+    # Where a model is cut into stages, parameters of the others have no data.
+    device = next(parameter for parameter in model.parameters() if not parameter.is_meta).device.type
     model.eval()
     try:
         # Not inference_mode: sharded parameters are gathered into tensors that training goes on with.

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.evaluation.details import Case, Details
@@ -20,7 +18,7 @@ from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
 from mmformer.spec import Parts
 from mmformer.tokenizers.text import TextEncoder
-from mmformer.types import Batch, Outputs, Text
+from mmformer.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,11 @@ class Perplexity(Metric):
         assert self.model is not None, "start() comes first"
         if batch.written is None:
             raise InputError("Perplexity is of the texts of samples, but the batch has none: set data.text.")
+        decoder = self.model.decoders[self.decoder]
+        assert isinstance(decoder, Decoder)
         texts = decoded(batch.written, self.encoders["text" if batch.target is None else "target"].vocabulary)
         return {
-            "nats": text_nats(self.model, self.decoder, batch.written, outputs),
+            "nats": decoder.nats(batch.written, outputs.tokens, self.model.stack_of(decoder.spec.stack)),
             "tokens": batch.written.real.sum(1),
             "bytes": torch.tensor([len(text.encode()) for text in texts]),
             "text": texts,
@@ -82,24 +82,3 @@ class Perplexity(Metric):
         rows = zip(self.rows.values("key"), self.rows.values("text"), bits.tolist(), strict=True)
         cases = [Case(n, key, -value, text, f"{value:.2f} bits per byte") for n, (key, text, value) in enumerate(rows)]
         return Details(cases, "minus the bits per byte")
-
-
-def text_nats(model: Model, name: str, text: Text, outputs: Outputs, chunk: int = 1024) -> Tensor:
-    """The cross-entropy of each text, eos with it, summed over its tokens: B, float64.
-
-    Args:
-        name: of the decoder.
-        outputs: of the encoders, what it reads among them.
-        chunk: tokens whose logits are held at once.
-    """
-    decoder = model.decoders[name]
-    assert isinstance(decoder, Decoder)
-    x = decoder(text.after(decoder.tokenizer.start), outputs.tokens, model.stack_of(decoder.spec.stack)).x
-    real = text.real  # B L
-    tokens, wanted, row = x[real], text.ids[real], real.nonzero()[:, 0]
-    nats = torch.zeros(len(text.ids), dtype=torch.float64, device=x.device)
-    for begin in range(0, len(tokens), chunk):
-        part = slice(begin, begin + chunk)
-        logits = decoder.logits(tokens[part]).float()
-        nats.index_add_(0, row[part], F.cross_entropy(logits, wanted[part], reduction="none").double())
-    return nats

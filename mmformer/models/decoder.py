@@ -27,6 +27,9 @@ from mmformer.types import Aux, LossTerm, Text, Tokens
 
 Reading = Literal["cross", "prefix", "insert", "media"]
 
+MEASURED = 1024
+"""Tokens whose logits are held at once where texts are measured."""
+
 
 @dataclass(frozen=True)
 class DecoderSpec:
@@ -220,16 +223,35 @@ class Decoder(nn.Module):
         """The cross-entropy of each of a text's ids, eos with them, after those before it; over ids."""
         text = self._with_places(text, memory)
         decoded = self(text.after(self.tokenizer.start), memory, stack, begun=begun)
+        return self.loss_of(text, decoded.x), decoded
+
+    def loss_of(self, text: Text, x: Tensor) -> LossTerm:
+        """The same, of what left the stack: B L D."""
         real = text.real  # B L
         if self.spec.placeholder is not None:
             real = real & (text.ids != self.spec.placeholder)
-        return LossTerm(self._cross_entropy(decoded.x, text.ids, real), real.sum().float()), decoded
+        return LossTerm(self._cross_entropy(x, text.ids, real), real.sum().float())
 
     def _cross_entropy(self, x: Tensor, ids: Tensor, wanted: Tensor) -> Tensor:
         """Of the ids that are wanted (B L, bool), each by what x (B L D) has made of those before it; summed."""
         smoothing = self.spec.smoothing if self.training else 0.0  # what is measured is what was written
-        tokens = self._transformed(x[wanted])
-        return linear_cross_entropy(tokens, self.pieces, ids[wanted], self.spec.chunk, smoothing, self.logit_bias)
+        left = self._transformed(x[wanted])
+        return linear_cross_entropy(left, self.pieces, ids[wanted], self.spec.chunk, smoothing, self.logit_bias)
+
+    def nats(self, text: Text, memory: Mapping[str, Tokens], stack: Stack) -> Tensor:
+        """The cross-entropy of each text, eos with it, summed over its ids: B, float64."""
+        return self.nats_of(text, self(text.after(self.tokenizer.start), memory, stack).x)
+
+    def nats_of(self, text: Text, x: Tensor) -> Tensor:
+        """The same, of what left the stack: B L D."""
+        real = text.real  # B L
+        left, wanted, row = x[real], text.ids[real], real.nonzero()[:, 0]
+        nats = torch.zeros(len(text.ids), dtype=torch.float64, device=x.device)
+        for begin in range(0, len(left), MEASURED):
+            part = slice(begin, begin + MEASURED)
+            logits = self.logits(left[part]).float()
+            nats.index_add_(0, row[part], F.cross_entropy(logits, wanted[part], reduction="none").double())
+        return nats
 
     def places(self, memory: Mapping[str, Tokens]) -> int:
         """How many placeholders a text needs for what was read."""

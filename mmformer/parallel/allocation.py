@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmformer.models.first_weights import drawn
 from mmformer.models.model import Model
 from mmformer.nn.layer import LayerSpec
-from mmformer.parallel.sharding import local_part, sharded_as
+from mmformer.parallel.sharding import local_part, pipeline_of, sharded_as
 
 
 def allocate(model: Model, seed: int, device: torch.device) -> None:
@@ -24,6 +24,8 @@ def allocate(model: Model, seed: int, device: torch.device) -> None:
         if not buffer.is_meta
     ]
     model.to_empty(device=device)
+    if (stages := pipeline_of(model)) is not None:
+        stages.empty_others()
     for module, name, buffer in made:
         setattr(module, name, buffer.to(device))
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}

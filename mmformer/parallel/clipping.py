@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmformer import collectives
 from mmformer.parallel.sharding import by_mesh, local_part, mesh_of
 
 ROW = 4096
@@ -18,17 +19,18 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The norm of all of them as one vector, the same in every process; all have to ask, of the same parameters.
 
     Each process adds up the squares that it has, and those of the processes are added up over the dimensions of the
-    mesh that a gradient is sharded over: what several processes hold alike counts once.
+    mesh that a gradient is sharded over, and over the stages of a pipeline: what several processes hold alike counts
+    once. Of a gradient that several stages have, all but the first say that it is lent to them.
     """
     own: dict[Any, list[Tensor]] = {}
     for gradient in gradients:
+        if getattr(gradient, "lent", False):
+            continue
         # Not is_shard(), which what FSDP2 makes of a tensor that is shared out already does not say of itself.
         sharded = tuple(not placement.is_replicate() for placement in getattr(gradient, "placements", ()))
         own.setdefault((mesh_of(gradient), sharded), []).append(local_part(gradient))
-    if not own:
-        return torch.zeros(())
     squares = [_over_mesh(_square(parts), *spread) for spread, parts in own.items()]
-    return torch.stack(squares).sum().sqrt()
+    return collectives.sum_over_stages(torch.stack(squares).sum() if squares else torch.zeros(())).sqrt()
 
 
 def _square(parts: list[Tensor]) -> Tensor:

@@ -1,9 +1,9 @@
 """How processes share out a run: along which dimensions, and who reads which part of a batch.
 
-Processes stand on a mesh with named dimensions, the outermost first: ``data`` (replicas), ``shard`` (parts of the
-parameters), ``expert`` (the experts, and parts of the other parameters), ``context`` (parts of each row), ``tensor``
-(parts of each product). Neighbours in the innermost have neighbouring numbers, so that those that say most to each
-other share a machine.
+Processes stand on a mesh with named dimensions, the outermost first: ``pipeline`` (layers, one after the other),
+``data`` (replicas), ``shard`` (parts of the parameters), ``expert`` (the experts, and parts of the other parameters),
+``context`` (parts of each row), ``tensor`` (parts of each product). Neighbours in the innermost have neighbouring
+numbers, so that those that say most to each other share a machine.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
 from mmformer.parallel.dividing import ContextMethod, check_context, check_experts, check_tensor
+from mmformer.parallel.stages import check_pipeline
 from mmformer.spec import require
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-DIMENSIONS = ("data", "shard", "expert", "context", "tensor")
+DIMENSIONS = ("pipeline", "data", "shard", "expert", "context", "tensor")
 """Of the mesh, outermost first; each is a field of ParallelSpec."""
 
 READING = ("data", "shard", "expert")
 """Those along which processes have different parts of a batch."""
+
+STAGED = ("pipeline", "data", "shard")
+"""Those that go together with a pipeline."""
 
 HOLDING = ("shard", "expert", "context")
 """Those along which each process has a part of the parameters, and gradients are added up.
@@ -40,12 +44,18 @@ Experts are whole along ``expert`` (``parallel/experts.py``).
 class ParallelSpec:
     """How a run is spread over processes, and what of it is held at a time.
 
-    There are data × shard × expert × context × tensor processes, on GPUs each with one. The losses are those of one
-    process, but for dropout, which each part of a batch, and of its rows, draws for itself. Parameters and what the
-    optimizer keeps are float32 in any case, and gradients are added up in it; ``trainer.precision`` says what products
-    are computed in.
+    There are pipeline × data × shard × expert × context × tensor processes, on GPUs each with one. The losses are those
+    of one process, but for dropout, which each part of a batch, of its rows and of the layers draws for itself.
+    Parameters and what the optimizer keeps are float32 in any case, and gradients are added up in it;
+    ``trainer.precision`` says what products are computed in.
 
     Attributes:
+        pipeline: processes, or groups of them, that have a share of a language model's layers each, one after the other
+            (stages; 1F1B, Narayanan et al. 2021, Megatron-LM, §2.2.1). The first stages have a layer more where they do
+            not divide; the first one has the embeddings, the last one the final norm and the logits. An update's
+            micro-batches, ``trainer.accumulate_grad_batches``, are in different stages at a time; a stage waits for
+            (pipeline - 1) / (micro-batches + pipeline - 1) of the time, and there have to be as many as stages. A table
+            of tokens that logits are tied to is in the first and the last stage. Goes with ``data`` and ``shard``.
         data: replicas: each has all that ``shard`` and ``tensor`` share out, and reads a part of each batch (data
             parallel; beside ``shard``, hybrid sharding: parameters are gathered among ``shard`` processes, and
             gradients added up over all).
@@ -75,6 +85,7 @@ class ParallelSpec:
             them.
     """
 
+    pipeline: int = 1
     data: int = 1
     shard: int = 1
     expert: int = 1
@@ -129,12 +140,26 @@ class ParallelSpec:
                 f"whole lanes. Set data.order.lanes to a multiple of {readers} (it is part of the order of the "
                 f"samples, so choose it once for every number of processes that the run may have)."
             )
+        if self.pipeline > 1:
+            self._check_staged()
+            check_pipeline(model, self.pipeline, parts)
         if self.expert > 1:
             check_experts(model, self.expert)
         if self.context > 1:
             check_context(model, self.context, self.context_method, self.tensor)
         if self.tensor > 1:
             check_tensor(model, self.tensor)
+
+    def _check_staged(self) -> None:
+        """Refuse dimensions that do not go with a pipeline."""
+        others = [name for name in DIMENSIONS if name not in STAGED and getattr(self, name) > 1]
+        if others:
+            shard = self.shard * getattr(self, others[0])
+            raise InputError(
+                f"The run is spread over {self.arithmetic}, but stages of a pipeline are replicated and sharded, not "
+                f"divided further: set parallel.{others[0]} to 1 (and parallel.shard to {shard}, for as many "
+                f"processes), or parallel.pipeline to 1."
+            )
 
 
 def _product(sizes: Sequence[int]) -> str:
@@ -177,6 +202,11 @@ def _along(mesh: DeviceMesh, names: Sequence[str]) -> ProcessGroup | None:
     own: ProcessGroup
     own, _ = dist.new_subgroups_by_enumeration(groups)  # type: ignore[no-untyped-call]
     return own
+
+
+def stages_of(mesh: DeviceMesh) -> ProcessGroup | None:
+    """The processes that have the stages of this one's model, in turn; None: each has all of it."""
+    return mesh["pipeline"].get_group() if mesh["pipeline"].size() > 1 else None
 
 
 def parameters_mesh(mesh: DeviceMesh, holding: Sequence[str] = HOLDING) -> DeviceMesh | None:

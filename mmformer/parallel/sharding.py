@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,26 @@ from mmformer.nn.layer import Layer
 from mmformer.parallel.dividing import ContextMethod
 from mmformer.parallel.mesh import parameters_mesh
 
+if TYPE_CHECKING:
+    from mmformer.parallel.pipeline import Pipeline
+
 
 def spread(
     model: Model, mesh: Any, dtype: torch.dtype = torch.float32, context_method: ContextMethod = "gather"
 ) -> None:
     """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
-    Its layers' products are shared out first, then the places of its rows, then its experts; then what each process has
-    of the other parameters is sharded.
+    It is cut into stages, its layers' products are shared out, then the places of its rows, then its experts; then what
+    each process has of the other parameters is sharded.
 
     Args:
         dtype: what autocast computes products in; see ``shard``.
         context_method: how attention reaches places of other processes, where the mesh shares them out.
     """
+    if mesh["pipeline"].size() > 1:
+        from mmformer.parallel.pipeline import cut
+
+        cut(model, mesh)
     if mesh["tensor"].size() > 1:
         from mmformer.parallel.tensor import share_out  # DTensors take a while to import
 
@@ -69,9 +76,13 @@ def shard(
     """
     from torch.distributed.fsdp import fully_shard
 
-    others = set(spread)
+    stages = pipeline_of(model)
+    elsewhere = set() if stages is None else stages.elsewhere
+    others = elsewhere.union(spread)
     for stack in model.stacks.values():
         for layer in stack.layers:  # type: ignore[union-attr]
+            if not elsewhere.isdisjoint(layer.parameters()):
+                continue
             if dtype != torch.float32 and (maps := _rounded_maps(layer, spread)):
                 fully_shard(maps, mesh=mesh, mp_policy=gathered_in(dtype))
             fully_shard(layer, mesh=mesh, ignored_params=others)
@@ -107,7 +118,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 def is_spread(model: nn.Module) -> bool:
     """Whether ``spread`` was applied, over several processes."""
-    return any(mesh_of(parameter) is not None for parameter in model.parameters())
+    return pipeline_of(model) is not None or any(mesh_of(parameter) is not None for parameter in model.parameters())
+
+
+def pipeline_of(model: nn.Module) -> Pipeline | None:
+    """The stages of a model that was cut into some."""
+    return getattr(model, "pipeline", None)
 
 
 def synchronise_gradients(model: nn.Module, wanted: bool) -> None:
@@ -169,6 +185,10 @@ def whole_model(model: Model) -> Model:
     with torch.device("meta"):
         copy = model.spec.build()
         adapt_alike(copy, model)
-    state = {name: whole(value.detach()).cpu() for name, value in model.state_dict().items()}
+    stages = pipeline_of(model)
+    state = {}
+    for name, value in model.state_dict().items():
+        own = value if value.is_meta else whole(value.detach())
+        state[name] = (own if stages is None else stages.told(own, stages.holders[name][0])).cpu()
     copy.load_state_dict(state, assign=True)
     return copy.train(model.training)

@@ -223,6 +223,10 @@ class TextTokens(nn.Module):
             x = x + F.embedding(types, self.type_weight)
         elif text.types is not None:
             raise InputError("The text has types, but the model has no table of them: leave them out.")
+        return self.placed(text, x, start)
+
+    def placed(self, text: Text, x: Tensor, start: Tensor | None = None) -> Tokens:
+        """What was made of a text's ids, B L D, where they stand; arguments as of a pass over the text."""
         time = torch.arange(x.shape[1], device=x.device)[None]  # (1 or B) L
         if self.spec.counted:
             time = (text.real.long().cumsum(1) - 1).clamp(min=0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from torch import Tensor
 from mmformer import collectives
 from mmformer.models.model import Model
 from mmformer.objectives.objective import Objective
-from mmformer.parallel.sharding import synchronise_gradients
+from mmformer.parallel.sharding import pipeline_of, synchronise_gradients
 from mmformer.types import Batch, LossTerm, Outputs
+
+if TYPE_CHECKING:
+    from mmformer.parallel.pipeline import Pipeline
 
 Backward = Callable[..., Any]
 Key = tuple[str, str]
@@ -56,6 +59,8 @@ def accumulate(
     assert AUX not in objectives, f"the name {AUX} is that of what layers ask for"
     # Gradients are averaged over the parts of the batch, whose losses are parts of one sum.
     processes = collectives.data_world_size()
+    if (pipeline := pipeline_of(model)) is not None:
+        return _through_stages(pipeline, objectives, weights, batch, parts)
     if parts == 1:
         outputs = model(batch)
         terms = _asked(outputs) | _terms(outputs, objectives, batch)
@@ -67,9 +72,7 @@ def accumulate(
     coupled = {name: objective for name, objective in objectives.items() if objective.couples_samples}
     single = {name: objective for name, objective in objectives.items() if not objective.couples_samples}
     gathered = _gather(model, coupled, weights, batch, micro, backward) if coupled else None
-    items = collectives.sum_over_ranks(
-        {f"{o}/{name}": n for o, objective in single.items() for name, n in objective.items(batch).items()}
-    )
+    items = _items(single, batch)
     sums: dict[str, LossTerm] = {}
     loss = None if gathered is None else gathered.loss
     for index, part in enumerate(micro):
@@ -93,10 +96,43 @@ def accumulate(
     return collectives.sum_over_ranks({"loss": loss, **({} if gathered is None else gathered.means), **means})
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """A batch cut evenly, in order; each part's texts are no longer than they must be."""
+def split(batch: Batch, parts: int, cut: bool = True) -> list[Batch]:
+    """A batch cut evenly, in order; each part's texts are no longer than they must be, or, without ``cut``, as long as
+    the batch's.
+    """
     size = len(batch.keys) // parts
-    return [batch.rows(slice(part * size, (part + 1) * size)) for part in range(parts)]
+    return [batch.rows(slice(part * size, (part + 1) * size), cut) for part in range(parts)]
+
+
+def _through_stages(
+    pipeline: Pipeline, objectives: Mapping[str, Objective], weights: Mapping[str, float], batch: Batch, parts: int
+) -> dict[str, Tensor]:
+    """The same where the model is cut into stages, which hand on tensors of one shape; the last one has the losses."""
+    items, micro = _items(objectives, batch), split(batch, parts, cut=False)
+    texts = [part.written for part in micro if part.written is not None]
+    (decoder,) = pipeline.model.decoders
+    sums: dict[str, LossTerm] = {}
+
+    def ending(number: int, x: Tensor) -> Tensor:
+        outputs = Outputs.empty()
+        outputs.losses[decoder] = pipeline.decoder.loss_of(texts[number], x)
+        terms = _terms(outputs, objectives, micro[number])
+        _add(sums, terms)
+        total, _ = _total({name: LossTerm(term.total, items[name]) for name, term in terms.items()}, weights)
+        assert total is not None, "each objective reads the decoder"
+        return total * collectives.data_world_size()
+
+    pipeline.train(texts, ending)
+    total, means = _total({name: LossTerm(term.total, items[name]) for name, term in sums.items()}, weights)
+    own = [] if total is None else [total, *(means[name] for name in items)]
+    told = pipeline.told(torch.stack(own) if own else torch.empty(len(items) + 1, device="meta"), pipeline.stages - 1)
+    return collectives.sum_over_ranks(dict(zip(("loss", *items), told.unbind(), strict=True)))
+
+
+def _items(objectives: Mapping[str, Objective], batch: Batch) -> dict[str, Tensor]:
+    """How many items each loss of the whole batch is a mean over, by "objective/name"."""
+    own = {f"{o}/{name}": n for o, objective in objectives.items() for name, n in objective.items(batch).items()}
+    return collectives.sum_over_ranks(own)
 
 
 class _Gathered(NamedTuple):

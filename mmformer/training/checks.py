@@ -31,6 +31,7 @@ def check_run(run: RunSpec) -> None:
     _check_adapters(run)
     _check_thaw(run)
     _check_reversible(run)
+    _check_pipeline(run)
     if run.optimizer.averages:
         _check_averages(run)
     if run.logging.samples and "image" not in run.data.filled:
@@ -201,6 +202,15 @@ def _check_reversible(run: RunSpec) -> None:
         raise InputError(
             "parallel.activation_checkpointing has layers computed again, but all stacks are reversible, which does "
             "that already: leave it out."
+        )
+
+
+def _check_pipeline(run: RunSpec) -> None:
+    unmoved = [name for name in ("adapters", "freeze") if getattr(run, name)]
+    if unmoved and run.parallel.pipeline > 1:
+        raise InputError(
+            f"{unmoved[0]} takes parameters out of training, and might leave a stage of parallel.pipeline, "
+            f"{run.parallel.pipeline}, with nothing to train: set it to 1, and parallel.shard in its place."
         )
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from mmformer.parallel.sharding import sharded_as
 from mmformer.training.writing_state import REST
 
 _OPTIMIZER = "optimizer_"
@@ -34,17 +34,60 @@ def read_parts(folder: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def held(module: nn.Module) -> dict[str, Tensor]:
+    """What this process has of a module's state, by names; nothing is copied. The rest is in other stages."""
+    return {name: value for name, value in module.state_dict().items() if not value.is_meta}
+
+
+def begin(optimizer: torch.optim.Optimizer) -> None:
+    """Have an optimizer make its state, by an update with a rate of 0, where it has none yet."""
+    if optimizer.state:
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = None if parameter.is_meta else torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def load_parts(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], folder: Path) -> dict[str, Any]:
+    """Give each of several processes its part of what several wrote, these or others; what is left is returned."""
+    parts: dict[str, Any] = {"state_dict": held(module)}
+    for place, optimizer in enumerate(optimizers):
+        begin(optimizer)
+        parts[f"{_OPTIMIZER}{place}"] = by_name(optimizer.state_dict(), optimizer, module)
+    _load_state_dict(parts, storage_reader=FileSystemReader(folder), no_dist=True)  # into the tensors themselves
+    for place, optimizer in enumerate(optimizers):
+        optimizer.load_state_dict(by_number(parts[f"{_OPTIMIZER}{place}"]))
+    rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    return rest
+
+
 def load_whole(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], file: Path) -> dict[str, Any]:
     """Give each of several processes its part of what one process wrote; what is left is returned.
 
     Every process reads the file, whose tensors stay on the disk until they are asked for.
     """
     checkpoint: dict[str, Any] = torch.load(file, mmap=True, map_location="cpu", weights_only=True)
-    options = StateDictOptions(full_state_dict=True)
-    set_model_state_dict(module, checkpoint.pop("state_dict"), options=options)
     for optimizer, state in zip(optimizers, checkpoint.pop("optimizer_states"), strict=True):
-        set_optimizer_state_dict(module, optimizer, by_name(state, optimizer, module), options=options)
+        begin(optimizer)  # which may move weights in their last bit
+        own, named = (by_name(each, optimizer, module) for each in (optimizer.state_dict(), state))
+        for name, values in own["state"].items():
+            _fill(values, named["state"][name])
+        optimizer.load_state_dict(by_number({**named, "state": own["state"]}))
+    _fill(held(module), checkpoint.pop("state_dict"))
     return checkpoint
+
+
+@torch.no_grad()
+def _fill(own: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+    """Copy this process's part of whole tensors into its own, by names."""
+    for name, value in own.items():
+        value.copy_(sharded_as(whole[name].to(value.device), value))
 
 
 def by_number(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,9 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
     """
     parts: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            parts.setdefault(".".join(name.split(".")[:2]), []).append(parameter.grad)
+        if parameter.grad is not None or (parameter.is_meta and parameter.requires_grad):  # another stage has it
+            own = parts.setdefault(".".join(name.split(".")[:2]), [])
+            own += [] if parameter.grad is None else [parameter.grad]
     return {f"gradient_norm/{part}": total_norm(each) for part, each in parts.items()}
 
 
@@ -61,4 +62,5 @@ class ActivationNorms:
         """
         squares = collectives.sum_over_tokens({name: square for name, (square, _) in self._sums.items()})
         numbers = collectives.sum_over_tokens({name: number for name, (_, number) in self._sums.items()})
-        return {f"activation_rms/{name}": (squares[name] / numbers[name]).sqrt() for name in squares}
+        own = {f"activation_rms/{name}": float((squares[name] / numbers[name]).sqrt()) for name in squares}
+        return {name: torch.tensor(value) for part in collectives.of_stages(own) for name, value in part.items()}

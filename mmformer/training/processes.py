@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
-from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of
-from mmformer.training.layouts import load_whole
+from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of, stages_of
+from mmformer.training.layouts import begin, held, load_parts, load_whole
 
 _DISCONNECTED = re.compile("connect|reset by peer|broken pipe|NCCL|gloo", re.IGNORECASE)
 """What errors say where another process is gone."""
@@ -95,19 +96,33 @@ class MeshStrategy(ModelParallelStrategy):
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.lightning_module._device_mesh = self._device_mesh  # where the task asks for it
         collectives.divide_batches(readers_of(self._device_mesh), holders_of(self._device_mesh))
+        collectives.divide_model(stages_of(self._device_mesh), self.root_device)
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Not Lightning's for this kind, which would give data to the parameters that other stages have."""
+        ParallelStrategy.setup(self, trainer)
+
+    def model_to_device(self) -> None:
+        """Nothing: the task has built it there, and spread it."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return {name: value.cpu() for name, value in held(self.model).items()}
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        begin(getattr(optimizer, "_optimizer", optimizer))
+        return super().optimizer_state(optimizer)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Hand over what this process has of a state: what becomes of it is ``Checkpoint``'s."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """What several processes wrote is Lightning's to read, by names; what one wrote goes to each as its part."""
+        """Give each process its part, whatever processes wrote it."""
         path = Path(self.broadcast(checkpoint_path))
-        if not path.is_file():
-            parts: dict[str, Any] = super().load_checkpoint(path, weights_only)
-            return parts
         assert self.lightning_module is not None
-        return load_whole(self.lightning_module, self.optimizers, path)
+        load = load_whole if path.is_file() else load_parts
+        return load(self.lightning_module, self.optimizers, path)
 
 
 def _started() -> tuple[int | None, int]:

@@ -131,8 +131,10 @@ class TrainingTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         step, trainer = self.global_step, self.run.trainer
-        # Whatever else drew from the global stream, dropout is a function of (seed, step, tokens of this process).
-        part = (rank,) if (rank := collectives.token_rank()) else ()
+        # Whatever else drew from the global stream, dropout is a function of (seed, step, tokens and layers of this
+        # process).
+        rank, stage = collectives.token_rank(), collectives.stage()
+        part = (rank, stage) if stage else (rank,) if rank else ()
         torch.manual_seed(derive(self.run.seed, "dropout", step, *part))
         for name, objective in self.objectives.items():
             batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}"))
@@ -176,7 +178,8 @@ class TrainingTask(pl.LightningModule):
         Raises:
             InputError: some are not.
         """
-        finite = torch.stack([local_part(parameter.detach()).isfinite().all() for parameter in self.built.parameters()])
+        held = [local_part(parameter.detach()) for parameter in self.built.parameters() if not parameter.is_meta]
+        finite = torch.stack([each.isfinite().all() for each in held])
         if collectives.any_rank(not bool(finite.all()), self.device):
             raise InputError(
                 f"Training diverged: after update {self.global_step} some weights are no numbers. Lower optimizer.lr "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,16 @@ def fit(file: Path, output: Path, *words: str) -> str:
     said, _ = process.communicate(timeout=180)
     assert process.returncode == 0, said
     return said
+
+
+def rewound(run: Path, step: int, to: Path) -> Path:
+    """A copy of a run's folder as it was after some step."""
+    shutil.copytree(run, to)
+    for folder in (to / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) > step:
+            shutil.rmtree(folder)
+    shutil.rmtree(to / "bundle")
+    return to
 
 
 def rows(output: Path) -> list[dict[str, float]]:

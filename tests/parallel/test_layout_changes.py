@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from launched import assert_alike, everything, fit, rows
+from launched import assert_alike, everything, fit, rewound, rows
 from tiny import write_shards
 from torch import nn
 
@@ -24,16 +23,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "run.yaml"
     path.write_text(to_yaml(run), encoding="utf-8")
     return path
-
-
-def rewound(run: Path, step: int, to: Path) -> Path:
-    """A copy of a run's folder as it was after some step."""
-    shutil.copytree(run, to)
-    for folder in (to / "checkpoints").iterdir():
-        if int(folder.name.removeprefix("step-")) > step:
-            shutil.rmtree(folder)
-    shutil.rmtree(to / "bundle")
-    return to
 
 
 def test_one_two_and_one_again(file: Path, tmp_path: Path) -> None:

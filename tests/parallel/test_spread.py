@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launched import assert_alike, everything, fit, rows
+import torch
+from launched import assert_alike, everything, fit, rewound, rows
+from safetensors.torch import load_file
 from tiny import VOCABULARY, tiny_data, write_shards
 
 from mmformer.config import to_yaml
@@ -157,12 +158,43 @@ def test_a_run_goes_on_in_any_layout(file: Path, one: Path, tmp_path: Path) -> N
     before = tmp_path / "0"
     fit(file, before, *words)
     for step, layout in enumerate(layouts[1:], start=1):
-        now = tmp_path / str(step)
-        shutil.copytree(before, now)
-        shutil.rmtree(now / "bundle")
-        for folder in (now / "checkpoints").iterdir():
-            if int(folder.name.removeprefix("step-")) > step:
-                shutil.rmtree(folder)
+        now = rewound(before, step, tmp_path / str(step))
         fit(file, now, *words, *layout, "--resume")
         assert_alike(one, now)
         before = now
+
+
+def in_micro_batches(run: RunSpec) -> RunSpec:
+    trainer = dataclasses.replace(run.trainer, accumulate_grad_batches=2)
+    return dataclasses.replace(run, trainer=trainer, logging=dataclasses.replace(run.logging, norms=True))
+
+
+def test_stages_train_what_one_process_trains_and_go_on_in_any_layout(tmp_path: Path) -> None:
+    """Two stages, each of them twice, replicated or sharded; then an update in each layout after the other."""
+    file = written(in_micro_batches(language_model(write_shards(tmp_path / "shards"))), tmp_path)
+    words = ("--checkpoint.every_steps", "1", "--checkpoint.keep", "9")
+    staged = ("--parallel.pipeline", "2")
+    fit(file, tmp_path / "one", *words)
+    for other in ("shard", "data"):
+        fit(file, tmp_path / other, *words, *staged, f"--parallel.{other}", "2")
+        assert_alike(tmp_path / "one", tmp_path / other)
+    layouts = [(), staged, ("--parallel.shard", "2"), (*staged, "--parallel.data", "2"), ()]
+    before = tmp_path / "shard"
+    for step, layout in enumerate(layouts, start=1):
+        before = rewound(before, step, tmp_path / str(step))
+        fit(file, before, *words, *layout, "--resume")
+        assert_alike(tmp_path / "one", before)
+
+
+def test_stages_that_drop_out_go_on_exactly(tmp_path: Path) -> None:
+    run = language_model(write_shards(tmp_path / "shards"))
+    dropping = dataclasses.replace(run.model.stacks["words"], input_dropout=0.2, drop_path=0.5)
+    run = dataclasses.replace(run, model=dataclasses.replace(run.model, stacks={"words": dropping}))
+    file = written(in_micro_batches(run), tmp_path)
+    words = ("--checkpoint.every_steps", "2", "--parallel.pipeline", "2")
+    fit(file, tmp_path / "whole", *words, "--checkpoint.keep", "9")
+    again = rewound(tmp_path / "whole", 2, tmp_path / "again")
+    fit(file, again, *words, "--resume")
+    assert (again / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    one, other = (load_file(folder / "bundle" / "model.safetensors") for folder in (again, tmp_path / "whole"))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())

@@ -28,7 +28,8 @@ from mmformer.training.optimizers.muon import MuonSpec
 from mmformer.training.optimizers.optimizer import OptimizerSpec
 
 WORLD = 4
-PAIRS = list(combinations((name for name in DIMENSIONS if name != "context"), 2))  # its models read no pictures
+TESTED = [name for name in DIMENSIONS if name not in ("pipeline", "context")]  # those are of language models alone
+PAIRS = list(combinations(TESTED, 2))
 # The gradient of keys' biases is zero but for rounding, which a small eps would make steps of.
 OPTIMIZERS: tuple[OptimizerSpec, ...] = (AdamWSpec(lr=1e-2, eps=1e-3), MuonSpec(lr=1e-2, eps=1e-3))
 TEXTS = ["a red square", "blue", "a large green square, left", "pink"]
