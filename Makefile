@@ -51,6 +51,7 @@ bench: $(STAMP)  ## repeat the recorded numbers (half an hour; OPENMOJI=DIR for 
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.order
 	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.peers
 
 systems: $(STAMP)  ## measure named systems against their libraries again, and their speed

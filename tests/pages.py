@@ -35,7 +35,7 @@ RUN = ("", "python", "yaml")
 SHELL = ("cp", "mkdir")
 """What a page may call besides mmformer, make and cd."""
 
-SMALLER = {"--trainer.max_steps": "2", "--size": "320", "--updates": "10"}
+SMALLER = {"--trainer.max_steps": "2", "--size": "320", "--updates": "10", "--steps": "1", "--row": "64"}
 """Options whose numbers are made small, so that a reader's hours are a test's seconds."""
 
 SMALL = {

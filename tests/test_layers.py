@@ -52,6 +52,7 @@ KNOWS: dict[str, set[str]] = {
     "uses": BASE | {"models"},
     "writing": BASE | {"data", "generation", "inference", "reader", "uses"},
     "predictor": BASE | {"bundle", "models", "data", "evaluation", "inference", "reader", "writing"},
+    "scaling": BASE | {"nn", "tokenizers", "models", "parallel"},
     "training": FILES_TOO
     | {"collectives", "drawing", "parallel", "names", "adapters", "interop"}
     | {
@@ -64,6 +65,7 @@ KNOWS: dict[str, set[str]] = {
         "evaluation",
         "bundle",
         "predictor",
+        "scaling",
         "training",
     },
     "cli": FILES_TOO
@@ -82,6 +84,7 @@ KNOWS: dict[str, set[str]] = {
         "tokenizers",
         "evaluation",
         "generation",
+        "scaling",
         "cli",
     },
     "__init__": {"predictor"},

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "find-lr": ("train", "Train", "try learning rates for a run, and suggest one"),
     "validate": ("train", "Train", "measure a run's model on its validation split"),
     "test": ("train", "Train", "measure a run's model on its test split"),
+    "plan": ("cost", "Train", "what a run costs on some devices, before it starts"),
+    "profile": ("cost", "Train", "where the time of a run's updates goes"),
     "classify": ("classify", "Use a trained model", "name what is in pictures, by any labels"),
     "caption": ("caption", "Use a trained model", "write what pictures or sounds are"),
     "translate": ("write", "Use a trained model", "translate texts"),

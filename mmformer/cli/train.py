@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmformer.errors import InputError, nearest
+from mmformer.cli.running import Options, own_options, print_help, run_spec, wants_help
+from mmformer.errors import InputError
 
-if TYPE_CHECKING:
-    from mmformer.cli.options import Words
-    from mmformer.training.run import RunSpec
-
-OPTIONS: dict[str, tuple[bool, str, tuple[str, ...]]] = {
+OPTIONS: Options = {
     # name: (whether it has a value, what it does, the commands that have it)
     "output": (
         True,
@@ -53,11 +50,11 @@ def fit(words: Sequence[str]) -> int:
     from mmformer.config import to_yaml
     from mmformer.training.run import RunSpec, default_output
 
-    if _wants_help(words):
-        return _help("fit", words)
-    given = split(words, RunSpec, _own("fit"))
+    if wants_help(words):
+        return print_help("fit", DESCRIPTIONS["fit"], OPTIONS, words)
+    given = split(words, RunSpec, own_options(OPTIONS, "fit"))
     # A run that is replaced says its own configuration too: it is read here, before anything is removed.
-    spec = _spec("fit", given)
+    spec = run_spec("fit", given)
     if "print_config" in given.own:
         print(to_yaml(spec), end="")
         return 0
@@ -108,10 +105,10 @@ def find_lr(words: Sequence[str]) -> int:
     from mmformer.cli.options import split
     from mmformer.training.run import RunSpec, default_output
 
-    if _wants_help(words):
-        return _help("find-lr", words)
-    given = split(words, RunSpec, _own("find-lr"))
-    spec = _spec("find-lr", given._replace(own={}))
+    if wants_help(words):
+        return print_help("find-lr", DESCRIPTIONS["find-lr"], OPTIONS, words)
+    given = split(words, RunSpec, own_options(OPTIONS, "find-lr"))
+    spec = run_spec("find-lr", given._replace(own={}))
     limits: dict[str, Any] = {name: _number(given.own, name) for name in ("lowest", "highest") if name in given.own}
     if "updates" in given.own:
         limits["steps"] = round(_number(given.own, "updates"))
@@ -153,15 +150,15 @@ def measure(command: str, words: Sequence[str]) -> int:
     from mmformer.cli.options import split
     from mmformer.training.run import RunSpec
 
-    if _wants_help(words):
-        return _help(command, words)
-    given = split(words, RunSpec, _own(command))
+    if wants_help(words):
+        return print_help(command, DESCRIPTIONS[command], OPTIONS, words)
+    given = split(words, RunSpec, own_options(OPTIONS, command))
     if not given.own.get("output"):
         raise InputError(f"{command} needs --output DIR, the folder of a run.")
     for name, _ in given.settings:
         if name.partition(".")[0] not in ("config", "data", "evaluation"):
             raise InputError(f"--{name} is of training; {command} measures a bundle as it is. Leave it out.")
-    spec = _spec(command, given)
+    spec = run_spec(command, given)
     wanted = {"validate": "validation", "test": "test"}[command]
     name = getattr(spec.data, wanted)
     if name is None or not spec.evaluation.metrics:
@@ -173,71 +170,4 @@ def measure(command: str, words: Sequence[str]) -> int:
 
     scores = score_bundle(spec, Path(given.own["output"]) / "bundle", name, given.own.get("device", "cpu"))
     print_scores(scores, f"split {name}", as_json="json" in given.own)
-    return 0
-
-
-def _spec(command: str, given: Words) -> RunSpec:
-    """The run that words describe. A run that is there says its own: --output DIR alone stands for DIR/config.yaml."""
-    from mmformer.cli.options import merged
-    from mmformer.config import parse
-    from mmformer.schema import missing
-    from mmformer.training.run import RunSpec
-
-    settings, output = list(given.settings), given.own.get("output")
-    if not given.files:
-        saved = Path(output or "") / "config.yaml"
-        if output and saved.is_file():
-            settings.insert(0, ("config", str(saved)))
-        elif missing(RunSpec, {name.partition(".")[0]: None for name, _ in settings}):
-            merged(RunSpec, [setting for setting in settings if "." not in setting[0]])  # what is wrong in itself
-            if output:
-                raise InputError(
-                    f"{output}: there is no run in this folder (no config.yaml): name one, or --config FILE."
-                )
-            raise InputError(
-                f"{command} needs --config FILE: mmformer init DIR writes one, and configs/runs/ has some to begin "
-                "with."
-            )
-    return parse(RunSpec, merged(RunSpec, settings), "")
-
-
-def _own(command: str) -> dict[str, bool]:
-    return {name: valued for name, (valued, _, commands) in OPTIONS.items() if command in commands}
-
-
-def _wants_help(words: Sequence[str]) -> bool:
-    return any(word in ("-h", "--help") or _class_help(word) for word in words)
-
-
-def _class_help(word: str) -> bool:
-    return word.startswith("--") and word.partition("=")[0].endswith(".help")
-
-
-def _help(command: str, words: Sequence[str]) -> int:
-    """What a command takes, or, for ``--KEY.help CLASS``, what a class does."""
-    from jsonargparse import ArgumentError
-
-    from mmformer.config import explain, make_parser
-    from mmformer.schema import members
-    from mmformer.spec import FAMILIES
-    from mmformer.training.run import RunSpec
-
-    parser = make_parser(RunSpec, prog=f"mmformer {command}", description=DESCRIPTIONS[command], print_config=None)
-    for name, (valued, text, commands) in OPTIONS.items():
-        if command in commands:
-            parser.add_argument(f"--{name}", help=text, action="store" if valued else "store_true")
-    ask = ["--help"]
-    if "-h" not in words and "--help" not in words:
-        place = next(place for place, word in enumerate(words) if _class_help(word))
-        key, _, name = words[place].partition("=")
-        name = name or next(iter(words[place + 1 : place + 2]), "")
-        # The parser would import whatever is named here.
-        own = {cls.__name__: cls for base in FAMILIES for cls in members(base)}
-        if name and name not in own:
-            raise InputError(f"{key}: there is no spec '{name}'.{nearest(name, own)}")
-        ask = [key, name] if name else [key]
-    try:
-        parser.parse_args(ask)
-    except ArgumentError as error:
-        raise InputError(explain(error)) from error
     return 0

@@ -1,0 +1,1 @@
+"""What models and runs cost, told before anything is rented: no weights are allocated, no data is read."""

@@ -1,0 +1,70 @@
+"""What a meter counts, on tensors with data and without."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmformer.nn.kernel import attend
+from mmformer.scaling.meter import FORMULAS, Meter, Weightless
+
+ROWS, WIDTH = 6, 8
+
+
+def update(layer: nn.Linear, x: Tensor) -> None:
+    layer(x).relu().sum().backward()
+
+
+def test_flops_and_bytes_of_a_linear_map() -> None:
+    made = Weightless()
+    layer, x = made.module(lambda: nn.Linear(WIDTH, WIDTH, bias=False)), made.tensor(ROWS, WIDTH)
+    with Meter([x, *layer.parameters()]) as meter:
+        before = meter.live
+        y = layer(x)
+        assert meter.live - before == 4 * ROWS * WIDTH
+        del y
+        assert meter.live == before == 4 * (ROWS * WIDTH + WIDTH * WIDTH)
+    assert meter.flops == 2 * ROWS * WIDTH * WIDTH
+    assert meter.peak() == before + 4 * ROWS * WIDTH
+
+
+def test_it_is_the_same_with_data_and_without() -> None:
+    real, made = nn.Linear(WIDTH, WIDTH), Weightless()
+    planned = made.module(lambda: nn.Linear(WIDTH, WIDTH))
+    found = []
+    for layer, x in ((real, torch.randn(ROWS, WIDTH)), (planned, made.tensor(ROWS, WIDTH))):
+        with Meter([x, *layer.parameters()]) as meter:
+            update(layer, x)
+        found.append((meter.flops, meter.peak(), meter.live))
+    assert found[0] == found[1]
+
+
+def test_gradients_are_told_from_the_rest() -> None:
+    made = Weightless()
+    layer, x = made.module(lambda: nn.Linear(WIDTH, WIDTH, bias=False)), made.tensor(ROWS, WIDTH)
+    meter = Meter([x, *layer.parameters()])
+    layer.weight.register_post_accumulate_grad_hook(lambda p: meter.mark_gradient(p.grad))
+    with meter:
+        update(layer, x)
+    size = 4 * WIDTH * WIDTH
+    assert meter.gradients == size
+    assert meter.peak(0.5) <= meter.peak() <= meter.peak(0.5) + size / 2
+
+
+def test_a_mask_that_is_known_says_how_many_rows_there_are() -> None:
+    x = Weightless().tensor(4, WIDTH)
+    with Meter():
+        assert x[torch.tensor([True, False, True, True])].shape == (3, WIDTH)
+
+
+def test_attention_is_counted_as_its_products() -> None:
+    heads, queries, width = 2, 5, 4
+    shape = (1, heads, queries, width)
+    tensors = [torch.randn(shape, requires_grad=True) for _ in range(3)]
+    product = 2 * heads * queries * queries * width
+    with Meter() as meter, FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        y = attend(*tensors, None, causal=False, dropout=0.0)
+        assert meter.flops == meter.attention == 2 * product
+        y.sum().backward()
+    assert meter.flops == counter.get_total_flops() == 7 * product
