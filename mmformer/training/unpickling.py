@@ -93,6 +93,6 @@ def check_metadata(folder: Path) -> None:
 def _refused(where: object, error: Exception) -> InputError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return InputError(
-        f"{where} is damaged, or not a checkpoint of mmformer's: {reason} Code in such files is never run; go on from "
-        f"another checkpoint, or hand weights on as a bundle."
+        f"{where} is damaged, or not a checkpoint of mmformer's: {reason.rstrip('.')}. Code in such files is never "
+        f"run; go on from another checkpoint, or hand weights on as a bundle."
     )
