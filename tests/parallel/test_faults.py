@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import ROOT, fit, rows
+from launched import ROOT, fit, rows, start
 from tiny import tiny_run, write_shards
 from torch._C._distributed_c10d import HashStore, Store
 
@@ -25,6 +26,7 @@ from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints
 from mmformer.training.divergence import DivergenceSpec
 from mmformer.training.presence import Watch
 from mmformer.training.run import CheckpointSpec, RunSpec
+from mmformer.training.sealing import SEAL, content_of, seal
 
 SCRIPT = Path(__file__).with_name("faulty.py")
 
@@ -124,6 +126,41 @@ def test_of_a_sharded_checkpoint_every_file_is_looked_at(shards: Path, tmp_path:
     said = fit(file, tmp_path / "run", "--parallel.shard", "2", "--resume")
     assert said.count("step-000000004 is damaged: state.ckpt/__1_0.distcp has 0 bytes") == 1
     assert newest_checkpoint(tmp_path / "run").newest == last
+
+
+class Evil:
+    """What makes a file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.canary}'",)
+
+
+@pytest.mark.slow
+def test_a_sharded_checkpoint_that_would_run_code_is_refused_by_all(shards: Path, tmp_path: Path) -> None:
+    """Its table of contents is another, and the seal says that it has to be so."""
+    run = small(shards, steps=2)
+    file, canary = tmp_path / "run.yaml", tmp_path / "canary"
+    file.write_text(to_yaml(run), encoding="utf-8")
+    fit(file, tmp_path / "run", "--parallel.shard", "2")
+    (state,) = whole_checkpoints(tmp_path / "run")
+    table = pickle.loads((state / ".metadata").read_bytes())
+    table.planner_data = Evil(canary)
+    (state / ".metadata").write_bytes(pickle.dumps(table))
+    (state.parent / SEAL).unlink()
+    seal(state.parent, {f"{state.name}/{path.name}": content_of(path) for path in state.iterdir()})
+    for processes in ("2", "1"):
+        words = ("--parallel.shard", processes, "--trainer.max_steps", "4", "--resume")
+        process = start(file, tmp_path / "run", *words)
+        said, _ = process.communicate(timeout=280)
+        assert process.returncode == 2, said
+        assert said.count("mmformer: ") == 1, said
+        assert "Code in such files is never run" in said
+    assert not canary.exists()
+    pickle.loads((state / ".metadata").read_bytes())
+    assert canary.exists(), "trusted, it would have run"
 
 
 # ------------------------------------------------------------------------------------------------- lost processes
