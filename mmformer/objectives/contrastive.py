@@ -97,7 +97,8 @@ class _ContrastiveLoss(torch.autograd.Function):
         columns = x.new_full((number,), float("-inf"))
         agreement = x.new_zeros(())
         for part in chunks(number, chunk):
-            logits = (scale * x[part]) @ y.T  # c N
+            # Scaled after the product: rows against columns are then columns against rows to the bit.
+            logits = (x[part] @ y.T).mul_(scale)  # c N
             rows[part] = logits.logsumexp(1)
             columns = torch.logaddexp(columns, logits.logsumexp(0))
             agreement += _Target(same, part, smoothing).agreement(logits)
@@ -111,7 +112,7 @@ class _ContrastiveLoss(torch.autograd.Function):
         x, y, scale, same, rows, columns = ctx.saved_tensors
         gradients = _Gradients.zeros(x, y, scale)
         for part in chunks(len(x), ctx.chunk):
-            logits = (scale * x[part]) @ y.T  # c N
+            logits = (x[part] @ y.T).mul_(scale)  # c N
             grad = (logits - rows[part, None]).exp_()
             grad.add_(logits.sub_(columns).exp_()).mul_(0.5)
             _Target(same, part, ctx.smoothing).subtract_from(grad)
@@ -138,7 +139,7 @@ class _OneWayLoss(torch.autograd.Function):
         total = x.new_zeros(())
         for part in chunks(len(x), chunk):
             target = _Target(same, slice(first + part.start, first + part.stop), smoothing)
-            logits = (scale * x[part]) @ y.T  # c N
+            logits = (x[part] @ y.T).mul_(scale)  # c N
             rows = logits.logsumexp(1, keepdim=True)
             total += rows.sum() - target.agreement(logits)
             grad = logits.sub_(rows).exp_()
