@@ -31,10 +31,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mmformer.data.packed import PackedRows, PackedTexts
 from mmformer.data.shard_row import Shard, checked_fields, parse_shard, refuse_repeats
 from mmformer.data.shard_table import ShardTable, name_urls, parse_layout, rows_of, split_names, write_table
 from mmformer.errors import InputError, nearest
@@ -90,9 +91,9 @@ class ShardIndex:
     shard: str
     bytes: int
     extensions: tuple[str, ...]
-    keys: tuple[str, ...]
-    members: tuple[tuple[int, ...], ...]
-    checksums: tuple[str, ...] = ()
+    keys: Sequence[str]
+    members: Sequence[tuple[int, ...]]
+    checksums: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -112,8 +113,10 @@ class ShardIndex:
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
         header = {"format": INDEX_FORMAT, "version": VERSIONS[INDEX_FORMAT]}
-        own = {name: value for name, value in asdict(self).items() if value or name != "checksums"}
-        write_whole(path, json.dumps(header | own, separators=(",", ":")) + "\n")
+        own = {"shard": self.shard, "bytes": self.bytes, "extensions": self.extensions}
+        rows = {"keys": self.keys, "members": self.members} | ({"checksums": self.checksums} if self.checksums else {})
+        content = {**header, **own, **{name: list(value) for name, value in rows.items()}}
+        write_whole(path, json.dumps(content, separators=(",", ":")) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> ShardIndex:
@@ -134,11 +137,12 @@ class ShardIndex:
                 checksums=tuple(content.get("checksums", ())),
             )
             problem = _index_problem(index)
+            if not problem:
+                keys, checksums = PackedTexts(index.keys), PackedTexts(index.checksums)
+                return replace(index, keys=keys, members=PackedRows(index.members), checksums=checksums)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             problem = f"a field is missing or of the wrong type ({type(error).__name__}: {error})"
-        if problem:
-            raise InputError(f"{path}: {problem}. {fix}")
-        return index
+        raise InputError(f"{path}: {problem}. {fix}")
 
 
 def _index_problem(index: ShardIndex) -> str:

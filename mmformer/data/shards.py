@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -222,7 +222,7 @@ class ShardReader(Samples):
     def names(self) -> Iterable[str]:
         return () if isinstance(self.shards, ShardTable) else (shard.path for shard in self.shards)
 
-    def part_keys(self, part: int) -> tuple[str, ...]:
+    def part_keys(self, part: int) -> Sequence[str]:
         return self._index(part).keys
 
     def read(self, part: int, row: int, extensions: Collection[str] | None = None) -> RawSample:
