@@ -132,7 +132,7 @@ WRONG: list[tuple[str, list[str]]] = [
     ("--checkpoint.best x", ["checkpoint.best needs scores"]),
     (
         "--trainer.accumulate_grad_batches 3",
-        ["batch_size is 8", "3 × 1 × 1, does not divide"],
+        ["batch_size is 8", "3 × 1 × 1 × 1, does not divide"],
     ),
     ("--objectives.contrastive.head colour", ["head 'colour'", "contrastive"]),
     ("--objectives.contrastive.pairs [[image,txt]]", ["'txt'", "Did you mean 'text'?"]),

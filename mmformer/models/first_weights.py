@@ -49,8 +49,8 @@ class _Drawn(NamedTuple):
     def draw(self, seed: int) -> None:
         reset = getattr(self.module, "reset_parameters", None)
         # A model that was built on the meta device would keep whatever its memory held before.
-        kind = type(self.module).__name__
-        assert reset is not None, f"{self.name} ({kind}) holds {self.held()[0][0]}, but has no reset_parameters"
+        kind, held = type(self.module).__name__, self.held()[0][0].removeprefix(f"{self.name}.")
+        assert reset is not None, f"{self.name} ({kind}) holds {held}, but has no reset_parameters"
         with own_stream(seed, self.name):
             for draw in (reset, *self.further):
                 draw()

@@ -189,7 +189,7 @@ FIELDS: dict[type, dict[str, Change]] = {
     },
     BlockSparseSpec: {
         "size": Change(2, OUTPUT, {"size": 1, "whole": 0}),
-        "whole": Change(6, OUTPUT, {"size": 1, "whole": 5}),
+        "whole": Change(100, OUTPUT, {"size": 1, "whole": 0}),
         "first": Change(2, OUTPUT, {"size": 1, "whole": 0}),
     },
     StridedSpec: {"stride": Change(3, OUTPUT)},
