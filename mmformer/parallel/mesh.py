@@ -83,6 +83,8 @@ class ParallelSpec:
             batch.
         activation_checkpointing: compute layers' activations again in the backward pass, to save memory; None: keep
             them.
+        compile: make a program of fused operations of each layer (torch.compile) when it first runs, which takes from
+            seconds to minutes, and again for rows of other lengths. FSDP2 gathers all of a layer in float32 then.
     """
 
     pipeline: int = 1
@@ -93,6 +95,7 @@ class ParallelSpec:
     context_method: ContextMethod = "gather"
     tensor: int = 1
     activation_checkpointing: ActivationCheckpointingSpec | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
@@ -100,6 +103,8 @@ class ParallelSpec:
         require(self.context_method in get_args(ContextMethod), self, "context_method", "'gather' or 'ulysses'")
         chosen = self.context > 1 or self.context_method == "gather"
         require(chosen, self, "context_method", "left alone where context is 1")
+        again = self.compile and self.activation_checkpointing is not None  # PyTorch's compiler cannot follow it
+        require(not again, self, "compile", "false beside activation_checkpointing")
 
     @property
     def sizes(self) -> tuple[int, ...]:

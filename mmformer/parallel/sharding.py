@@ -15,6 +15,7 @@ from mmformer.nn.attention import Attention
 from mmformer.nn.feedforward import FeedForward
 from mmformer.nn.grouped import GroupedLinear
 from mmformer.nn.layer import Layer
+from mmformer.parallel.compiling import compile_layers
 from mmformer.parallel.dividing import ContextMethod
 from mmformer.parallel.mesh import parameters_mesh
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def spread(
-    model: Model, mesh: Any, dtype: torch.dtype = torch.float32, context_method: ContextMethod = "gather"
+    model: Model,
+    mesh: Any,
+    dtype: torch.dtype = torch.float32,
+    context_method: ContextMethod = "gather",
+    compiled: bool = False,
 ) -> None:
     """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
@@ -33,6 +38,7 @@ def spread(
     Args:
         dtype: what autocast computes products in; see ``shard``.
         context_method: how attention reaches places of other processes, where the mesh shares them out.
+        compiled: whether layers are compiled (``parallel/compiling.py``), before they are sharded.
     """
     if mesh["pipeline"].size() > 1:
         from mmformer.parallel.pipeline import cut
@@ -51,8 +57,11 @@ def spread(
         from mmformer.parallel.experts import spread_experts
 
         experts = spread_experts(model, mesh, gathered_in(dtype))
+    if compiled:
+        compile_layers(model)
     if (held := parameters_mesh(mesh)) is not None:
-        shard(model, held, dtype, experts)
+        # What is done as the maps of a group begin and end would cut a layer's program into pieces.
+        shard(model, held, torch.float32 if compiled else dtype, experts)
     for stack in model.stacks.values():
         stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
 

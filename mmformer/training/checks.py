@@ -198,6 +198,11 @@ def _check_reversible(run: RunSpec) -> None:
             f"processes ({run.parallel.arithmetic}) gather a layer's weights for the whole of it: set these to 1, or "
             f"reversible to false and parallel.activation_checkpointing."
         )
+    if reversible == list(run.model.stacks) and run.parallel.compile:
+        raise InputError(
+            "parallel.compile makes a program of each layer, but all stacks are reversible, which run their layers by "
+            "halves: set it to false."
+        )
     if reversible == list(run.model.stacks) and run.parallel.activation_checkpointing is not None:
         raise InputError(
             "parallel.activation_checkpointing has layers computed again, but all stacks are reversible, which does "

@@ -54,6 +54,7 @@ _OWN_CHOICES = (
     "across ranks is zero",
     "LeafSpec",
     "in eval mode at the start of training",  # BatchNorm of timm's
+    "grad attribute of a Tensor that is not a leaf",  # which torch.compile looks at
 )
 
 

@@ -28,6 +28,7 @@ from mmformer.objectives.objective import Objective
 from mmformer.parallel.allocation import allocate
 from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.clipping import clip_gradients
+from mmformer.parallel.compiling import compile_layers
 from mmformer.parallel.sharding import is_spread, local_part, spread, whole
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
@@ -93,12 +94,18 @@ class TrainingTask(pl.LightningModule):
             device, dtype = self.trainer.strategy.root_device, self.run.trainer.dtype
             if not self.in_parts:
                 self.model.to(device)
-            spread(self.model, self.device_mesh, dtype, self.run.parallel.context_method)
+            parallel = self.run.parallel
+            spread(self.model, self.device_mesh, dtype, parallel.context_method, parallel.compile)
             if self.in_parts:
                 allocate(self.model, self.run.seed, device)
                 self.loaded.give(self.model)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)
+
+    def setup(self, stage: str) -> None:
+        """Compile what one process trains; several do it once it is spread. The rehearsal runs without."""
+        if self.run.parallel.compile and self.run.parallel.processes == 1:
+            compile_layers(self.built)
 
     def _begin_with(self, model: Model, initial: InitialSpec) -> None:
         self.loaded = choose_initial(model, initial)
