@@ -13,7 +13,6 @@ import argparse
 import logging
 import os
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,12 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import mmformer
 from benchmarks.attention import compare
 from benchmarks.growth import THREADS
 from benchmarks.machine import describe
 from benchmarks.systems.case import CASES
-from mmformer.interop.importing import import_model
+from benchmarks.systems.imported import imported
 
 RESULT = Path("benchmarks/results/systems.md")
 BOUND = 1.05
@@ -40,10 +38,7 @@ def row(name: str) -> str:
     """A line of the table: outputs are compared before anything is timed."""
     torch.manual_seed(0)
     case = CASES[name]()
-    with tempfile.TemporaryDirectory() as folder:
-        reference = case.reference.save(Path(folder) / "in").eval()
-        import_model(f"{case.reference.library}:{folder}/in", Path(folder) / "bundle")
-        model = mmformer.load(Path(folder) / "bundle").model
+    reference, model = imported(case.reference)
     with torch.inference_mode():
         began = time.perf_counter()
         error = difference(case.ours(model), case.theirs(reference))

@@ -61,12 +61,12 @@ def transformers_model(name: str, kind: str, *beside: Any, **sizes: Any) -> Refe
 
 
 def timm_model(name: str, **options: Any) -> Reference:
-    """One of timm's architectures, four layers deep."""
+    """One of timm's architectures, four layers deep where nothing else is said."""
 
     def save(folder: Path) -> Any:
         import timm
 
-        reference = timm.create_model(name, depth=4, **options)
+        reference = timm.create_model(name, **{"depth": 4, **options})
         timm.models.save_for_hf(reference, str(folder), safe_serialization=True)
         return reference
 

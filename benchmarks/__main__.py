@@ -1,0 +1,89 @@
+"""All side-by-side rows: mmformer beside what people would otherwise use, one process a row, one run.
+
+    python -m benchmarks [--only ROW ...] [--check]
+
+Writes ``benchmarks/results/beside/ROW.json`` for each row and ``benchmarks/results/beside.md``, the table. With
+``--check``, nothing is written: a row whose ratio is below the least that was recorded for it fails.
+``DATA=DIR`` names a folder of public sets as they were published, for the rows that read them; without it they are left
+out, with a word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import clip_step, decoding, losses, vit_step
+from benchmarks.beside import HEAD, RESULTS, Result, Row, keep, kept, measure, quiet
+from benchmarks.captions import NotHereError
+
+FILES = (clip_step, vit_step, decoding, losses)
+ROWS: dict[str, Row] = {row.name: row for file in FILES for row in file.ROWS}
+TABLE = RESULTS.with_suffix(".md")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--check", action="store_true", help="against what was recorded; write nothing")
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.result:
+        quiet()
+        arguments.result.write_text(json.dumps(measure(ROWS[arguments.only[0]]).as_data()), encoding="utf-8")
+        return 0
+    recorded, fallen = kept(ROWS), []
+    print(HEAD)
+    for name in arguments.only:
+        try:
+            result = in_a_process(name)
+        except NotHereError as error:
+            print(f"{name}: not run. {error}", file=sys.stderr)
+            continue
+        print(result.line, flush=True)
+        before = recorded.get(name)
+        if not arguments.check:
+            keep(result)
+        elif before is not None and result.ratio < before.least:
+            fallen.append(f"{name}: {result.ratio:.2f}, recorded {before.ratio:.2f} ({before.least:.2f} at least)")
+    if arguments.check:
+        print("\n".join(fallen) or "No ratio fell.", file=sys.stderr)
+        return 1 if fallen else 0
+    TABLE.write_text(table(kept(ROWS)), encoding="utf-8")
+    return 0
+
+
+def in_a_process(name: str) -> Result:
+    """Run a row in a process of its own, so that none warms or fills the memory of another.
+
+    Raises:
+        NotHereError: what it reads is not on this machine.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "benchmarks", "--only", name, "--result", str(file)]
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return Result.of(json.loads(file.read_text(encoding="utf-8")))
+    last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    if NotHereError.__name__ in last:
+        raise NotHereError(last.partition(": ")[2])
+    raise SystemExit(f"{name} failed: {last}\n\n{done.stderr}")
+
+
+def table(results: dict[str, Result]) -> str:
+    """The rows that were run, with what they were run on."""
+    lines = ["# mmformer beside its peers", "", "`python -m benchmarks`; each row alone: `--only ROW`."]
+    machines = dict.fromkeys(result.machine for result in results.values())
+    lines += ["", *(f"Measured on {machine}; 2 threads." for machine in machines), "", HEAD]
+    lines += [result.line for result in results.values()]
+    left = [name for name in ROWS if name not in results]
+    return "\n".join(lines + ([f"\nNot run: {', '.join(left)}."] if left else [])) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""The frame of the side-by-side rows: the same work by mmformer and by a peer, in one process.
+
+Results are compared first; then both are called in the order A B B A after a warm-up, on 2 threads. A row's number is
+the median of the peer's time over ours, pair by pair, with the least and the most of them; beside it stands what share
+of the machine's rate of matrix products ours reaches, measured in the same run.
+
+Each file of rows has a list ``ROWS`` and ends with ``main(ROWS)``: it can be run alone, or with the others by
+``python -m benchmarks``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import describe
+
+THREADS = 2
+RESULTS = Path("benchmarks/results/beside")
+LEAST_REPEATS, MOST_REPEATS, SECONDS = 7, 15, 60.0
+"""A row is repeated so often that it takes about so many seconds, but at least seven times."""
+
+
+class Work(NamedTuple):
+    """What is timed: two calls that make the same."""
+
+    ours: Callable[[], object]
+    theirs: Callable[[], object]
+    difference: float
+    """Between what they make, over the largest of the peer's; of tokens, the share that is not equal."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes:
+        name: of its file under ``results/beside``.
+        what: the work.
+        peer: the distribution that it is measured against.
+        items: that one call works on.
+        unit: of those.
+        at_least: times as fast as the peer, which the row has to show; None: it is only recorded.
+        allowed: difference of results; a row that has more is not timed.
+        make: builds both.
+        because: where speed comes from work that need not be done: which.
+        dtype: of the products, whose rate is the ceiling; None: the row is not bound by products.
+        memory: measures the MiB that ours and the peer's take, each in a fresh process; None: time alone.
+        memory_at_most: share of the peer's that ours may take.
+    """
+
+    name: str
+    what: str
+    peer: str
+    items: int
+    unit: str
+    at_least: float | None
+    allowed: float
+    make: Callable[[], Work]
+    because: str = ""
+    dtype: torch.dtype | None = torch.float32
+    memory: Callable[[], tuple[float, float]] | None = None
+    memory_at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a row's run showed; ``ratio`` is the peer's time over ours."""
+
+    name: str
+    what: str
+    peer: str
+    unit: str
+    ours: float  # items a second
+    theirs: float
+    ratio: float
+    least: float
+    most: float
+    at_least: float | None
+    difference: float
+    ceiling: float | None  # share of the rate of matrix products
+    because: str
+    repeats: int
+    machine: str
+    command: str
+    memory: tuple[float, float] | None = None  # MiB, ours and the peer's
+    memory_at_most: float | None = None
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> Result:
+        """What ``as_data`` made."""
+        memory = data["memory"]
+        return cls(**{**data, "memory": None if memory is None else tuple(memory)})
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the row shows what it has to."""
+        fast = self.at_least is None or self.ratio >= self.at_least
+        return fast and (self.memory_share is None or self.memory_share <= (self.memory_at_most or 1.0))
+
+    @property
+    def memory_share(self) -> float | None:
+        """Ours over the peer's."""
+        return None if self.memory is None else self.memory[0] / self.memory[1]
+
+    @property
+    def line(self) -> str:
+        """Of the table."""
+        share = "" if self.ceiling is None else f"{self.ceiling:.0%}"
+        bound = "" if self.at_least is None else f"{self.at_least:.3g}{'' if self.reached else ' (missed)'}"
+        memory = "" if self.memory is None else f"{self.memory_share:.2f} ({self.memory[0]:,.0f} MiB)"
+        return (
+            f"| {self.what} | {self.peer} | {_figure(self.ours)} | {_figure(self.theirs)} | {self.unit}/s "
+            f"| **{self.ratio:.2f}** ({self.least:.2f} to {self.most:.2f}) | {bound} | {share} | {memory} "
+            f"| {self.difference:.0e} | {self.because} |"
+        )
+
+
+HEAD = (
+    "| work | peer | ours | theirs | | times as fast (least to most) | at least | share of the ceiling "
+    "| memory | results differ by | where it comes from |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of two calls, in the order A B B A."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in (ours, theirs):
+        call()
+    for _ in range(repeats):
+        for which in (0, 1, 1, 0):
+            began = time.perf_counter()
+            (ours, theirs)[which]()
+            times[which].append(time.perf_counter() - began)
+    return times
+
+
+def measure(row: Row) -> Result:
+    """Run a row.
+
+    Raises:
+        SystemExit: the two make different things, so that their times say nothing.
+    """
+    torch.manual_seed(0)
+    work = row.make()
+    if not work.difference <= row.allowed:
+        raise SystemExit(
+            f"{row.name}: results differ by {work.difference:.1e}, more than {row.allowed:g}: they are not timed."
+        )
+    began = time.perf_counter()
+    work.ours()
+    work.theirs()
+    taken = 2 * (time.perf_counter() - began)
+    repeats = max(LEAST_REPEATS, min(MOST_REPEATS, int(SECONDS / taken)))
+    mine, other = compare(work.ours, work.theirs, repeats)
+    ratios = sorted(b / a for a, b in zip(mine, other, strict=True))
+    seconds = statistics.median(mine)
+    return Result(
+        row.name,
+        row.what,
+        f"{row.peer} {version(row.peer)}",
+        row.unit,
+        row.items / seconds,
+        row.items / statistics.median(other),
+        statistics.median(ratios),
+        ratios[0],
+        ratios[-1],
+        row.at_least,
+        work.difference,
+        None if row.dtype is None else _flops(work.ours) / seconds / product_rate(row.dtype),
+        row.because,
+        repeats,
+        describe(),
+        f"python -m benchmarks --only {row.name}",
+        None if row.memory is None else row.memory(),
+        row.memory_at_most,
+    )
+
+
+def _flops(call: Callable[[], object]) -> float:
+    """Of the products of one call."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a matrix product on this machine: the best of several."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def main(rows: Sequence[Row]) -> None:
+    """Run the rows of one file, as its command does."""
+    names = [row.name for row in rows]
+    parser = argparse.ArgumentParser(description="Rows of the side-by-side table; see benchmarks/beside.py.")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    arguments = parser.parse_args()
+    quiet()
+    print(HEAD)
+    for row in rows:
+        if row.name in arguments.only:
+            result = measure(row)
+            keep(result)
+            print(result.line, flush=True)
+
+
+def quiet() -> None:
+    """Two threads, and no word of the peers' own."""
+    torch.set_num_threads(THREADS)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def keep(result: Result) -> None:
+    """Write what a row showed."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result.as_data(), indent=2, ensure_ascii=False) + "\n"
+    (RESULTS / f"{result.name}.json").write_text(text, encoding="utf-8")
+
+
+def kept(names: Iterable[str]) -> dict[str, Result]:
+    """What rows showed before, of those that have been run."""
+    files = {name: RESULTS / f"{name}.json" for name in names}
+    return {name: Result.of(json.loads(file.read_text("utf-8"))) for name, file in files.items() if file.exists()}
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,65 @@
+"""Greedy writing by a language model shaped as GPT-2 beside transformers': weights copied, equal ids, with caches.
+
+python -m benchmarks.decoding
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from benchmarks.beside import Row, Work, main
+from benchmarks.systems.case import transformers_model
+from benchmarks.systems.imported import imported
+from mmformer.generation.decoding import Decoding
+from mmformer.generation.sampling import GreedySpec
+from mmformer.models.logits import text_of
+
+PROMPT, NEW = 64, 128
+SIZES = {"n_layer": 6, "n_embd": 512, "n_head": 8}
+
+
+def written(rows: int, dtype: torch.dtype) -> Work:
+    """So many ids after each of the prompts, none of which ends early."""
+    theirs, model = imported(transformers_model("GPT2", "LMHeadModel", **SIZES))
+    theirs.to(dtype)
+    model.to(dtype)
+    (name,) = model.decoders
+    prompt = torch.randint(5, 1000, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
+    spec = GreedySpec(max_length=NEW, min_length=NEW)
+    seen = torch.ones_like(prompt)
+
+    def ours() -> list[list[int]]:
+        with torch.inference_mode():
+            return [list(each.ids) for each in spec.write(Decoding(model, name, {}, rows=rows), text_of(prompt))]
+
+    def its() -> list[list[int]]:
+        made = theirs.generate(
+            prompt, attention_mask=seen, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+        rows_of: list[list[int]] = made[:, PROMPT:].tolist()
+        return rows_of
+
+    pairs = [a == b for mine, other in zip(ours(), its(), strict=True) for a, b in zip(mine, other, strict=True)]
+    return Work(ours, its, 1 - sum(pairs) / len(pairs))
+
+
+ROWS = [
+    Row(
+        f"decoding_{rows}_{precision.split()[0]}",
+        f"language model of 6 layers, 512 wide, {NEW} ids after {PROMPT}, batch {rows}, {precision}",
+        "transformers",
+        rows * NEW,
+        "tokens",
+        bound,
+        0.0,
+        partial(written, rows, dtype),
+        dtype=None,
+    )
+    for dtype, precision, bound in ((torch.float32, "fp32", 1.2), (torch.bfloat16, "bf16 weights", 1.5))
+    for rows in (1, 16)
+]
+
+if __name__ == "__main__":
+    main(ROWS)
