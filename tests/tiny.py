@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from mmformer.data.augment import ColorJitterSpec, HorizontalFlipSpec, RandomAffineSpec, RandomEraseSpec
 from mmformer.data.caption import FieldCaptionSpec, SampledCaptionSpec
@@ -22,7 +23,7 @@ from mmformer.evaluation.retrieval import RetrievalSpec
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassificationHeadSpec, ContrastiveHeadSpec, HeadSpec
-from mmformer.models.model import ModelSpec
+from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
@@ -175,3 +176,12 @@ def tiny_batch(texts: list[str], side: tuple[int, int] = (SIDE, SIDE), seed: int
 
 def vocabulary() -> Vocabulary:
     return Vocabulary.load(VOCABULARY)
+
+
+def in_double(model: Model) -> Model:
+    """A model in float64, that reads pictures in float32 as they are: what two ways of one sum differ by is no rounding
+    of the processor's then."""
+    for module in model.double().modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
+    return model

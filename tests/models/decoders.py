@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from tiny import SIDE, VOCABULARY
-from torch import nn
 
 from mmformer.models.decoder import Decoded, Decoder, DecoderSpec
 from mmformer.models.encoder import EncoderSpec
@@ -96,12 +95,3 @@ def padded(rows: Sequence[Sequence[int]], length: int | None = None, fill: int =
 
 def run(model: Model, rows: Sequence[Sequence[int]], read: dict[str, Tokens], **more: Any) -> Decoded:
     return decoder(model)(padded(rows), read, model.stack_of("writer"), **more)  # type: ignore[no-any-return]
-
-
-def in_double(model: Model) -> Model:
-    """A model in float64, that reads pictures in float32 as they are: what two ways of one sum differ by is no rounding
-    of the processor's then."""
-    for module in model.double().modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            module.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
-    return model

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import build, in_double
-from tiny import VOCABULARY, tiny_batch
+from decoders import build
+from tiny import VOCABULARY, in_double, tiny_batch
 from torch import Tensor
 from torch.testing import assert_close
 

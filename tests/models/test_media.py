@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import BOS, EOS, WORDS, build, decoder, in_double, spec
-from tiny import SIDE, tiny_batch
+from decoders import BOS, EOS, WORDS, build, decoder, spec
+from tiny import SIDE, in_double, tiny_batch
 from torch import Tensor
 from torch.testing import assert_close
 

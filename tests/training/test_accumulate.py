@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_batch, tiny_model
+from tiny import in_double, tiny_batch, tiny_model
 from torch import Tensor, nn
 
 from mmformer.models.model import Model
@@ -51,8 +51,8 @@ def gradients(
     seed: int = 7,
     given: Batch | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameter -> gradient, and what is reported."""
-    built = model(dropout)
+    """Parameter -> gradient, and what is reported; in float64, where 1e-6 is the cut's and no processor's rounding."""
+    built = model(dropout) if bf16 else in_double(model(dropout))
     torch.manual_seed(seed)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
         reported = accumulate(
@@ -112,7 +112,7 @@ def test_the_loss_is_the_weighted_sum_of_the_means() -> None:
 def test_captions_are_weighed_by_their_tokens_whatever_micro_batch_they_are_in() -> None:
     """One text of each part is long, the rest are short: a mean of the parts' means would be another number."""
     given = tiny_batch(["a small blue square, on the left of it", "red", "", "", "green", "", "", "blue"])
-    built = model()
+    built = in_double(model())
     assert given.text is not None
     each = built(given.rows(slice(0, 2))).losses["caption"], built(given.rows(slice(2, 8))).losses["caption"]
     tokens = given.text.lengths.sum()
@@ -133,7 +133,7 @@ def test_weights_act() -> None:
 
 def test_gradients_add_to_what_is_there() -> None:
     """``.grad`` is the caller's to clear."""
-    built = model()
+    built = in_double(model())
     for _ in range(2):
         objectives = {"contrastive": CONTRASTIVE.build()}
         accumulate(built, objectives, {"contrastive": 1.0}, batch(), 2, lambda loss: loss.backward())
@@ -145,7 +145,7 @@ def test_gradients_add_to_what_is_there() -> None:
 def test_the_second_pass_replays_the_dropout_of_the_first() -> None:
     """Against one graph through all micro-batches, each run once with the same random stream."""
     found, reported = gradients({**SETS["both"], "captioning": CAPTIONING}, 4, dropout=0.3)
-    built, given = model(0.3), batch()
+    built, given = in_double(model(0.3)), batch()
     torch.manual_seed(7)
     seeds = torch.randint(2**62, (4,)).tolist()
     parts = []
