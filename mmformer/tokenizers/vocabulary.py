@@ -6,6 +6,7 @@ Special tokens are SentencePiece's control symbols: no text encodes to them, not
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -13,7 +14,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Vocabulary(AnyVocabulary):
         """
         try:
             with foreign(path):
-                return cls(resources.find(path).read_bytes(), str(path))
+                return _loaded(resources.find(path).read_bytes(), str(path))
         except OSError as error:
             near = nearest_file(path) if isinstance(error, FileNotFoundError) else ""
             raise InputError(f"The vocabulary {path} cannot be read: {error.strerror}.{near}") from error
@@ -133,7 +133,7 @@ class Vocabulary(AnyVocabulary):
             )
         return self._special[name]
 
-    @cached_property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the pieces, their kinds and their ranks: equal where two vocabularies encode alike.
 
@@ -320,6 +320,11 @@ def _lines(text: str) -> Iterator[str]:
             start = end
         if line:
             yield line[start:]
+
+
+@functools.lru_cache(maxsize=4)  # every part that reads texts asks for it, and it takes a quarter of a second
+def _loaded(model: bytes, origin: str) -> Vocabulary:
+    return Vocabulary(model, origin)
 
 
 def _check(processor: sentencepiece.SentencePieceProcessor, pieces: Sequence[str], origin: str) -> dict[str, int]:
