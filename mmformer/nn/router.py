@@ -169,8 +169,9 @@ class TokenChoice(Router):
     def __init__(self, spec: TokenChoiceSpec, width: int, experts: int) -> None:
         super().__init__(spec, width, experts)
         self.spec = spec
-        # Its gradient is what the experts were chosen too often. It is added up over micro-batches and processes as all
-        # gradients are, once for each, however often a layer is run again to save memory.
+        # Its gradient is what the experts were chosen too often, times their number: a whole number, so that its sums
+        # are exact. It is added up over micro-batches and processes as all gradients are, once for each, however often
+        # a layer is run again to save memory.
         self.balance = nn.Parameter(torch.empty(experts)) if spec.balance_rate else None
         self.reset_parameters()
 
@@ -192,8 +193,9 @@ class TokenChoice(Router):
         chosen = (choice[..., None] == torch.arange(self.experts, device=x.device)) & real[..., None, None]
         load = chosen.sum((1, 2))  # B experts
         if self.balance is not None and torch.is_grad_enabled():
-            total = load.sum(0).to(self.balance.dtype)
-            gate = _Loaded.apply(gate, self.balance, total - total.mean())  # type: ignore[no-untyped-call]
+            total = load.sum(0)
+            excess = (self.experts * total - total.sum()).to(self.balance.dtype)
+            gate = _Loaded.apply(gate, self.balance, excess)  # type: ignore[no-untyped-call]
         aux, taken, room = {}, real[..., None].expand_as(choice), self._room(real)
         if room is not None:
             count = chosen.flatten(1, 2).cumsum(1).view_as(chosen)  # of an expert's choices, up to each
@@ -225,7 +227,8 @@ class TokenChoice(Router):
 
 
 def take_excess(model: nn.Module) -> list[tuple[TokenChoice, Tensor]]:
-    """By how much an update's batch chose each expert too often, of every router with a balance, which forgets it.
+    """By how much an update's batch chose each expert too often, times their number, of every router with a balance,
+    which forgets it.
 
     To be called after the gradients of each update, before they are measured or clipped: it is not one of them.
     """
@@ -238,15 +241,20 @@ def take_excess(model: nn.Module) -> list[tuple[TokenChoice, Tensor]]:
 
 
 @torch.no_grad()
-def rebalance(taken: list[tuple[TokenChoice, Tensor]]) -> None:
-    """Move every balance by it."""
+def rebalance(taken: list[tuple[TokenChoice, Tensor]], parts: int = 1) -> None:
+    """Move every balance by it.
+
+    Args:
+        parts: of the batch, over which gradients were averaged. An expert that was chosen just as often as the mean
+            stays where it is, whatever a division by so many rounds.
+    """
     for router, excess in taken:
         assert router.balance is not None
-        router.balance.sub_(excess.sign(), alpha=router.spec.balance_rate)
+        router.balance.sub_((excess * parts).round().sign(), alpha=router.spec.balance_rate)
 
 
 class _Loaded(torch.autograd.Function):
-    """Gates as they are, which give the balance a gradient: by how much each expert was chosen too often."""
+    """Gates as they are, which give the balance a gradient that is known already."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, balance: Tensor, excess: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class TrainingTask(pl.LightningModule):
             self._count()
         else:
             optimizer.step()
-            rebalance(excess)
+            rebalance(excess, collectives.data_world_size())
             if self.average is not None:
                 self.average.update(self.built, step + 1)
         self._log(losses | norms, norm, lr, step + 1)

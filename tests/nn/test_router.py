@@ -234,9 +234,9 @@ def test_balance_changes_the_choice_and_not_the_gate() -> None:
 
 
 def excess(router: Router, x: Tensor) -> Tensor:
-    """How much oftener than the mean each expert is chosen."""
+    """How much oftener than the mean each expert is chosen, times their number."""
     load = (dense(router(x, VALID)) > 0).sum((0, 1)).double()
-    return load - load.mean()
+    return EXPERTS * load - load.sum()
 
 
 def test_the_gradient_of_the_balance_is_the_load_above_the_mean() -> None:
@@ -255,6 +255,25 @@ def test_the_gradient_of_the_balance_is_the_load_above_the_mean() -> None:
             (scale * (checkpoint(run, x, use_reentrant=False) if again else run(x))).backward()
         assert router.balance.grad is not None
         torch.testing.assert_close(router.balance.grad, excess(router, tokens(1)) + excess(router, tokens(2)))
+
+
+@pytest.mark.parametrize("experts", [3, 5, 7])
+def test_experts_that_are_chosen_as_often_as_the_mean_stay(experts: int) -> None:
+    """To the bit, whatever share of the batch each of three processes had, over which gradients are averaged."""
+    spec = TokenChoiceSpec(top=1, renormalise=False, scores="sigmoid", balance_rate=0.5)
+    router, model = spec.build(WIDTH, experts), nn.ModuleList()
+    model.append(router)
+    assert isinstance(router, TokenChoice) and router.balance is not None
+    with torch.no_grad():
+        router.weight.copy_(torch.eye(WIDTH)[:experts])
+    chosen = torch.randperm(9 * experts, generator=torch.Generator().manual_seed(0)) % experts  # each nine times
+    mean = torch.zeros(experts)
+    for share in torch.eye(WIDTH)[chosen].split([2, 6, 9 * experts - 8]):
+        router(share[None], None).gate.sum().backward()
+        ((_, excess),) = take_excess(model)
+        mean += excess / 3
+    rebalance([(router, mean)], 3)
+    assert torch.equal(router.balance.detach(), torch.zeros(experts))
 
 
 def test_rebalancing_makes_loads_even() -> None:

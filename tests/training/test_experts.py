@@ -97,8 +97,9 @@ def test_balances_move_by_the_whole_batch(parts: int) -> None:
     assert balance.grad is not None and float(balance.grad.abs().max()) >= 1
     assert float(balance.grad.sum()) == 0
     tokens = 4 * 4  # of four pictures
-    load = balance.grad + tokens / 4
+    load = (balance.grad + tokens) / 4
     assert bool((load >= 0).all()) and load.sum() == tokens
+    assert torch.equal(load, load.round())
     rebalance(take_excess(model))
     assert balance.grad is None
     assert set((balance.detach() / 0.125).tolist()) <= {-1.0, 0.0, 1.0}
