@@ -30,7 +30,7 @@ from mmformer.scaling.meter import FORMULAS
 from mmformer.training.planned import PlannedRun
 from mmformer.training.run import RunSpec
 from mmformer.training.stand_in import Lengths, stand_in
-from mmformer.training.update import add_gradient
+from mmformer.training.update import add_gradient, in_precision
 from mmformer.types import Batch
 
 RESULT = Path("benchmarks/results/plan.md")
@@ -150,13 +150,15 @@ def measured(case: Case) -> Numbers:
     model = run.model.build()
     model.initialise(run.seed)
     optimizer = run.optimizer.build(model)
+    objectives = {name: spec.build() for name, spec in run.objectives.items()}
     kinds = {source.kind: source for source in reversed(run.data.each())}.values()
     found = []
     for source in kinds:
         batch = stand_in(run, source, case.samples, case.lengths, _noise)
 
         def update(batch: Batch = batch) -> None:
-            add_gradient(run, model, batch, lambda loss: loss.backward())  # type: ignore[no-untyped-call]
+            with in_precision(run, "cpu"):
+                add_gradient(run, model, objectives, batch, lambda loss: loss.backward())  # type: ignore[no-untyped-call]
             clip_gradients(model.parameters(), run.trainer.gradient_clip_val)
             optimizer.step()
             optimizer.zero_grad()

@@ -16,11 +16,11 @@ from mmformer.errors import InputError
 from mmformer.nn.router import rebalance, take_excess
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.spec import require
-from mmformer.training.accumulate import accumulate
 from mmformer.training.fit import check_accelerator
 from mmformer.training.rehearsal import rehearse
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
+from mmformer.training.update import add_gradient, in_precision
 from mmformer.types import Batch
 
 MEMORY = 0.8
@@ -98,19 +98,8 @@ def _update(task: TrainingTask, optimizer: torch.optim.Optimizer, batch: Batch, 
     """One update as in training; its loss."""
     run, model = task.run, task.built
     torch.manual_seed(derive(run.seed, "dropout", step))
-    for name, objective in task.objectives.items():
-        batch = objective.prepare(batch, derive(run.seed, f"prepare.{name}"))
-    weights = {name: spec.weight for name, spec in run.objectives.items()}
-    dtype, device = run.trainer.dtype, next(model.parameters()).device.type
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        losses = accumulate(
-            model,
-            task.objectives,
-            weights,
-            batch,
-            run.trainer.accumulate_grad_batches,
-            lambda loss: loss.backward(),
-        )
+    with in_precision(run, next(model.parameters()).device.type):
+        losses = add_gradient(run, model, task.objectives, batch, lambda loss: loss.backward())  # type: ignore[no-untyped-call]
     task.thaw.drop_gradients(model, step)
     rebalance(take_excess(model))
     clip_gradients(model.parameters(), run.trainer.gradient_clip_val)

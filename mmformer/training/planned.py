@@ -25,7 +25,7 @@ from mmformer.scaling.part import take_part
 from mmformer.training.freeze import freeze
 from mmformer.training.run import RunSpec
 from mmformer.training.stand_in import Lengths, stand_in
-from mmformer.training.update import add_gradient
+from mmformer.training.update import add_gradient, in_precision
 from mmformer.types import Batch, Text, Tokens
 
 
@@ -128,8 +128,9 @@ class PlannedRun:
             backward += meter.flops - done
 
         hooks = [self._marking(meter, parameter) for parameter in self._trained()]
-        with meter:
-            add_gradient(self.run, self.model, batch, carry)
+        objectives = {name: spec.build() for name, spec in self.run.objectives.items()}
+        with meter, in_precision(self.run, next(self.model.parameters()).device.type):
+            add_gradient(self.run, self.model, objectives, batch, carry)
         for hook in hooks:
             hook.remove()
         attention, flops = meter.attention, meter.flops

@@ -23,7 +23,7 @@ from mmformer.parallel.clipping import clip_gradients
 from mmformer.training.fit import check_accelerator
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
-from mmformer.training.update import add_gradient
+from mmformer.training.update import add_gradient, in_precision
 from mmformer.types import Batch
 
 WARM = 3
@@ -166,7 +166,8 @@ class _Updates:
             loss.backward()  # type: ignore[no-untyped-call]
             spent += self._now() - began
 
-        add_gradient(self.run, self.model, batch, backward)
+        with in_precision(self.run, self.device.type):
+            add_gradient(self.run, self.model, self.task.objectives, batch, backward)
         return spent
 
     def _now(self) -> float:

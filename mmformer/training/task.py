@@ -30,7 +30,6 @@ from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.compiling import compile_layers
 from mmformer.parallel.sharding import is_spread, local_part, spread, whole
-from mmformer.training.accumulate import accumulate
 from mmformer.training.average import WeightAverage
 from mmformer.training.divergence import Guard, Refused
 from mmformer.training.freeze import Thaw, freeze
@@ -38,6 +37,7 @@ from mmformer.training.initial import InitialSpec, Loaded, choose_initial, other
 from mmformer.training.norms import ActivationNorms, gradient_norms
 from mmformer.training.optimizers.optimizer import AveragingOptimizer
 from mmformer.training.run import RunSpec
+from mmformer.training.update import add_gradient
 from mmformer.types import Batch
 
 
@@ -143,8 +143,6 @@ class TrainingTask(pl.LightningModule):
         rank, stage = collectives.token_rank(), collectives.stage()
         part = (rank, stage) if stage else (rank,) if rank else ()
         torch.manual_seed(derive(self.run.seed, "dropout", step, *part))
-        for name, objective in self.objectives.items():
-            batch = objective.prepare(batch, derive(self.run.seed, f"prepare.{name}"))
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
         lr = self.run.optimizer.lr * self.run.schedule.factor(step, trainer.max_steps)
@@ -152,12 +150,9 @@ class TrainingTask(pl.LightningModule):
             group["lr"] = lr * group["lr_scale"]
         optimizer.zero_grad()
         redraw(self.built, step)
-        weights = {name: spec.weight for name, spec in self.run.objectives.items()}
         measured = self.run.logging.norms and self._is_logged(step + 1)
         with ActivationNorms(self.built) if measured else nullcontext() as activations:
-            losses = accumulate(
-                self.built, self.objectives, weights, batch, trainer.accumulate_grad_batches, self.manual_backward
-            )
+            losses = add_gradient(self.run, self.built, self.objectives, batch, self.manual_backward)
         self.thaw.drop_gradients(self.built, step)
         excess = take_excess(self.built)
         norms = {} if activations is None else gradient_norms(self.built) | activations.read()
