@@ -86,7 +86,7 @@ def fit(words: Sequence[str]) -> int:
 
 
 def _resumes(own: Mapping[str, str], output: Path) -> bool:
-    """Whether a run goes on from a checkpoint.
+    """Whether a run goes on from a checkpoint; of several processes, what the first one finds counts.
 
     Raises:
         InputError: --continue beside an option that says the one or the other.

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from mmformer.parallel.sharding import local_part
 
 
 class Background:
@@ -56,7 +57,7 @@ class Background:
 
 
 class HostCopy:
-    """Copies nested states into main memory, into the same tensors each time.
+    """Copies nested states into main memory, into the same tensors each time; of sharded ones, this process's parts.
 
     The first time the memory is found, which takes longer than to fill it. On a GPU's way it is pinned.
     """
@@ -73,8 +74,6 @@ class HostCopy:
         return taken
 
     def _copy(self, value: Any, path: tuple[Any, ...], seen: dict[Any, Tensor], devices: set[torch.device]) -> Any:
-        if isinstance(value, DTensor):  # on a GPU's way it was copied already
-            return value.detach().clone() if value.to_local().device.type == value.device_mesh.device_type else value
         if isinstance(value, Tensor):
             return self._tensor(value.detach(), path, seen, devices)
         if isinstance(value, Mapping):
@@ -86,15 +85,17 @@ class HostCopy:
     def _tensor(
         self, value: Tensor, path: tuple[Any, ...], seen: dict[Any, Tensor], devices: set[torch.device]
     ) -> Tensor:
-        where = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and where in seen:
+        own = local_part(value)
+        where = (own.device, own.data_ptr(), own.dtype, own.shape, own.stride())
+        if own.numel() and where in seen:
             return seen[where]
         kept = self._kept.get(path)
         if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
-            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            whole = torch.contiguous_format  # a part of a tensor, too
+            kept = torch.empty_like(value, device="cpu", pin_memory=own.is_cuda, memory_format=whole)
             self._kept[path] = kept
-        kept.copy_(value, non_blocking=value.is_cuda)
-        if value.is_cuda:
-            devices.add(value.device)
+        local_part(kept).copy_(own, non_blocking=own.is_cuda)
+        if own.is_cuda:
+            devices.add(own.device)
         seen[where] = kept
         return kept

@@ -25,6 +25,7 @@ from mmformer.training.processes import is_first
 from mmformer.training.run import CheckpointSpec
 from mmformer.training.sealing import SEAL, content_of, damage, seal
 from mmformer.training.task import TrainingTask
+from mmformer.training.unpickling import as_data
 from mmformer.training.writing_state import write_part, write_state
 
 ASKED_EVERY = 4
@@ -51,11 +52,11 @@ class Found(NamedTuple):
     damaged: dict[Path, str]  # newer ones, with what is wrong with each
 
 
-def newest_checkpoint(output: Path, thorough: bool = True) -> Found:
+def newest_checkpoint(output: Path) -> Found:
     """Look for the newest checkpoint that holds what was written; see ``sealing.damage``."""
     damaged: dict[Path, str] = {}
     for state in reversed(whole_checkpoints(output)):
-        wrong = damage(state.parent, thorough)
+        wrong = damage(state.parent)
         if wrong is None:
             return Found(state, damaged)
         damaged[state] = wrong
@@ -82,10 +83,9 @@ class StateIO(TorchCheckpointIO):
         self.state = self.host.take(checkpoint)
 
     def load_checkpoint(self, path: str | Path, *settings: Any, **named: Any) -> dict[str, Any]:
-        if Path(path).is_dir():
-            return read_parts(Path(path))
-        whole: dict[str, Any] = super().load_checkpoint(path, *settings, **named)
-        return whole
+        state = Path(path)
+        with as_data(state):
+            return read_parts(state) if state.is_dir() else super().load_checkpoint(path, *settings, **named)
 
 
 class Checkpoint(pl.Callback):

@@ -183,11 +183,6 @@ def _check_thaw(run: RunSpec) -> None:
                 f"thaw is {updates} for '{pattern}', but must be at least 1 and below trainer.max_steps "
                 f"({run.trainer.max_steps}); to keep parameters as they are, freeze them."
             )
-    if run.thaw and run.parallel.processes > 1:
-        raise InputError(
-            f"thaw needs one process, but the run is spread over {run.parallel.arithmetic}: such a run resumes with "
-            f"the optimizer's state of every parameter, which those that do not train yet have none of."
-        )
 
 
 def _check_reversible(run: RunSpec) -> None:
@@ -211,7 +206,7 @@ def _check_reversible(run: RunSpec) -> None:
 
 
 def _check_pipeline(run: RunSpec) -> None:
-    unmoved = [name for name in ("adapters", "freeze") if getattr(run, name)]
+    unmoved = [name for name in ("adapters", "freeze", "thaw") if getattr(run, name)]
     if unmoved and run.parallel.pipeline > 1:
         raise InputError(
             f"{unmoved[0]} takes parameters out of training, and might leave a stage of parallel.pipeline, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from mmformer.config import to_yaml
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.files import write_whole
+from mmformer.models.model import Model
 from mmformer.parallel.allocation import folded
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle, write_own_adapters
@@ -29,7 +31,7 @@ from mmformer.training.output import begin, check_new, check_resumed
 from mmformer.training.parameter_groups import parameter_table
 from mmformer.training.pictures import write_pictures
 from mmformer.training.presence import Presence
-from mmformer.training.processes import check_processes, failing_together, is_first, trainer_arguments
+from mmformer.training.processes import MeshStrategy, check_processes, is_first, trainer_arguments
 from mmformer.training.progress import Progress
 from mmformer.training.refusing import Refusing
 from mmformer.training.rehearsal import rehearse
@@ -41,7 +43,6 @@ from mmformer.training.sheet import Card
 from mmformer.training.stopping import Stopping
 from mmformer.training.task import TrainingTask
 from mmformer.training.timing import Stopwatch, Timing
-from mmformer.training.unpickling import as_data
 from mmformer.training.watchdog import Watchdog
 
 # What Lightning warns of and is meant so here: no workers, no value returned from a step, few steps, a loader that is
@@ -92,7 +93,7 @@ def fit(run: RunSpec, output: Path, resume: bool = False, overwrite: bool = Fals
 def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: FolderLock) -> Result | None:
     if resume and is_first() and output.is_dir():
         lock.take(PATIENCE)
-    last = check_resumed(run, output) if resume else None
+    last = check_resumed(run, output) if resume and is_first() else None
     if not resume and is_first():
         check_new(output, overwrite)
     check_loggers(run)
@@ -126,20 +127,36 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
         write_whole(output / "config.yaml", to_yaml(run))
         table = parameter_table(task.built, run.optimizer.lr, settings, task.loaded.names, task.thaw.starts)
         write_whole(output / "parameters.tsv", table)
-    with warnings.catch_warnings():
+    with ExitStack() as averaged:
+        model = _train(trainer, task, last, presence, stopping, averaged)
+        return None if model is None else _finish(run, output, task, model, trainer, intake.taken)
+
+
+def _train(
+    trainer: pl.Trainer, task: TrainingTask, last: Path | None, presence: Presence, stopping: Stopping, end: ExitStack
+) -> Model | None:
+    """Train, and bring together what has been trained, which all processes do; None in all but the first.
+
+    Args:
+        last: the state to go on from; that of the first process counts.
+        end: until it closes, the model has what is kept of its weights.
+    """
+    with warnings.catch_warnings(), presence.watching():
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
+        if isinstance(trainer.strategy, MeshStrategy):
+            last = trainer.strategy.of_first(last)
         try:
-            with as_data(last), presence.watching(), failing_together(presence.wait):
-                trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
+            trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
         except SystemExit:
             if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-    if stopping.stopped:
-        raise KeyboardInterrupt
-    with task.averaged():
-        return _finish(run, output, task, trainer, intake.taken)
+        if stopping.stopped:
+            raise KeyboardInterrupt
+        end.enter_context(task.averaged())
+        model = whole_model(task.built)
+        return model.cpu() if is_first() else None
 
 
 def _trainer(run: RunSpec, output: Path, first_step: int, io: StateIO, callbacks: list[Callback]) -> pl.Trainer:
@@ -182,12 +199,10 @@ def check_accelerator(name: str) -> None:
         raise InputError(f"trainer.accelerator is '{name}', but this machine has only {' and '.join(have)}.")
 
 
-def _finish(run: RunSpec, output: Path, task: TrainingTask, trainer: pl.Trainer, taken: Taken) -> Result | None:
+def _finish(run: RunSpec, output: Path, task: TrainingTask, model: Model, trainer: pl.Trainer, taken: Taken) -> Result:
     """Write the bundle, then measure what was written, not what is in memory: the first process does, alone."""
     trained = [name for name, parameter in task.built.named_parameters() if parameter.requires_grad]
-    model, step, device = whole_model(task.built).cpu(), trainer.global_step, str(trainer.strategy.root_device)
-    if not is_first():
-        return None
+    step, device = trainer.global_step, str(trainer.strategy.root_device)
     write_bundle(output / "bundle", run, model, step, {}, "")
     write_own_adapters(output / "adapters", run, model, trained)
     write_pictures(run, output / "pictures")

@@ -55,12 +55,20 @@ def begin(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_parts(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], folder: Path) -> dict[str, Any]:
-    """Give each of several processes its part of what several wrote, these or others; what is left is returned."""
+    """Give each of several processes its part of what several wrote, these or others; what is left is returned.
+
+    Parameters that had no gradient yet have no state of the optimizer there, and have none after this.
+    """
+    reader = FileSystemReader(folder)
+    written = reader.read_metadata().state_dict_metadata
     parts: dict[str, Any] = {"state_dict": held(module)}
     for place, optimizer in enumerate(optimizers):
         begin(optimizer)
-        parts[f"{_OPTIMIZER}{place}"] = by_name(optimizer.state_dict(), optimizer, module)
-    _load_state_dict(parts, storage_reader=FileSystemReader(folder), no_dist=True)  # into the tensors themselves
+        own, part = by_name(optimizer.state_dict(), optimizer, module), f"{_OPTIMIZER}{place}"
+        states = own["state"].items()
+        own["state"] = {n: each for n, each in states if any(f"{part}.state.{n}.{key}" in written for key in each)}
+        parts[part] = own
+    _load_state_dict(parts, storage_reader=reader, no_dist=True)  # into the tensors themselves
     for place, optimizer in enumerate(optimizers):
         optimizer.load_state_dict(by_number(parts[f"{_OPTIMIZER}{place}"]))
     rest: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
@@ -76,9 +84,10 @@ def load_whole(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], f
     for optimizer, state in zip(optimizers, checkpoint.pop("optimizer_states"), strict=True):
         begin(optimizer)  # which may move weights in their last bit
         own, named = (by_name(each, optimizer, module) for each in (optimizer.state_dict(), state))
-        for name, values in own["state"].items():
+        states = {name: values for name, values in own["state"].items() if name in named["state"]}
+        for name, values in states.items():
             _fill(values, named["state"][name])
-        optimizer.load_state_dict(by_number({**named, "state": own["state"]}))
+        optimizer.load_state_dict(by_number({**named, "state": states}))
     _fill(held(module), checkpoint.pop("state_dict"))
     return checkpoint
 
@@ -95,7 +104,8 @@ def by_number(state: Mapping[str, Any]) -> dict[str, Any]:
     names = [name for group in state["param_groups"] for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}
     groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in state["param_groups"]]
-    return {"state": {numbers[name]: own for name, own in state["state"].items()}, "param_groups": groups}
+    states = state.get("state", {})  # torch.distributed.checkpoint writes nothing of what is empty
+    return {"state": {numbers[name]: own for name, own in states.items()}, "param_groups": groups}
 
 
 def by_name(state: Mapping[str, Any], optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from mmformer.errors import InputError
 from mmformer.files import PARTIAL, tidy
 from mmformer.training.checkpoint import Found, newest_checkpoint, set_aside, step_of, whole_checkpoints
 from mmformer.training.lock import LOCK, FolderLock
-from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
 
 MAY_CHANGE = (
@@ -61,13 +60,13 @@ def check_new(output: Path, overwrite: bool) -> None:
 def check_resumed(run: RunSpec, output: Path) -> Path:
     """The state that a run goes on from: of the newest checkpoint that is as it was written.
 
-    Newer ones, which are damaged, are told and set aside. The first process reads all that was written; others look at
-    sizes alone, so that thousands do not read the same, and are handed the first one's choice when they load.
+    Newer ones, which are damaged, are told and set aside. The first process alone looks, and tells the others
+    (``MeshStrategy.of_first``): what each finds by itself might be another one.
 
     Raises:
         InputError: there is none, or this run is not the one that wrote it.
     """
-    found = newest_checkpoint(output, thorough=is_first())
+    found = newest_checkpoint(output)
     if found.newest is None:
         told = "".join(f"{state.parent.name} is damaged ({wrong}); " for state, wrong in found.damaged.items())
         raise InputError(
@@ -81,11 +80,10 @@ def check_resumed(run: RunSpec, output: Path) -> Path:
             f"{output}: trainer.max_steps is {run.trainer.max_steps}, but {done} updates are done already "
             f"({found.newest.parent}): set it to {done} or more."
         )
-    if is_first():
-        for folder in (output, output / "top"):
-            tidy(folder)
-        _tell_damaged(found)
-        set_aside(found.damaged)
+    for folder in (output, output / "top"):
+        tidy(folder)
+    _tell_damaged(found)
+    set_aside(found.damaged)
     return found.newest
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -17,16 +15,14 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
-from torch.distributed import DistError
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 
 from mmformer import collectives
-from mmformer.errors import InputError, OtherProcessError
+from mmformer.errors import InputError
 from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of, stages_of
-from mmformer.training.layouts import begin, held, load_parts, load_whole
-
-_DISCONNECTED = re.compile("connect|reset by peer|broken pipe|NCCL|gloo", re.IGNORECASE)
-"""What errors say where another process is gone."""
+from mmformer.training.layouts import by_name, held, load_parts, load_whole
+from mmformer.training.unpickling import as_data
 
 
 def is_first() -> bool:
@@ -87,9 +83,29 @@ class MeshStrategy(ModelParallelStrategy):
     def __init__(self, parallel: ParallelSpec) -> None:
         super().__init__(data_parallel_size=parallel.readers, tensor_parallel_size=parallel.tensor)
         self.parallel = parallel
+        self.store: Store | None = None  # what the processes share, once they have met
+        self._state: Path | None = None
+
+    def of_first(self, state: Path | None) -> Path | None:
+        """The state that the first process goes on from, which is the one that looks; None: it begins.
+
+        Processes meet here, but for a first one that is to start the others only now: they are told when it has.
+        """
+        self._state = state
+        assert self.cluster_environment is not None
+        if self.cluster_environment.creates_processes_externally:
+            self._meet()
+        return self._state
+
+    def _meet(self) -> None:
+        """Once, have the processes meet, and hear from the first one."""
+        if self.store is None:
+            self._setup_distributed()
+            start, self._state = self.broadcast((uuid4().hex, self._state))
+            self.store = _own_store(start)
 
     def setup_environment(self) -> None:
-        self._setup_distributed()
+        self._meet()
         assert self.lightning_module is not None
         self._device_mesh = make_mesh(self.parallel, self.root_device.type)
         # It advises on how single numbers are added up, and on what is gathered for a bundle.
@@ -107,22 +123,25 @@ class MeshStrategy(ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
-        return {name: value.cpu() for name, value in held(self.model).items()}
+        return held(self.model)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        begin(getattr(optimizer, "_optimizer", optimizer))
-        return super().optimizer_state(optimizer)
+        """By the parameters' names. Lightning's would have an optimizer that has made no update yet make one."""
+        assert self.model is not None
+        own = getattr(optimizer, "_optimizer", optimizer)
+        return by_name(own.state_dict(), own, self.model)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Hand over what this process has of a state: what becomes of it is ``Checkpoint``'s."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Give each process its part, whatever processes wrote it."""
-        path = Path(self.broadcast(checkpoint_path))
+        """Give each process its part, whatever processes wrote it; the path is the same in all."""
+        path = Path(checkpoint_path)
         assert self.lightning_module is not None
         load = load_whole if path.is_file() else load_parts
-        return load(self.lightning_module, self.optimizers, path)
+        with as_data(path):
+            return load(self.lightning_module, self.optimizers, path)
 
 
 def _started() -> tuple[int | None, int]:
@@ -139,38 +158,19 @@ def _started() -> tuple[int | None, int]:
     return None, 1
 
 
-@contextmanager
-def failing_together(lost: Callable[[Callable[[], bool]], bool]) -> Iterator[None]:
-    """The first process that fails in here raises its own error, and all others OtherProcessError.
-
-    Left alone, they would fail at the connection to it, which says nothing about the cause.
+def _own_store(start: str) -> Store:
+    """A connection of its own to the store that the processes met by: another thread may wait in the run's.
 
     Args:
-        lost: whether a process was lost, and that was told, unless what it is handed says that there is a reason
-            (``Presence.wait``).
+        start: a name that no other start of the run has: torchrun's store outlasts the processes, and how often it has
+            restarted them it counts on each machine by itself.
     """
-    try:
-        yield
-    except Exception as error:
-        if collectives.world_size() == 1:
-            raise
-        refused = isinstance(error, OSError) and error.errno is not None  # what a disk refused is no defect
-        code = 2 if refused or isinstance(error, InputError) else 1
-        own = False
-        try:
-            store = _get_default_store()
-            if _DISCONNECTED.search(str(error)) and lost(lambda: store.check(["mmformer/code"])):
-                raise OtherProcessError(code) from error
-            own = store.add("mmformer/failures", 1) == 1
-            if own:
-                store.set("mmformer/code", str(code))
-            else:
-                code = int(store.get("mmformer/code"))
-        except DistError:  # the first process, which keeps the store, has gone
-            pass
-        if own:
-            raise
-        raise OtherProcessError(code) from error
+    store = _get_default_store()
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if isinstance(store, TCPStore):
+        store = TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    return PrefixStore(f"mmformer/{start}", store)
 
 
 def leave(code: int) -> None:

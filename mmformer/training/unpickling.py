@@ -47,23 +47,23 @@ class _Unpickler(pickle.Unpickler):
 
 
 @contextmanager
-def as_data(state: Path | None) -> Iterator[None]:
+def as_data(state: Path) -> Iterator[None]:
     """Inside, torch loads a checkpoint, and runs nothing of it.
 
     Args:
-        state: the file, or the folder of parts; None: there is none to load.
+        state: the file, or the folder of parts.
 
     Raises:
         InputError: its table of contents names anything else than what such a table has.
     """
-    if state is not None and state.is_dir():
+    if state.is_dir():
         check_metadata(state)
     before = os.environ.get(_FORCED)
     os.environ[_FORCED] = "1"
     try:
         yield
     except pickle.UnpicklingError as error:
-        raise _refused(state or "the checkpoint", error) from error
+        raise _refused(state, error) from error
     finally:
         if before is None:
             del os.environ[_FORCED]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from mmformer.errors import InputError
 from mmformer.training.sealing import Content, content_of
 
 REST = "meta.pt"
@@ -58,6 +60,7 @@ def write_part(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
 
     Raises:
         OSError: one of the processes cannot write; all raise it.
+        InputError: the first process does not find what others wrote.
     """
     rank = dist.get_rank(group)
     rest = {name: value for name, value in state.items() if name not in ("state_dict", "optimizer_states")}
@@ -73,7 +76,26 @@ def write_part(state: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
     contents = {path.name: content_of(path) for path in folder.iterdir() if _owner(path.name) == rank}
     told: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(told, contents, group=group)
-    return {name: content for part in told for name, content in part.items()}
+    everything = {name: content for part in told for name, content in part.items()}
+    if rank == 0:
+        _check_there(folder, everything)
+    return everything
+
+
+def _check_there(folder: Path, contents: Mapping[str, Content]) -> None:
+    """Refuse a folder that is another one on other machines, in which they wrote their parts."""
+    for name, content in contents.items():
+        try:
+            with (folder / name).open("rb") as file:  # opened, because file servers' clients remember sizes a while
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            size = None
+        if size != content.size:
+            found = "is not here" if size is None else f"has {size:,} bytes here"
+            raise InputError(
+                f"{folder.parent}: process {_owner(name)} wrote {content.size:,} bytes to {folder.name}/{name}, which "
+                f"{found}: all machines have to share the folder that --output names. No checkpoint was made."
+            )
 
 
 def _owner(name: str) -> int:

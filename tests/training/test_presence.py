@@ -1,0 +1,188 @@
+"""How the processes of a run know of each other's end, whatever kind of end it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from torch._C._distributed_c10d import HashStore, Store
+
+from mmformer.errors import InputError, OtherProcessError
+from mmformer.parallel.mesh import ParallelSpec
+from mmformer.training import processes
+from mmformer.training.presence import Presence, Watch
+from mmformer.training.processes import MeshStrategy
+
+
+def none_fails(code: int) -> None:
+    raise AssertionError(f"with {code}")
+
+
+def none_is_lost(number: int, how: str) -> None:
+    raise AssertionError(f"process {number} {how}")
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    yield HashStore()
+
+
+def test_each_watches_the_one_before_it_and_all_are_told(store: Store) -> None:
+    """Three processes, of which the second falls silent."""
+    told: dict[int, tuple[int, str]] = {}
+    done = threading.Event()
+
+    def lost(own: int) -> Any:
+        def note(number: int, how: str) -> None:
+            told[own] = (number, how)
+            if len(told) == 2:
+                done.set()
+
+        return note
+
+    watches = [Watch(store, rank, 3, lost(rank), none_fails, beat=0.05, patience=0.5) for rank in range(3)]
+    for watch in watches:
+        watch.start()
+    time.sleep(0.3)
+    assert told == {}
+    watches[1]._ended.set()  # without a word
+    assert done.wait(10)
+    assert told == dict.fromkeys((0, 2), (1, "gave no sign of life for 0.5 s"))
+    for watch in watches:
+        watch.end()
+
+
+def test_who_leaves_in_order_is_not_missed(store: Store) -> None:
+    told: list[int] = []
+    watches = [
+        Watch(store, rank, 2, lambda *found: told.append(found[0]), none_fails, beat=0.05, patience=0.3)
+        for rank in (0, 1)
+    ]
+    for watch in watches:
+        watch.start()
+    time.sleep(0.15)
+    watches[0].end()
+    time.sleep(0.8)
+    assert told == []
+    watches[1].end()
+
+
+def test_of_processes_that_one_started_it_knows_the_end(store: Store) -> None:
+    told: list[tuple[int, str]] = []
+    done = threading.Event()
+    child = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+
+    def note(number: int, how: str) -> None:
+        told.append((number, how))
+        done.set()
+
+    watch = Watch(store, 0, 2, note, none_fails, [child], beat=0.05)
+    watch.start()
+    assert done.wait(10)
+    assert told == [(1, "was killed by SIGKILL")]
+    watch.end()
+
+
+def test_where_one_fails_the_others_are_told_its_code_and_it_waits_for_them(store: Store) -> None:
+    told: list[int] = []
+    done = threading.Event()
+
+    def note(code: int) -> None:
+        told.append(code)
+        watches[1].say_left()
+        done.set()
+
+    watches = [Watch(store, rank, 2, none_is_lost, note, beat=0.1, patience=5) for rank in (0, 1)]
+    watches[1].start()
+    assert watches[0].fail(2) is None, "it is the first"
+    began = time.monotonic()
+    watches[0].beat = 10
+    watches[0].let_others_leave()
+    assert time.monotonic() - began < 10, "not longer than it takes them"
+    assert done.wait(10)
+    assert told == [2]
+    assert watches[1].fail(1) == 2, "the first one's reason counts"
+
+
+def test_nobody_is_waited_for_without_end(store: Store) -> None:
+    Watch(store, 0, 2, none_is_lost, none_fails, beat=0.05).let_others_leave()
+
+
+@pytest.fixture
+def presence(store: Store) -> Presence:
+    """Of the first of two processes."""
+    made = Presence()
+    made._watch = Watch(store, 0, 2, made._lose, made._fail, beat=0.05, patience=0.2)
+    made._watch.start()
+    return made
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("s3://bucket: no connection"), ConnectionResetError(104, "Connection reset by peer")]
+)
+def test_what_was_refused_is_said_at_once(
+    error: Exception, presence: Presence, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it speaks of connections, no other process is asked for."""
+    monkeypatch.setattr(presence, "_is_lost", none_fails)
+    with pytest.raises(type(error)) as caught, presence.watching():
+        raise error
+    assert caught.value is error
+    assert (store.get("code"), store.get("alive/0")) == (b"2", b"left")
+
+
+def test_a_connection_that_fails_is_the_reason_of_whom_it_goes_to(presence: Presence, store: Store) -> None:
+    store.add("failures", 1)
+    store.set("code", "2")
+    with pytest.raises(OtherProcessError) as caught, presence.watching():
+        raise RuntimeError("[gloo] Connection closed by peer")
+    assert caught.value.code == 2
+
+
+# ------------------------------------------------------------------------------------------------- meeting
+
+
+class Meeting:
+    """Of processes that others started, without any connection."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setattr(MeshStrategy, "_setup_distributed", lambda strategy: None)
+        monkeypatch.setattr(processes, "_get_default_store", lambda: store)
+        monkeypatch.setattr(MeshStrategy, "broadcast", lambda strategy, told: self.first or told)
+        self.first: tuple[str, Path | None] | None = None
+
+    def join(self, state: Path | None, first: tuple[str, Path | None] | None = None) -> tuple[Path | None, Any]:
+        """What a process goes on from, and its store."""
+        self.first = first
+        strategy = MeshStrategy(ParallelSpec(shard=2))
+        strategy.cluster_environment = LightningEnvironment()
+        return strategy.of_first(state), strategy.store
+
+
+def test_what_the_first_process_goes_on_from_all_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file system shows a checkpoint that another does not yet; and the first one alone reads it all."""
+    meeting, newest = Meeting(monkeypatch, store), Path("step-000000004", "state.ckpt")
+    assert meeting.join(None, ("start", newest))[0] == newest
+    assert meeting.join(newest, ("start", None))[0] is None
+
+
+def test_what_another_start_left_in_the_store_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that count their restarts differently meet by the same names all the same."""
+    meeting = Meeting(monkeypatch, store)
+    before, own = meeting.join(None)[1], meeting.join(None)[1]
+    before.set("code", "2")
+    assert not own.check(["code"])
+    of_one = []
+    for count in ("1", "2"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        of_one.append(meeting.join(None, ("start", None))[1])
+    of_one[0].set("alive/0", "1")
+    assert of_one[1].get("alive/0") == b"1"
