@@ -1,6 +1,6 @@
 """mmformer, in one process of which something goes wrong: ``FAULT=KIND:PROCESS:UPDATE python faulty.py fit …``.
 
-It touches the file ``FAULT_FILE`` just before.
+It touches the file ``FAULT_FILE`` just before; where that is there already, nothing goes wrong.
 """
 
 from __future__ import annotations
@@ -15,8 +15,22 @@ from typing import Any
 from torch import Tensor
 
 from mmformer.cli.main import main
+from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.processes import leave
 from mmformer.training.task import TrainingTask
+
+FILE = Path(os.environ["FAULT_FILE"])
+
+
+def damage() -> None:
+    """Change a byte of the newest checkpoint, when there are two, then die."""
+    output = Path(sys.argv[sys.argv.index("--output") + 1])
+    while len(states := whole_checkpoints(output)) < 2:
+        time.sleep(0.05)
+    part = states[-1] / "__0_0.distcp"
+    data = part.read_bytes()
+    part.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def spoil(kind: str, update: int) -> None:
@@ -24,8 +38,8 @@ def spoil(kind: str, update: int) -> None:
     step, backward = TrainingTask.training_step, TrainingTask.manual_backward
 
     def faulty(self: TrainingTask, batch: Any, batch_idx: int) -> None:
-        if self.global_step + 1 == update and kind in ACTS:
-            Path(os.environ["FAULT_FILE"]).touch()
+        if self.global_step + 1 == update and kind in ACTS and not FILE.exists():
+            FILE.touch()
             ACTS[kind]()
         step(self, batch, batch_idx)
 
@@ -42,11 +56,12 @@ ACTS = {
     "term": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "hang": lambda: time.sleep(600),
+    "damage": damage,
 }
 
 if __name__ == "__main__":
     kind, process, update = os.environ["FAULT"].split(":")
-    if os.environ.get("LOCAL_RANK", "0") == process:
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == process:
         spoil(kind, int(update))
     code = main(sys.argv[1:])
     leave(code)
