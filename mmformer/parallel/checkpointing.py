@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 
-from mmformer.models.model import Model
+from mmformer.errors import InputError
+from mmformer.models.model import Model, ModelSpec
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.everywhere import GlobalAttentionSpec
 from mmformer.nn.layer import Layer, LayerState
+from mmformer.nn.linformer import LinformerSpec
 from mmformer.nn.mixer import View
 from mmformer.nn.stack import Stack
 from mmformer.spec import require
@@ -24,7 +28,10 @@ ATTENTION = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-"""What softmax attention comes down to, on one device or another."""
+"""What softmax attention comes down to, in one operation, on one device or another; where it does not, see ``keep``."""
+
+SOFTMAX = (AttentionSpec, GlobalAttentionSpec, LinformerSpec)
+"""Mixers that are made of it."""
 
 KEPT: dict[str, frozenset[Any]] = {
     "nothing": frozenset(),
@@ -44,7 +51,9 @@ class ActivationCheckpointingSpec:
         every: one of so many layers of each stack is computed again, the first among them.
         keep: what of such a layer is kept besides its input. ``nothing``: the least memory, about a third more time;
             ``attention``: what softmax attention gave, which costs little memory and much time in long rows;
-            ``products``: that and what linear maps gave, so that only what is cheap is computed again.
+            ``products``: that and what linear maps gave, so that only what is cheap is computed again. Attention is
+            computed again nevertheless where it is more than one operation: on GPUs, in sparse patterns; on CPUs, with
+            dropout on its weights, with biases that are learned, and in bfloat16 over rows of at most 512 tokens.
     """
 
     every: int = 1
@@ -55,10 +64,26 @@ class ActivationCheckpointingSpec:
         require(self.keep in KEPT, self, "keep", "'nothing', 'attention' or 'products'")
 
 
+def check_kept(model: ModelSpec, spec: ActivationCheckpointingSpec) -> None:
+    """Refuse to keep what attention gave where there is none.
+
+    Raises:
+        InputError: what to keep instead.
+    """
+    layers = [layer for stack in model.stacks.values() if not stack.reversible for layer in stack.layers]
+    parts = [part for layer in layers for part in (layer.mixer, layer.cross)]
+    if spec.keep == "attention" and not any(isinstance(part, SOFTMAX) for part in parts):
+        raise InputError(
+            "parallel.activation_checkpointing.keep is attention, but no layer that is computed again has softmax "
+            "attention: set it to nothing, or to products."
+        )
+
+
 class CheckpointedLayer(Layer):
     """What a layer becomes, in place: its parameters keep their names."""
 
     contexts: Callable[[], Any]
+    computed = Layer.forward  # what is computed, and computed again; or the program that it is compiled to
 
     def forward(
         self, x: Tensor, view: View, memory: View | None, state: LayerState | None, drop_path: float = 0.0
@@ -66,7 +91,7 @@ class CheckpointedLayer(Layer):
         if state is not None or not torch.is_grad_enabled():
             return super().forward(x, view, memory, state, drop_path)
         made: tuple[Tensor, None, Aux] = checkpoint(
-            super().forward, x, view, memory, None, drop_path, use_reentrant=False, context_fn=self.contexts
+            self.computed, x, view, memory, None, drop_path, use_reentrant=False, context_fn=self.contexts
         )
         return made
 

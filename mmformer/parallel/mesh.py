@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 
 from mmformer.errors import InputError
 from mmformer.models.model import ModelSpec
-from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
+from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, check_kept
 from mmformer.parallel.dividing import ContextMethod, check_context, check_experts, check_tensor
 from mmformer.parallel.stages import check_pipeline
 from mmformer.spec import require
@@ -103,8 +103,11 @@ class ParallelSpec:
         require(self.context_method in get_args(ContextMethod), self, "context_method", "'gather' or 'ulysses'")
         chosen = self.context > 1 or self.context_method == "gather"
         require(chosen, self, "context_method", "left alone where context is 1")
-        again = self.compile and self.activation_checkpointing is not None  # PyTorch's compiler cannot follow it
-        require(not again, self, "compile", "false beside activation_checkpointing")
+        again = self.activation_checkpointing
+        whole = again is None or again.keep == "nothing"  # what a program makes on the way cannot be told apart
+        require(
+            whole or not self.compile, self, "compile", "false where activation_checkpointing.keep is not 'nothing'"
+        )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -145,6 +148,8 @@ class ParallelSpec:
                 f"whole lanes. Set data.order.lanes to a multiple of {readers} (it is part of the order of the "
                 f"samples, so choose it once for every number of processes that the run may have)."
             )
+        if self.activation_checkpointing is not None:
+            check_kept(model, self.activation_checkpointing)
         if self.pipeline > 1:
             self._check_staged()
             check_pipeline(model, self.pipeline, parts)

@@ -20,6 +20,7 @@ from mmformer.errors import InputError
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import Layer, LayerSpec
+from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.position import SinusoidalPositionSpec
 from mmformer.nn.stack import Stack, StackOutput, StackSpec
@@ -129,6 +130,19 @@ def test_what_is_no_choice_is_refused() -> None:
         ActivationCheckpointingSpec(every=0)
     with pytest.raises(InputError, match=r"keep must be 'nothing', 'attention' or 'products', but is 'all'"):
         ActivationCheckpointingSpec(keep="all")  # type: ignore[arg-type]
+
+
+def test_attention_is_kept_of_models_that_have_some() -> None:
+    layer = LayerSpec(MambaSpec(expand=1, states=4, bidirectional=True))
+    tiny = tiny_model()
+    model = dataclasses.replace(tiny, stacks={name: StackSpec(WIDTH, 1, layer) for name in tiny.stacks})
+    parallel = ParallelSpec(activation_checkpointing=ActivationCheckpointingSpec(keep="attention"))
+    with pytest.raises(InputError, match=r"keep is attention, but no layer .* has softmax attention: set"):
+        parallel.check(model, 8, 1, 2)
+    mixed = {**model.stacks, "text": dataclasses.replace(tiny.stacks["text"], reversible=True)}
+    with pytest.raises(InputError, match=r"keep is attention"):
+        parallel.check(dataclasses.replace(tiny, stacks=mixed), 8, 1, 2)
+    parallel.check(dataclasses.replace(tiny, stacks={**model.stacks, "text": tiny.stacks["text"]}), 8, 1, 2)
 
 
 @pytest.mark.parametrize(("keep", "parts"), [("nothing", 2), ("attention", 1)])
