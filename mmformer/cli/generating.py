@@ -68,6 +68,8 @@ def generation(args: argparse.Namespace) -> Callable[[GenerationSpec | None], Ge
         values = {field.name: getattr(default, field.name) for field in dataclasses.fields(kept)}
         if "max_length" in common:
             values["total_length"] = None
+        if "min_length" in common:
+            values["total_min_length"] = 0
         return kind(**values | common | drawn | beams)
 
     return over

@@ -45,5 +45,8 @@ def _merge(args: argparse.Namespace) -> int:
 
     merge = merge_own if (args.adapter / SPECS).is_file() else merge_adapter
     changed = merge(args.bundle, args.adapter, args.folder)
-    print(f"{args.folder}: {args.adapter.name} is merged into {len(changed)} parameters, such as {changed[0]}")
+    told = "changes no parameter: was it trained?"
+    if changed:
+        told = f"is merged into {len(changed)} parameters, such as {changed[0]}"
+    print(f"{args.folder}: {args.adapter.name} {told}")
     return 0

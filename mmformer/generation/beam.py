@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmformer.generation.decoding import Decoding, select
-from mmformer.generation.generation import GenerationSpec, Written, begin_history, log_probabilities, room
+from mmformer.generation.generation import GenerationSpec, Written, begin_history, least, log_probabilities, room
 from mmformer.spec import require
 from mmformer.types import Text
 
@@ -53,7 +53,8 @@ class BeamSpec(GenerationSpec):
         rows = torch.arange(decoding.rows, device=decoding.device).repeat_interleave(self.beams)
         logits, progress, decoding = logits[rows], select(progress, rows), decoding.select(rows)
         for written in range(int(limit.max())):
-            log_probability = log_probabilities(logits, search.history.flatten(0, 1), written, self, ends)
+            short = (written < search.least).repeat_interleave(self.beams)
+            log_probability = log_probabilities(logits, search.history.flatten(0, 1), short, self, ends)
             search, chosen, source = search.extend(self, log_probability, written, ends)
             over = search.is_over(self, written + 1)
             found |= search.select(over.nonzero()[:, 0]).best(begin=prompt.ids.shape[1])
@@ -73,6 +74,7 @@ class _Search(NamedTuple):
 
     inputs: Tensor  # B: their places among all
     limit: Tensor  # B: ids that may be written
+    least: Tensor  # B: ids that are to be written
     score: Tensor  # B K: sums of log-probabilities of the beams, the best first
     found: Tensor  # B K: scores of the best finished texts, the best first
     history: Tensor  # B K T: prompts and what the beams have written
@@ -85,9 +87,10 @@ class _Search(NamedTuple):
         found = torch.full((batch, spec.beams), float("-inf"), device=device)
         score = found.clone()
         score[:, 0] = 0.0  # the beams of an input begin alike: one of them counts
-        before = begin_history(prompt, decoding.start)
+        before = begin_history(prompt)
         history = before[:, None].expand(-1, spec.beams, -1)
-        return _Search(torch.arange(batch, device=device), limit, score, found, history, found[:, 0], before)
+        inputs, wanted = torch.arange(batch, device=device), least(spec, prompt)
+        return _Search(inputs, limit, wanted, score, found, history, found[:, 0], before)
 
     def select(self, rows: Tensor) -> _Search:
         """The same over some inputs."""

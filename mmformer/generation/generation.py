@@ -32,11 +32,13 @@ class GenerationSpec(ABC):
     Attributes:
         min_length: eos is not written before so many ids.
         max_length: a text is cut after so many ids; None: at the decoder's context length, prompt and eos with it.
-        repetition_penalty: logits of ids that the text has already are divided by it where positive, multiplied where
-            negative (CTRL, Keskar et al. 2019, §4.1); 1 does nothing.
+        repetition_penalty: logits of ids that the text has already, what it begins with among them, are divided by it
+            where positive, multiplied where negative (CTRL, Keskar et al. 2019, §4.1); 1 does nothing.
         no_repeat_ngram: no run of so many ids is written twice; 0: they may be.
         total_length: a text is cut where it has so many ids with its prompt and what that begins with; in place of
             max_length, which does not count those.
+        total_min_length: eos is not written before a text has so many ids, counted in the same way; in place of
+            min_length. Where a text is cut earlier, it stays shorter.
     """
 
     min_length: int = 0
@@ -44,6 +46,7 @@ class GenerationSpec(ABC):
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
     total_length: int | None = field(default=None, kw_only=True)
+    total_min_length: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         require(self.min_length >= 0, self, "min_length", "at least 0")
@@ -54,6 +57,8 @@ class GenerationSpec(ABC):
         require(self.no_repeat_ngram >= 0, self, "no_repeat_ngram", "at least 0")
         one = self.total_length is None or (self.max_length is None and self.total_length >= 1)
         require(one, self, "total_length", "None, or at least 1 and without max_length")
+        one = self.total_min_length == 0 or (self.total_min_length > 0 and self.min_length == 0)
+        require(one, self, "total_min_length", "0, or more and without min_length")
 
     @abstractmethod
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
@@ -80,36 +85,32 @@ def room(spec: GenerationSpec, decoding: Decoding, prompt: Text) -> Tensor:
     if spec.total_length is not None and spec.total_length < longest:
         name, longest = "total_length", spec.total_length
     left = longest - prompt.lengths  # B
-    wanted, least = spec.max_length or max(1, spec.min_length), int(left.min())
-    if least < wanted:
-        before = int((prompt.lengths - _begins(prompt, decoding.start).long()).max())
+    wanted, there = spec.max_length or max(1, spec.min_length), int(left.min())
+    if there < wanted:
+        begins = torch.eq(prompt.ids[:, 0], -1 if decoding.start is None else decoding.start)
+        before = int((prompt.lengths - begins.long()).max())
         raise InputError(
             f"{type(spec).__name__} is to write {wanted} ids, but {name} is {longest}, which with eos and a prompt of "
-            f"{before} ids leaves {max(least, 0)}: "
+            f"{before} ids leaves {max(there, 0)}: "
             f"{'shorten the prompt' if before else 'lower the length'}."
         )
     return left if spec.max_length is None else torch.full_like(left, spec.max_length)
 
 
-def begin_history(prompt: Text, start: int | None) -> Tensor:
-    """The prompts' own ids, moved to the right: B L, −1 where there is nothing, and for what a decoder begins with.
+def least(spec: GenerationSpec, prompt: Text) -> Tensor:
+    """How many ids are to be written at least after each prompt: B, int64."""
+    return (spec.total_min_length - prompt.lengths).clamp(min=spec.min_length)
 
-    Args:
-        start: the id of that, where there is one; a prompt may go without (GPT-2's do).
-    """
+
+def begin_history(prompt: Text) -> Tensor:
+    """The prompts' ids, moved to the right: B L, −1 where there is nothing."""
     length = prompt.ids.shape[1]
     place = torch.arange(length, device=prompt.ids.device) - (length - prompt.lengths[:, None])
-    own = place >= _begins(prompt, start)[:, None].long()
-    return torch.where(own, prompt.ids.gather(1, place.clamp(min=0)), -1)
-
-
-def _begins(prompt: Text, start: int | None) -> Tensor:
-    """Which prompts begin with an id: B, bool."""
-    return torch.zeros_like(prompt.lengths, dtype=torch.bool) if start is None else torch.eq(prompt.ids[:, 0], start)
+    return torch.where(place >= 0, prompt.ids.gather(1, place.clamp(min=0)), -1)
 
 
 def log_probabilities(
-    logits: Tensor, history: Tensor, written: int, spec: GenerationSpec, ends: Sequence[int]
+    logits: Tensor, history: Tensor, short: Tensor, spec: GenerationSpec, ends: Sequence[int]
 ) -> Tensor:
     """The log-probabilities of the next id, with what the spec forbids at −∞: B V.
 
@@ -119,7 +120,7 @@ def log_probabilities(
     Args:
         logits: B V.
         history: B T, the ids of each text so far, its last in the last column; −1 before its first.
-        written: how many of them follow the prompt.
+        short: whether each text may not end yet: B, bool.
         ends: the ids that end a text, any of which is an eos.
     """
     if spec.repetition_penalty != 1 and history.shape[1]:
@@ -138,8 +139,8 @@ def log_probabilities(
         allowed = allowed.masked_fill(banned, float("-inf"))
     eos = torch.zeros(free.shape[1], dtype=torch.bool, device=free.device)
     eos[list(ends)] = True
-    if written < spec.min_length:
-        allowed = allowed.masked_fill(eos, float("-inf"))
+    if spec.min_length or spec.total_min_length:
+        allowed = allowed.masked_fill(short[:, None] & eos, float("-inf"))
     if allowed is free:
         return free
     # Where nothing is left to write, the text ends.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmformer.generation.decoding import Decoding, select
-from mmformer.generation.generation import GenerationSpec, Written, begin_history, log_probabilities, room
+from mmformer.generation.generation import GenerationSpec, Written, begin_history, least, log_probabilities, room
 from mmformer.spec import require
 from mmformer.types import Text
 
@@ -35,10 +35,11 @@ class _OneByOneSpec(GenerationSpec):
         uniform = self._uniform(numbers or range(decoding.rows), longest).to(decoding.device)
         ids: list[list[int]] = [[] for _ in range(decoding.rows)]
         scores = [0.0] * decoding.rows
-        rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt, decoding.start)
+        rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
+        wanted = least(self, prompt)
         logits, progress = decoding.begin(prompt)
         for written in range(longest):
-            log_probability = log_probabilities(logits, history, written, self, ends)
+            log_probability = log_probabilities(logits, history, written < wanted, self, ends)
             chosen = self.choose(log_probability, uniform[rows, written])
             taken = log_probability.gather(1, chosen[:, None])[:, 0]
             for row, index, value in zip(rows.tolist(), chosen.tolist(), taken.tolist(), strict=True):
@@ -51,7 +52,8 @@ class _OneByOneSpec(GenerationSpec):
                 break
             history = torch.cat((history, chosen[:, None]), dim=1)
             if len(going) < len(rows):  # texts that have ended cost nothing
-                rows, limit, history, chosen = rows[going], limit[going], history[going], chosen[going]
+                rows, limit, wanted = rows[going], limit[going], wanted[going]
+                history, chosen = history[going], chosen[going]
                 decoding, progress = decoding.select(going), select(progress, going)
             logits, progress = decoding.step(chosen, progress)
         return [Written(*pair) for pair in zip(ids, scores, strict=True)]

@@ -10,8 +10,8 @@ from mmformer.config import parse, to_data
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError
 from mmformer.interop import plain
-from mmformer.interop.checkpoint import read_json
-from mmformer.interop.fields import complete, find
+from mmformer.interop.fields import complete
+from mmformer.interop.ids import read_ids
 from mmformer.interop.pictures import PictureReading, folder_pictures
 from mmformer.interop.source import Found
 from mmformer.interop.vocabularies import FoundVocabulary, from_folder
@@ -39,20 +39,21 @@ def with_texts(spec: ModelSpec, found: Found, scratch: Path, notes: list[str]) -
         if vocabulary is None:
             vocabulary = found.vocabulary
         rows = plain.get(data, f"{path}.rows")
+        decoder = spec.decoders[path.split(".")[1]] if path.startswith("decoders.") else None
+        known = SpecialIds() if vocabulary is None else vocabulary.ids
+        ids = read_ids(found, known, rows, decoder is not None, notes)
         if vocabulary is None:
-            ids = _with_end(_with_own(special_ids(found, rows, notes), found), path, rows, found)
-            plain.put(data, f"{path}.ids", to_data(ids))
+            plain.put(data, f"{path}.ids", to_data(_with_end(ids, path, rows, found)))
             continue
         _require_rows(vocabulary, rows, found)
         file = scratch / f"{side}.zip"
         file.write_bytes(vocabulary.content)
-        decoder = path.startswith("decoders.")
-        ids = _prompted(vocabulary, spec.decoders[path.split(".")[1]]) if decoder else vocabulary.ids
         said = {
             "vocabulary": str(file),
-            "ids": to_data(_with_own(ids, found)),
-            "begin": vocabulary.begin and not decoder,
-            "end": vocabulary.end or decoder,  # a decoder puts its first id before a text itself, and learns to end it
+            "ids": to_data(ids if decoder is None else _prompted(ids, vocabulary.before, decoder)),
+            "begin": vocabulary.begin and decoder is None,
+            # A decoder puts its first id before a text itself, and learns to end it.
+            "end": vocabulary.end or decoder is not None,
             "prefix_space": False,
         }
         for name, value in said.items():
@@ -86,46 +87,6 @@ def with_pictures(spec: ModelSpec, found: Found, notes: list[str]) -> tuple[Mode
     return parse(ModelSpec, data, found.where), reading.transform
 
 
-def special_ids(found: Found, rows: int, notes: list[str]) -> SpecialIds:
-    """The special ids that a config and a generation config say; those beyond the table are none, which is told."""
-    config: dict[str, Any] = dict(found.config)
-    config |= {key: value for key, value in dict(config.get("text_config") or {}).items() if key.endswith("_token_id")}
-    file = found.folder / "generation_config.json" if found.folder else None
-    if file is not None and file.is_file():
-        config |= {key: value for key, value in read_json(file).items() if value is not None}
-
-    def known(key: str) -> list[int]:
-        value = config.get(key)
-        listed = [] if value is None else value if isinstance(value, list) else [value]
-        outside = [index for index in listed if not 0 <= index < rows]
-        if outside:
-            notes.append(f"{key} {outside[0]} is beyond the table of {rows} rows: there is no such token")
-        return [index for index in listed if index not in outside]
-
-    def one(key: str) -> int | None:
-        return next(iter(known(key)), None)
-
-    config["banned"] = [words[0] for words in config.get("bad_words_ids") or () if len(words) == 1]
-
-    return SpecialIds(
-        pad=one("pad_token_id"),
-        bos=one("bos_token_id"),
-        eos=tuple(dict.fromkeys(known("eos_token_id"))),
-        start=one("decoder_start_token_id"),
-        unwritten=tuple(dict.fromkeys([*known("banned"), *known("suppress_tokens")])),
-        unwritten_first=tuple(dict.fromkeys(known("begin_suppress_tokens"))),
-    )
-
-
-def _with_own(ids: SpecialIds, found: Found) -> SpecialIds:
-    """With those that the family's configs say in a way of their own."""
-    own: dict[str, Any] = {name: find(found.said, key) for name, key in found.family.special.items()}
-    said: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-    if "eos" in said:
-        said["eos"] = (said["eos"],)
-    return dataclasses.replace(ids, **said)
-
-
 def _with_end(ids: SpecialIds, path: str, rows: int, found: Found) -> SpecialIds:
     """With the id at which the family's pool reads a text, for a vocabulary that is not there to say it."""
     end = found.family.text_end
@@ -148,13 +109,11 @@ def _require_end(spec: ModelSpec, found: Found) -> None:
         )
 
 
-def _prompted(vocabulary: FoundVocabulary, decoder: DecoderSpec) -> SpecialIds:
+def _prompted(ids: SpecialIds, before: tuple[int, ...], decoder: DecoderSpec) -> SpecialIds:
     """A decoder's special ids: one that reads something begins with its start, whatever its library puts first."""
-    ids, before = vocabulary.ids, vocabulary.before
-    if ids.languages:  # the folder may say one for all
-        return dataclasses.replace(ids, prompt=before, languages=()) if set(before) & set(ids.languages) else ids
     begins = not decoder.reads or before[:1] == (ids.first,)
-    return dataclasses.replace(ids, prompt=before) if begins and before != (ids.first,) else ids
+    told = ids.prompt is None and begins and before != (ids.first,)
+    return dataclasses.replace(ids, prompt=before) if told else ids
 
 
 def _require_rows(vocabulary: FoundVocabulary, rows: int, found: Found) -> None:

@@ -14,7 +14,7 @@ from mmformer.interop.checkpoint import State
 from mmformer.interop.family import Family, Library
 from mmformer.interop.fields import complete
 from mmformer.interop.generation_defaults import write_folder_defaults
-from mmformer.interop.ids import id_config
+from mmformer.interop.ids import with_special
 from mmformer.interop.origin import FOLDER, Origin, read_origin
 from mmformer.interop.pictures import PictureReading, write_folder_pictures
 from mmformer.interop.rules import to_theirs
@@ -65,7 +65,7 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
         said = complete(origin.said, family.defaults)
         config = _with_changes(origin.config, said, config)
     elif library == "hf":
-        config |= id_config(model.spec, family, layout)
+        config = with_special(config, model.spec, family, layout)
     with whole_folder(folder) as partial:
         if library == "hf":
             write_vocabularies(model.spec, partial)
@@ -78,16 +78,16 @@ def export_model(bundle: Path, library: Library, folder: Path) -> str:
             assert isinstance(tokenizer, SpectrogramSpec) and transforms.audio is not None
             write_folder_sounds(partial, tokenizer, transforms.audio, str(bundle))
         TARGETS[library](partial, family, layout, config, theirs)
+        told: list[str] = []
         if library == "hf":
-            write_folder_defaults(partial, config, model.spec, transforms.generation)
-        told = ""
+            told.append(write_folder_defaults(partial, family, config, model.spec, transforms.generation))
         if family.picture and family.has(family.picture, layout) and transforms.image is not None:
             tokenizer = model.spec.encoders[family.picture.split(".")[1]].tokenizer
             assert isinstance(tokenizer, ImageTokenizerSpec)
             reading = PictureReading(transforms.image, tokenizer.mean, tokenizer.std)
             if not same or library != "open_clip":  # whose config says a part of it elsewhere
-                told = write_folder_pictures(partial, reading, library)
-    return f"{family.name} ({layout}){told and '; '}{told}"
+                told.append(write_folder_pictures(partial, reading, library))
+    return "; ".join(filter(None, [f"{family.name} ({layout})", *told]))
 
 
 def _problem(transforms: Transforms, origin: Origin | None) -> str | None:

@@ -56,6 +56,10 @@ COMMON: Mapping[Library, tuple[str, ...]] = {
 classes)."""
 
 
+SPECIAL = {"pad": "pad_token_id", "bos": "bos_token_id", "eos": "eos_token_id", "start": "decoder_start_token_id"}
+TEXT_SPECIAL = {name: f"text_config.{key}" for name, key in SPECIAL.items()}
+"""Fields of SpecialIds, and the keys of transformers' configs that say them; where one is inside it for texts."""
+
 INERT = {
     **{"add_cross_attention": False, "cross_attention_hidden_size": None, "is_decoder": False},
     **{"tie_encoder_decoder": False, "dropout": 0.0},
@@ -108,7 +112,9 @@ class Family:
         defaults: what the library means where a config says nothing, or null; callables get the config.
         ignored: patterns of keys that change nothing of what is computed.
         text: the paths of the TextTokensSpecs whose vocabulary a folder's is.
-        special: where a config says special ids that others say elsewhere: a field of SpecialIds -> its key.
+        special: where a config says special ids: a field of SpecialIds -> its dotted key.
+        unasked: whether its class writes as its folder says where nobody asks for another way. BLIP's has one inside it
+            write, which sees nothing of that.
         text_end: the id at which its pool reads a text, where it looks for one.
         clean: what the library does to a text before its vocabulary sees it (open_clip); None: nothing.
         resizes: the path of positions that its library resizes, in each pass, to the size that pictures have: the
@@ -130,7 +136,8 @@ class Family:
     text: tuple[str, ...] = ()
     text_end: TextEnd | None = None
     clean: Cleaning | None = None
-    special: Mapping[str, str] = field(default_factory=dict)
+    special: Mapping[str, str] = field(default_factory=SPECIAL.copy)
+    unasked: bool = True
     resizes: str | None = None
     picture: str | None = None
     sound: str | None = None

@@ -135,7 +135,7 @@ def build(found: Found, scratch: Path) -> Built:
         notes.append(f"{found.layout} does not read {', '.join(sorted(beside))}, which go along unread")
     state, absent = to_ours(rules, read, shapes, str(found.folder or found.where))
     model.load_state_dict({name: _float32(value) for name, value in state.items()}, assign=True)
-    written = read_defaults(found.config, found.folder, spec, notes) if family.library == "hf" else None
+    written = read_defaults(family, found.config, found.folder, spec, notes)
     return Built(model.eval(), Transforms(image, audio, classes, several, written), absent, notes, beside)
 
 

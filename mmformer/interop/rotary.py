@@ -78,7 +78,8 @@ def rotary(path: str, key: str = "rope_parameters") -> Field:
 def _read(found: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(found)
     kind, base = given.pop("rope_type", "default"), given.pop("rope_theta", None)
-    fraction = given.pop("partial_rotary_factor", 1.0)
+    if given.pop("partial_rotary_factor", 1.0) != 1:  # which is left out there, or does not run, as the rotation is
+        raise ValueError("a rotation of whole heads, without partial_rotary_factor")
     if kind not in ("default", *_SCALINGS) or base is None:
         raise ValueError(f"a rope_theta and a rope_type of default, {', '.join(_SCALINGS)}")
     scaling = None
@@ -91,7 +92,7 @@ def _read(found: Mapping[str, Any]) -> dict[str, Any]:
         }
     if given:
         raise ValueError(f"a {kind} rotation without {', '.join(given)}")
-    own = {"axes": [0], "base": float(base), "fraction": float(fraction), "scaling": scaling}
+    own = {"axes": [0], "base": float(base), "fraction": 1.0, "scaling": scaling}
     return {"class_path": "RotaryPositionSpec", "init_args": own}
 
 
@@ -99,9 +100,9 @@ def _write(made: Mapping[str, Any]) -> dict[str, Any]:
     if made.get("class_path") != "RotaryPositionSpec":
         raise ValueError("a RotaryPositionSpec")
     own = made["init_args"]
-    written: dict[str, Any] = {"rope_theta": own["base"], "rope_type": "default"}
     if own["fraction"] != 1:
-        written["partial_rotary_factor"] = own["fraction"]
+        raise ValueError("a rotation of whole heads, whose fraction is 1")
+    written: dict[str, Any] = {"rope_theta": own["base"], "rope_type": "default"}
     if own["scaling"] is None:
         return written
     for kind, (name, arguments) in _SCALINGS.items():

@@ -66,14 +66,13 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
     if not any(name in files for name in LISTS):
         return None
     config, settings = _json(folder, "config.json"), _json(folder, "tokenizer_config.json")
-    generation = config | {name: v for name, v in _json(folder, "generation_config.json").items() if v is not None}
     kind = kind_of(config, settings)
     if kind == "Llama" and b'"ByteLevel"' in files.get("tokenizer.json", b""):
         kind = ""  # Llama 3's kind by the name of Llama 2's, as transformers sees it too
     if "source.spm" in files:
-        return _marian(files, settings, config, generation, side, clean)
+        return _marian(files, settings, config, side, clean)
     if kind == "Siglip":
-        return _siglip(files, settings, config, generation, clean)
+        return _siglip(files, settings, config, clean)
     known = CLASSES.get(kind, TokenizerClass())
     if "tokenizer.json" in files:
         tokenizer = read_tokenizer(files["tokenizer.json"], str(folder / "tokenizer.json"))
@@ -90,7 +89,7 @@ def from_folder(folder: Path, clean: Cleaning | None = None, side: Side = "sourc
     if settings.get("split_special_tokens"):
         raise InputError(f"{folder} has split_special_tokens in tokenizer_config.json, which mmformer does not do.")
     before, after = _around(tokenizer, known, settings, names, folder)
-    ids = _ids(tokenizer, names, generation, before, after)
+    ids = _ids(tokenizer, names, before, after)
     tidy = bool(settings.get("clean_up_tokenization_spaces", False)) and type(tokenizer.model).__name__ != "BPE"
     options = Options(clean, tidy, known.word_end, kind == "Whisper")
     return _found(pack(options, files, tokenizer.to_str()), ids, before, after, _context(settings, config))
@@ -210,13 +209,7 @@ def _around(
     return tuple(numbers[token] for token in before if token), tuple(numbers[token] for token in after if token)
 
 
-def _ids(
-    tokenizer: Tokenizer,
-    names: Mapping[str, Any],
-    generation: Mapping[str, Any],
-    before: tuple[int, ...],
-    after: tuple[int, ...],
-) -> SpecialIds:
+def _ids(tokenizer: Tokenizer, names: Mapping[str, Any], before: tuple[int, ...], after: tuple[int, ...]) -> SpecialIds:
     def named(*wanted: str) -> int | None:
         found = (tokenizer.token_to_id(text_of(names[name]) or "") for name in wanted if name in names)
         return next((number for number in found if number is not None), None)
@@ -224,35 +217,7 @@ def _ids(
     first = before[0] if len(before) == 1 else named("bos_token", "cls_token")
     last = after[0] if after else named("eos_token", "sep_token")
     ends = () if last is None else (last,)
-    return _with_generation(
-        SpecialIds(named("pad_token"), first, ends, named("mask_token")), generation, tokenizer.get_vocab_size()
-    )
-
-
-def _with_generation(ids: SpecialIds, generation: Mapping[str, Any], size: int) -> SpecialIds:
-    """With what config.json and generation_config.json say besides; ids beyond the table are no tokens."""
-    rows = max(size, int(generation.get("vocab_size") or 0))
-
-    def said(name: str) -> list[int]:
-        value = generation.get(name)
-        listed = list(value) if isinstance(value, list) else [] if value is None else [value]
-        return list(dict.fromkeys(index for index in listed if 0 <= index < rows))
-
-    start = next(iter(said("decoder_start_token_id")), None)
-    languages = tuple(sorted((generation.get("lang_to_id") or {}).values()))
-    task, untimed = (generation.get("task_to_id") or {}).get("transcribe"), generation.get("no_timestamps_token_id")
-    banned = [words[0] for words in generation.get("bad_words_ids") or () if len(words) == 1]
-    return SpecialIds(
-        pad=next(iter(said("pad_token_id")), None) if ids.pad is None else ids.pad,
-        bos=next(iter(said("bos_token_id")), None) if ids.bos is None else ids.bos,
-        eos=tuple(dict.fromkeys([*ids.eos, *said("eos_token_id")])),
-        mask=ids.mask,
-        start=start,
-        unwritten=tuple(dict.fromkeys([*banned, *said("suppress_tokens")])),
-        unwritten_first=tuple(said("begin_suppress_tokens")),
-        prompt=tuple(index for index in (start, task, untimed) if index is not None) if languages else None,
-        languages=languages,
-    )
+    return SpecialIds(named("pad_token"), first, ends, named("mask_token"))
 
 
 def _context(settings: Settings, config: Mapping[str, Any]) -> int | None:
@@ -265,7 +230,6 @@ def _marian(
     files: Files,
     settings: Settings,
     config: Mapping[str, Any],
-    generation: Mapping[str, Any],
     side: Side,
     clean: Cleaning | None,
 ) -> FoundVocabulary:
@@ -286,16 +250,13 @@ def _marian(
     content = pack(Options(clean, tidy, cutter=side, special=special), files)
     numbers = json.loads(files["vocab.json"])
     eos, pad = (numbers[text_of(names[name])] for name in ("eos_token", "pad_token"))
-    made = SpecialIds(pad=pad, eos=(eos,))
-    ids = _with_generation(made, generation, len(numbers))
-    return _found(content, ids, (), (eos,), _context(settings, config))
+    return _found(content, SpecialIds(pad=pad, eos=(eos,)), (), (eos,), _context(settings, config))
 
 
 def _siglip(
     files: Files,
     settings: Settings,
     config: Mapping[str, Any],
-    generation: Mapping[str, Any],
     clean: Cleaning | None,
 ) -> FoundVocabulary:
     """transformers reads spiece.model, whatever tokenizer.json says."""
@@ -308,8 +269,7 @@ def _siglip(
     content = pack(Options(clean, tidy, cutter="siglip", special=special), files)
     processor = processor_of(files, "spiece.model", "the folder's vocabulary")
     ends = processor.PieceToId(text_of(settings.get("eos_token")) or SIGLIP["eos_token"])
-    ids = _with_generation(SpecialIds(pad=ends, eos=(ends,)), generation, len(processor))
-    return _found(content, ids, (), (ends,), _context(settings, config) or 64)
+    return _found(content, SpecialIds(pad=ends, eos=(ends,)), (), (ends,), _context(settings, config) or 64)
 
 
 def _json(folder: Path, name: str) -> dict[str, Any]:

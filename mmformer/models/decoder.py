@@ -95,6 +95,9 @@ class DecoderSpec:
         holds = media or bool(self.read_as("insert"))
         told = "an id where something is inserted, or read as media"
         require(holds == (self.placeholder is not None), self, "placeholder", told)
+        rows = self.tokenizer.rows
+        known = self.placeholder is None or 0 <= self.placeholder < (rows or math.inf)
+        require(known, self, "placeholder", f"an id, which is from 0 to {'the last' if rows is None else rows - 1}")
         require_probability(self, "smoothing")
         require(0 < self.logit_scale < math.inf, self, "logit_scale", "positive and finite")
         alone = not self.packed or not (media or self.read_as("prefix"))

@@ -13,8 +13,10 @@ import torch
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError, nearest
+from mmformer.interop import generation_defaults, unread
 from mmformer.interop.ids import with_ids
 from mmformer.interop.origin import FOLDER, read_origin
+from mmformer.interop.vocabularies import KEPT
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.spec import require
@@ -65,6 +67,9 @@ class EditSpec:
 SIZES = ("image_size", "audio_seconds", "patch")
 """What changes how many tokens there are of a picture or a sound."""
 
+PREPARING = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
+"""Files that say how large pictures and sounds are."""
+
 
 class Edited(NamedTuple):
     model: Model
@@ -80,15 +85,9 @@ def edit_bundle(bundle: Path, folder: Path, spec: EditSpec) -> Report:
     """
     model, transforms = load_bundle(bundle)
     edited = edit(model, transforms, spec)
+    beside = _beside(bundle, model, edited, spec)
     lines = "".join(f"    {line}\n" for line in edited.report.lines())
     card = f"{(bundle / 'README.md').read_text(encoding='utf-8').rstrip()}\n\n## Edited\n\n{spec}\n\n{lines}"
-    # What came with the model says still what it was; other files would say of sizes and words what is true no more.
-    names = ["*"] if all(getattr(spec, name) is None for name in (*SIZES, "vocabulary", "context_length")) else []
-    kept = {path for name in ("origin.json", *names) for path in (bundle / FOLDER).glob(name)}
-    beside = {f"{FOLDER}/{path.name}": path.read_bytes() for path in sorted(kept)}
-    origin = read_origin(bundle)
-    if origin is not None and spec.vocabulary is not None:
-        beside[f"{FOLDER}/origin.json"] = with_ids(origin, edited.model.spec).to_bytes()
     save_bundle(folder, edited.model, edited.transforms, card, beside)
     return edited.report
 
@@ -118,6 +117,35 @@ def edit(model: Model, transforms: Transforms, spec: EditSpec) -> Edited:
     remade |= dict(remade_room(model, new, moved(model.spec, changed) - resized))
     remade |= dict(remade_words(model, new, spec.new_rows))
     return Edited(new, after, transplant(model, new, remade))
+
+
+def _beside(bundle: Path, model: Model, edited: Edited, spec: EditSpec) -> dict[str, bytes]:
+    """The files that came with a bundle's model, as far as they are true of the edited one; the report has the others.
+
+    Its config still says what it was. What prepares inputs, and a vocabulary, an export writes anew.
+    """
+    files = {path.name: path.read_bytes() for path in sorted((bundle / FOLDER).glob("*"))}
+    kept = set(files)
+    if spec.vocabulary is not None or spec.context_length is not None:
+        kept &= {"origin.json", unread.FILE, *([] if spec.vocabulary else [generation_defaults.FILE])}
+    if any(getattr(spec, name) is not None for name in SIZES):
+        kept -= {*PREPARING}
+    edited.report.beside += [name for name in files if name not in {*kept, *PREPARING, *KEPT}]
+    beside = {f"{FOLDER}/{name}": files[name] for name in files if name in kept and name != unread.FILE}
+    origin = read_origin(bundle)
+    if origin is not None and spec.vocabulary is not None:
+        beside[f"{FOLDER}/origin.json"] = with_ids(origin, edited.model.spec).to_bytes()
+    left, sizes = unread.given_back(bundle), _changed_sizes(model, edited)
+    fitting = {name: value for name, value in left.items() if not sizes & set(value.shape)}
+    edited.report.beside += [name for name in left if name not in fitting]
+    return beside | unread.kept(fitting)
+
+
+def _changed_sizes(model: Model, edited: Edited) -> set[int]:
+    """How large the model's parameters were on the axes on which they have another size now."""
+    before, after = model.state_dict(), edited.model.state_dict()
+    shapes = [(before[name].shape, after[name].shape) for name in edited.report.remade]
+    return {old for pair in shapes for old, new in zip(*pair, strict=True) if old != new}
 
 
 def _drawn(spec: ModelSpec, seed: int) -> Model:

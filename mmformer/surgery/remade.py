@@ -29,12 +29,14 @@ class Report:
         remade: name -> how.
         new: drawn, for the model had none of this name.
         dropped: of the old model alone.
+        beside: of the files and the weights that came with it, and that it does not read, what is true no more.
     """
 
     copied: list[str] = field(default_factory=list)
     remade: dict[str, str] = field(default_factory=dict)
     new: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """For people to read: what was not copied one by one, whole parts together."""
@@ -42,6 +44,7 @@ class Report:
         told += [f"remade   {name}: {how}" for name, how in self.remade.items()]
         told += [f"new      {name}" for name in whole_parts(self.new, [*self.copied, *self.remade])]
         told += [f"dropped  {name}" for name in whole_parts(self.dropped, [*self.copied, *self.remade])]
+        told += [f"dropped  {name}, which came with the model" for name in self.beside]
         return told
 
 

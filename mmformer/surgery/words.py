@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -32,12 +31,18 @@ def with_vocabulary(spec: ModelSpec, file: str) -> ModelSpec:
         InputError: the model reads no texts, or one of the vocabularies does not say its pieces.
     """
 
-    def other(tokenizer: TextTokensSpec) -> TextTokensSpec:
-        theirs = open_vocabulary(file)
+    def other(part: EncoderSpec | DecoderSpec) -> dict[str, Any]:
+        tokenizer, theirs = part.tokenizer, open_vocabulary(file)
+        assert isinstance(tokenizer, TextTokensSpec), "it reads texts"
         rows = None if tokenizer.rows is None else len(theirs)
         says = tokenizer.ids is None or bool(theirs.ids.all)
-        ids = None if says else _same_ids(tokenizer, dict(_numbered(theirs)))
-        return dataclasses.replace(tokenizer, vocabulary=file, ids=ids, rows=rows)
+        ids = None if says else _same_ids(tokenizer, theirs)
+        changes: dict[str, Any] = {
+            "tokenizer": dataclasses.replace(tokenizer, vocabulary=file, ids=ids, rows=rows),
+        }
+        if isinstance(part, DecoderSpec) and part.placeholder is not None:
+            changes["placeholder"] = _same(tokenizer, theirs)(part.placeholder)
+        return changes
 
     return _with_tokenizers(spec, other, "--vocabulary")
 
@@ -64,26 +69,40 @@ def with_room(spec: ModelSpec, length: int, resized: Collection[str]) -> ModelSp
             )
         longer = dataclasses.replace(position, sizes=(length,))  # type: ignore[call-arg]  # a LearnedPositionSpec
         stacks[part.stack] = dataclasses.replace(stacks[part.stack], position=longer)
-    longest = partial(dataclasses.replace, context_length=length)
+
+    def longest(part: EncoderSpec | DecoderSpec) -> dict[str, Any]:
+        return {"tokenizer": dataclasses.replace(part.tokenizer, context_length=length)}  # type: ignore[call-arg]  # of texts
+
     return _with_tokenizers(dataclasses.replace(spec, stacks=stacks), longest, "--context-length")
 
 
-def _same_ids(before: TextTokensSpec, places: Mapping[str, int]) -> SpecialIds:
+def _same_ids(before: TextTokensSpec, after: AnyVocabulary) -> SpecialIds:
     """The special tokens of a vocabulary that does not say them: those of the same pieces as another one's."""
-    assert before.ids is not None, "they are said"
-    theirs = _pieces(before)
-
-    def same(index: int) -> int:
-        if theirs[index] not in places:
-            raise InputError(f"--vocabulary has no {theirs[index]!r}, which is one of the model's special tokens.")
-        return places[theirs[index]]
-
+    same = _same(before, after)
     changes: dict[str, Any] = {}
-    for each in dataclasses.fields(before.ids):
+    for each in dataclasses.fields(SpecialIds):
         value = getattr(before.ids, each.name)
         several = isinstance(value, tuple)
         changes[each.name] = tuple(map(same, value)) if several else None if value is None else same(value)
     return SpecialIds(**changes)
+
+
+def _same(before: TextTokensSpec, after: AnyVocabulary) -> Callable[[int], int]:
+    """From an id of a tokenizer's vocabulary to that of the same piece in another one.
+
+    Raises:
+        InputError: it, too: there is no such piece.
+    """
+    theirs, places = _pieces(before), dict(_numbered(after))
+
+    def same(index: int) -> int:
+        piece = theirs[index] if index < len(theirs) else None
+        if piece not in places:
+            named = f"the model's own has no piece {index}" if piece is None else f"--vocabulary has no {piece!r}"
+            raise InputError(f"{named}, which is one of the model's special tokens.")
+        return places[piece]
+
+    return same
 
 
 def _numbered(vocabulary: AnyVocabulary) -> Iterator[tuple[str, int]]:
@@ -91,14 +110,15 @@ def _numbered(vocabulary: AnyVocabulary) -> Iterator[tuple[str, int]]:
     return ((piece, index) for index, piece in enumerate(vocabulary.pieces(range(len(vocabulary)))))
 
 
-def _with_tokenizers(spec: ModelSpec, other: Callable[[TextTokensSpec], TextTokensSpec], option: str) -> ModelSpec:
+def _with_tokenizers(
+    spec: ModelSpec, other: Callable[[EncoderSpec | DecoderSpec], dict[str, Any]], option: str
+) -> ModelSpec:
+    """A spec whose parts that read or write texts have other fields."""
     if not any(_reads_text(part.tokenizer) for part in _parts(spec)):
         raise InputError(f"{option} is of texts, but no encoder or decoder of the model reads them.")
 
     def changed(part: Any) -> Any:
-        if not _reads_text(part.tokenizer):
-            return part
-        return dataclasses.replace(part, tokenizer=other(part.tokenizer))
+        return dataclasses.replace(part, **other(part)) if _reads_text(part.tokenizer) else part
 
     encoders = {name: changed(part) for name, part in spec.encoders.items()}
     decoders = {name: changed(part) for name, part in spec.decoders.items()}

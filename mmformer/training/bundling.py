@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,35 @@ def write_bundle(
     transforms = Transforms(
         None if image is None else image.transform,
         None if audio is None else audio.transform,
-        class_names(run),
-        generation=_generation(run),
+        *_classes(run),
+        _generation(run),
     )
     save_bundle(
         folder, merged(model), transforms, _card(run, model, step, scores, measured_on), _origin(run, transforms)
     )
+
+
+def _classes(run: RunSpec) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """The names of the classes of heads, and those of whose classes several may be true at once.
+
+    The run says it of those that it trains, and the bundle that it began with of others that it has as they were.
+    """
+    learned, bundle = class_names(run), Path() if run.initial is None else Path(run.initial.path)
+    if run.initial is None or not (bundle / "transforms.yaml").is_file():
+        return learned, ()
+    before, theirs = read_transforms(bundle), read_spec(bundle).heads
+    begun = [name for name in theirs if any(fnmatchcase(f"heads.{name}.", each) for each in run.initial.parameters)]
+    same = [name for name in begun if name not in learned and run.model.heads.get(name) == theirs[name]]
+    kept = {name: names for name, names in before.classes.items() if name in same}
+    return learned | kept, tuple(name for name in before.several if name in kept)
+
+
+def other_answers(run: RunSpec) -> list[str]:
+    """What to say of heads that told each class by itself in the bundle that a run begins with, and learn another."""
+    bundle = Path() if run.initial is None else Path(run.initial.path)
+    before = read_transforms(bundle).several if (bundle / "transforms.yaml").is_file() else ()
+    told = "learned classes of which several may be true; by ClassificationSpec, one of them is, and shares add up to 1"
+    return [f"  note: heads.{name} {told}" for name in class_names(run) if name in before]
 
 
 def _generation(run: RunSpec) -> GenerationSpec | None:

@@ -27,6 +27,10 @@ SPECS: dict[str, GenerationSpec] = {
 }
 
 
+FREE = torch.zeros(1, dtype=torch.bool)
+"""Of a text that may end."""
+
+
 class Uncached(Decoding):
     """Computes everything anew for each id, from the whole text so far."""
 
@@ -216,18 +220,17 @@ def runs(ids: list[int], size: int) -> tuple[int, int]:
 
 def test_runs_of_a_prompt_count_and_its_padding_does_not() -> None:
     prompt = Text(torch.tensor([[2, 10, 11, 10], [2, 10, 0, 0]]), torch.tensor([4, 2]))
-    history = begin_history(prompt, 2)
-    assert history.tolist() == [[-1, 10, 11, 10], [-1, -1, -1, 10]]
+    history = begin_history(prompt)
+    assert history.tolist() == [[2, 10, 11, 10], [-1, -1, 2, 10]]
     spec = GreedySpec(no_repeat_ngram=2)
-    banned = log_probabilities(torch.zeros(2, 20), history, 0, spec, (EOS,)).isneginf()
+    banned = log_probabilities(torch.zeros(2, 20), history, FREE.expand(2), spec, (EOS,)).isneginf()
     assert banned.nonzero().tolist() == [[0, 11]]
 
 
-def test_what_a_prompt_without_bos_begins_with_counts() -> None:
-    """GPT-2's texts begin with nothing: their first id is theirs."""
+def test_what_a_prompt_begins_with_counts() -> None:
+    """As in transformers; GPT-2's texts begin with nothing: their first id is theirs."""
     prompt = Text(torch.tensor([[10, 11, 10], [2, 11, 2], [12, 0, 0]]), torch.tensor([3, 3, 1]))
-    assert begin_history(prompt, 2).tolist() == [[10, 11, 10], [-1, 11, 2], [-1, -1, 12]]
-    assert begin_history(prompt, None).tolist() == [[10, 11, 10], [2, 11, 2], [-1, -1, 12]]
+    assert begin_history(prompt).tolist() == [[10, 11, 10], [2, 11, 2], [-1, -1, 12]]
     made = decoding("alone", 2)
     begun = Text(torch.tensor([[10, 11, 12], [13, 0, 0]]), torch.tensor([3, 1]))
     for spec in (GreedySpec(max_length=9, no_repeat_ngram=1), BeamSpec(max_length=9, beams=3, no_repeat_ngram=1)):
@@ -238,12 +241,25 @@ def test_what_a_prompt_without_bos_begins_with_counts() -> None:
         GreedySpec(min_length=14).write(made, begun)
 
 
+@pytest.mark.parametrize("kind", [GreedySpec, BeamSpec])
+def test_a_total_length_counts_what_stands_before(kind: Any) -> None:
+    """Each text by its own prompt: a longer one leaves less to write."""
+    made, prompt = decoding("cross", small=2), prompts(6, ragged=True)
+    free = kind(total_length=12).write(made, prompt)
+    texts = kind(total_length=12, total_min_length=9).write(made, prompt)
+    assert any(len(text.ids) < 9 - length for text, length in zip(free, prompt.lengths.tolist(), strict=True))
+    for row, length in enumerate(prompt.lengths.tolist()):
+        alone, at = Text(prompt.ids[row : row + 1, :length], prompt.lengths[row : row + 1]), torch.tensor([row])
+        spec = kind(min_length=9 - length, max_length=12 - length)
+        assert texts[row].ids == spec.write(made.select(at), alone)[0].ids
+
+
 def test_a_text_ends_where_nothing_else_may_be_written() -> None:
     logits = torch.full((1, 6), float("-inf"))
     logits[0, 5] = 0.0
     history = torch.tensor([[5]])
     logits[0, EOS] = 0.0
-    made = log_probabilities(logits, history, 0, GreedySpec(min_length=3, no_repeat_ngram=1), (EOS,))
+    made = log_probabilities(logits, history, ~FREE, GreedySpec(min_length=3, no_repeat_ngram=1), (EOS,))
     expected = [-math.inf] * 6
     expected[EOS] = math.log(0.5)  # as likely as it was
     assert made[0].tolist() == pytest.approx(expected)
@@ -251,14 +267,15 @@ def test_a_text_ends_where_nothing_else_may_be_written() -> None:
 
 def test_the_penalty_makes_repeated_ids_less_likely() -> None:
     logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
-    made = log_probabilities(logits, torch.tensor([[0, 1, -1]]), 3, GreedySpec(repetition_penalty=2.0), (EOS,))
+    made = log_probabilities(logits, torch.tensor([[0, 1, -1]]), FREE, GreedySpec(repetition_penalty=2.0), (EOS,))
     assert torch.allclose(made, torch.tensor([[1.0, -4.0, 1.0, 0.5]]).log_softmax(-1))
 
 
 @pytest.mark.parametrize("options", [{"min_length": 3}, {"no_repeat_ngram": 1}])
 def test_what_is_forbidden_leaves_the_others_as_likely_as_they_were(options: dict[str, int]) -> None:
     logits, history = torch.randn(3, 9), torch.tensor([[5], [6], [7]])
-    made = log_probabilities(logits, history, 0, GreedySpec(**options), (EOS,))  # type: ignore[arg-type]
+    short = ~FREE.expand(3)
+    made = log_probabilities(logits, history, short, GreedySpec(**options), (EOS,))  # type: ignore[arg-type]
     banned = made.isneginf()
     assert banned.sum(1).tolist() == [1, 1, 1]
     assert torch.equal(made[~banned], logits.log_softmax(-1)[~banned])
@@ -312,6 +329,8 @@ def test_seeds_differ_and_repeat() -> None:
         (GreedySpec, {"no_repeat_ngram": -1}, "no_repeat_ngram must be at least 0"),
         (GreedySpec, {"total_length": 0}, "total_length must be None, or at least 1 and without max_length"),
         (GreedySpec, {"total_length": 5, "max_length": 4}, "total_length must be None, or at least 1 and without max"),
+        (GreedySpec, {"total_min_length": -1}, "total_min_length must be 0, or more and without min_length"),
+        (GreedySpec, {"total_min_length": 5, "min_length": 4}, "total_min_length must be 0, or more and without min"),
         (SamplingSpec, {"temperature": 0.0}, "temperature must be positive and finite"),
         (SamplingSpec, {"temperature": math.inf}, "temperature must be positive and finite"),
         (SamplingSpec, {"top_k": 0}, "top_k must be None or at least 1"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,11 @@ import torch
 from frames import Continuing
 from parity import Case, check_refused, close, ended, imported, saved, written
 
+from mmformer.bundle import load_bundle, save_bundle
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.sampling import GreedySpec
+from mmformer.interop.exporting import export_model
+from mmformer.interop.importing import import_model
 from mmformer.types import Batch
 
 transformers = pytest.importorskip("transformers", reason="the reference")
@@ -53,6 +59,25 @@ class TestBlip(Continuing):
         for spec, more in ((GreedySpec(max_length=12), {}), (BeamSpec(beams=3, max_length=12), {"num_beams": 3})):
             theirs = case.reference.generate(pixel_values=VALUES, max_new_tokens=12, do_sample=False, **more)[:, 1:]
             assert written(model, spec, start, Batch((), {}, VALUES)) == ended(theirs, 3)
+
+
+def test_a_folders_way_to_write_is_not_blips(case: Case, tmp_path: Path) -> None:
+    """Its ``generate`` has the decoder write, which has not read the folder's; and there is nowhere to say one."""
+    folder, model = tmp_path / "in", imported(case, tmp_path / "plain").model
+    shutil.copytree(case.folder, folder)
+    said = {"max_length": 5, "num_beams": 2, "eos_token_id": 7, "suppress_tokens": [3]}
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    notes = import_model(f"hf:{folder}", tmp_path / "bundle").notes
+    assert "generation_config.json is not followed: blip of transformers does not read it either" in notes
+    found, transforms = load_bundle(tmp_path / "bundle")
+    assert found.spec == model.spec and transforms.generation is None
+    changed = dataclasses.replace(transforms, generation=GreedySpec(max_length=4))
+    save_bundle(tmp_path / "made", found, changed, "")
+    told = export_model(tmp_path / "made", "hf", tmp_path / "out")
+    assert told.endswith("; how it writes where nobody asks stays behind: blip of transformers reads that nowhere")
+    config = json.loads((tmp_path / "out/config.json").read_text())["text_config"]
+    assert [config[f"{name}_token_id"] for name in ("bos", "sep", "pad")] == [98, 3, 0], "made here, it says its ids"
+    assert not (tmp_path / "out/generation_config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def theirs(case: Case, folder: Path, ids: torch.Tensor) -> torch.Tensor:
         ({"max_length": 11}, GreedySpec(total_length=11)),
         ({"max_new_tokens": 9, "no_repeat_ngram_size": 1}, GreedySpec(max_length=9, no_repeat_ngram=1)),
         ({"max_new_tokens": 9, "repetition_penalty": 1.7}, GreedySpec(max_length=9, repetition_penalty=1.7)),
-        ({"max_length": 12, "min_length": 8}, GreedySpec(total_length=12, min_length=7)),
+        ({"max_length": 12, "min_length": 8}, GreedySpec(total_length=12, total_min_length=8)),
         ({"max_length": 12, "forced_eos_token_id": 1}, GreedySpec(total_length=11)),
         (
             {"max_new_tokens": 10, "num_beams": 3, "length_penalty": 0.3, "early_stopping": True},
@@ -79,7 +79,10 @@ def theirs(case: Case, folder: Path, ids: torch.Tensor) -> torch.Tensor:
             {"max_length": 10, "num_beams": 4, "no_repeat_ngram_size": 2, "min_new_tokens": 4},
             BeamSpec(beams=4, stop="likely", no_repeat_ngram=2, total_length=10, min_length=4),
         ),
-        ({"max_length": 10, "num_beams": 2, "early_stopping": "never"}, BeamSpec(beams=2, total_length=10)),
+        (
+            {"max_length": 10, "num_beams": 2, "early_stopping": "never", "min_length": 7},
+            BeamSpec(beams=2, total_length=10, total_min_length=7),
+        ),
     ],
 )
 def test_an_encoder_decoder_writes_what_its_folder_says(
@@ -97,7 +100,7 @@ def test_an_encoder_decoder_writes_what_its_folder_says(
 @pytest.mark.parametrize(
     ("defaults", "spec"),
     [
-        ({"max_length": 15}, GreedySpec(total_length=15)),
+        ({"max_length": 15, "min_length": 12}, GreedySpec(total_length=15, total_min_length=12)),
         ({"max_new_tokens": 6, "num_beams": 3}, BeamSpec(beams=3, stop="likely", max_length=6)),
     ],
 )
@@ -122,7 +125,16 @@ def test_a_language_model_writes_what_its_folder_says(
         ({"temperature": 0.6, "length_penalty": 2.0, "typical_p": 1.0}, GreedySpec(), None),  # of ways that it has not
         ({"do_sample": True, "num_beams": 2}, BeamSpec(beams=2, stop="likely"), "do_sample True"),
         ({"num_beams": 2, "repetition_penalty": 2.0}, BeamSpec(beams=2, stop="likely"), "repetition_penalty 2.0"),
-        ({"min_length": 5}, GreedySpec(), "min_length 5"),
+        ({"min_length": 5, "guidance_scale": 1, "min_p": 0.0}, GreedySpec(total_min_length=5), None),
+        ({"guidance_scale": 2}, GreedySpec(), "guidance_scale 2"),
+        (
+            {"num_beams": 2, "early_stopping": "soon"},
+            GreedySpec(),
+            "early_stopping is 'soon', but must be true",
+        ),
+        ({"max_new_tokens": 9, "forced_eos_token_id": 98}, GreedySpec(max_length=8), None),
+        ({"max_new_tokens": 9, "forced_eos_token_id": 5}, GreedySpec(max_length=8), "forced_eos_token_id 5"),
+        ({"return_timestamps": True}, GreedySpec(), "return_timestamps True"),
         ({"typical_p": 0.9, "forced_bos_token_id": 3}, GreedySpec(), "forced_bos_token_id 3"),
         ({"num_beams": 2, "length_penalty": -1.0}, GreedySpec(), "length_penalty must be from 0 to 10, but is -1.0"),
     ],
@@ -152,6 +164,7 @@ def test_old_configs_say_it_themselves(gpt2: Case, tmp_path: Path) -> None:
         BeamSpec(beams=5, length_penalty=0.5, stop="certain", max_length=6),
         SamplingSpec(temperature=0.5, top_p=0.5, total_length=20),
         GreedySpec(min_length=2, repetition_penalty=1.5, no_repeat_ngram=3),
+        GreedySpec(total_min_length=9, total_length=20),
         None,
     ],
 )
@@ -176,6 +189,16 @@ def test_the_way_out(gpt2: Case, tmp_path: Path, spec: GenerationSpec | None) ->
         assert opened.typical_p == (0.7 if bundle == "changed" else None)
         if isinstance(spec, BeamSpec):
             assert (opened.num_beams, opened.early_stopping, opened.max_new_tokens) == (5, "never", 6)
+
+
+@pytest.mark.parametrize("options", [{"repetition_penalty": 1e3}, {"no_repeat_ngram_size": 1}])
+def test_what_a_text_begins_with_counts_as_written(gpt2: Case, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Here it ends texts, too: it is as unlikely as all that stands before."""
+    said(gpt2, tmp_path / "in", max_new_tokens=12, **options)
+    begun = torch.cat((torch.full((3, 1), 98), IDS), dim=1)
+    spec = default(tmp_path / "bundle")
+    ours = written(mmformer.load(tmp_path / "bundle").model, spec, begun)
+    assert ours == ended(theirs(gpt2, tmp_path / "in", begun)[:, begun.shape[1] :], 98)
 
 
 def test_what_top_k_leaves_is_what_top_p_is_of() -> None:

@@ -11,6 +11,12 @@ import torch
 from frames import Continuing
 from parity import Case, check_refused, close, imported, saved
 
+from mmformer.config import parse, to_data
+from mmformer.errors import InputError
+from mmformer.interop.families.llama import LLAMA
+from mmformer.interop.plain import put
+from mmformer.models.model import ModelSpec
+
 transformers = pytest.importorskip("transformers", reason="the reference")
 
 SIZES: dict[str, Any] = {
@@ -90,6 +96,10 @@ def test_configs_of_before_and_after(tmp_path: Path) -> None:
         ({"hidden_act": "tanh"}, "hidden_act 'tanh', .* one of 'silu'"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1.0}}, "rope_parameters .* linear, llama3, yarn"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 9.0, "mscale": 2}}, "without mscale"),
+        (
+            {"rope_parameters": {"rope_theta": 9.0, "partial_rotary_factor": 0.5}},
+            "whole heads, without partial_",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling .* but rope_parameters .* agree"),
         ({"rope_theta": 7.0}, "rope_theta 7.0, but rope_parameters is .*, or leave rope_theta out"),
         ({"num_key_value_heads": 3}, "key_value_heads must be a divisor of heads"),
@@ -98,3 +108,13 @@ def test_configs_of_before_and_after(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_told(plain: Case, tmp_path: Path, change: dict[str, object], told: str) -> None:
     check_refused(plain, tmp_path, change, told)
+
+
+def test_a_rotation_of_a_part_of_each_head_stays_behind() -> None:
+    """Its rotation by default leaves out what a config could say of that, and turns whole heads."""
+    said = {"rope_parameters": {"rope_theta": 9.0, "partial_rotary_factor": 1.0}, **SIZES, "rms_norm_eps": 1e-6}
+    spec = LLAMA.spec(said, "LlamaForCausalLM", "llama")
+    data = to_data(spec)
+    put(data, "stacks.text.position.fraction", 0.5)
+    with pytest.raises(InputError, match=r"cannot say .*: it has to be a rotation of whole heads, whose fraction is 1"):
+        LLAMA.config(parse(ModelSpec, data, "llama"), "LlamaForCausalLM", "llama")

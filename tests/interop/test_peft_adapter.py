@@ -105,6 +105,20 @@ def test_merged_weights_are_pefts(case: str, tmp_path: Path, capsys: pytest.Capt
     assert "is there already" in capsys.readouterr().err
 
 
+def test_an_adapter_that_was_not_trained_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LoRA begins as what it adapts: the bundle is written all the same."""
+    base = gpt2()
+    base.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    import_model(f"hf:{tmp_path / 'base'}", tmp_path / "bundle")
+    assert main(["merge", *(str(tmp_path / name) for name in ("bundle", "adapter", "new"))]) == 0
+    told = f"{tmp_path / 'new'}: adapter changes no parameter: was it trained?"
+    assert told in capsys.readouterr().out
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("bundle", "new"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_trunk_takes_what_was_trained_on_a_model_with_it() -> None:
     """Weights that are kept without the model's prefix are found, and by one name alone."""
     state = {"h.0.attn.weight": torch.zeros(2, 2), "h.10.attn.weight": torch.zeros(2, 2)}

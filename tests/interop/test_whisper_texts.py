@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from parity import imported, saved
+from parity import Case, imported, saved
 from vocabulary_folders import FOLDERS
 
 from mmformer.generation.sampling import GreedySpec
+from mmformer.interop.whisper_prompt import begin_of
 from mmformer.predictor import Predictor
 
 transformers = pytest.importorskip("transformers", reason="the reference")
@@ -79,13 +82,60 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Both:
     return made(tmp_path_factory.mktemp("whisper") / "in", languages=True)
 
 
-def test_the_language_is_heard(several: Both) -> None:
-    theirs = several.theirs(task="transcribe")
-    assert several.written() == theirs
+def retold(both: Both, folder: Path, config: dict[str, Any], **said: Any) -> Both:
+    """The same from a folder whose config.json and generation_config.json say something more."""
+    shutil.copytree(both.tokenizer.name_or_path, folder)
+    own = {"_from_model_config": False}  # with which transformers reads what Whisper alone has
+    for name, more in (("config.json", config), ("generation_config.json", own | said)):
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | more))
+    reference = type(both.reference).from_pretrained(folder).eval()
+    return both._replace(reference=reference, ours=imported(Case(reference, folder), folder.parent / "bundle"))
+
+
+def test_the_language_is_heard(several: Both, tmp_path: Path) -> None:
+    assert several.written() == several.theirs()
+    transcribing = retold(several, tmp_path / "in", {}, task="transcribe")
+    theirs = transcribing.theirs()
+    assert transcribing.written() == theirs
     assert len(set(theirs)) > 1
     one = [several.theirs(language=name, task="transcribe") for name in ("en", "zh")]
     chosen = [[text == other[row] for other in one].index(True) for row, text in enumerate(theirs)]
     assert len(set(chosen)) > 1, "some sounds are taken for the one, some for the other"
+
+
+@pytest.mark.parametrize(
+    ("said", "forced"),
+    [
+        ({"language": "Chinese", "task": "translate"}, None),
+        ({"language": "en"}, [(1, "<|zh|>")]),
+        ({}, [(1, None), (2, "<|translate|>")]),
+        ({}, [(1, "<|zh|>"), (2, "<|transcribe|>")]),
+    ],
+)
+def test_language_and_task_are_those_that_its_folder_says(
+    several: Both, said: dict[str, str], forced: list[tuple[int, str | None]] | None, tmp_path: Path
+) -> None:
+    ids = several.tokenizer.get_added_vocab()
+    older = {} if forced is None else {"forced_decoder_ids": [[at, ids.get(name)] for at, name in forced]}
+    both = retold(several, tmp_path / "in", older, **said)
+    assert both.written() == both.theirs()
+    begun = both.written(prompt="<|en|><|translate|><|notimestamps|>")
+    assert begun == several.theirs(language="en", task="translate"), "a prompt says another"
+
+
+@pytest.mark.parametrize(
+    ("said", "prompt", "told"),
+    [
+        ({"language": "Klingon"}, [6, 8, 9], "language 'Klingon' is none of its languages: what is heard decides"),
+        ({"task": "sing"}, [6, 9], "task 'sing' is none of its tasks, which are transcribe"),
+        ({"forced_decoder_ids": [[2, 5]]}, [6, 9], "forced_decoder_ids [[2, 5]] are not of the places from 1 on"),
+    ],
+)
+def test_what_cannot_be_followed_is_told(said: dict[str, Any], prompt: list[int], told: str) -> None:
+    notes: list[str] = []
+    more = {"lang_to_id": {"<|en|>": 7}, "task_to_id": {"transcribe": 8}, "no_timestamps_token_id": 9}
+    assert begin_of(more | said, {}, 6, notes) == (prompt, [7])
+    assert notes[0].startswith(told) and len(notes) == 1
 
 
 @pytest.mark.parametrize(("language", "task"), [("zh", "translate"), ("en", "transcribe")])

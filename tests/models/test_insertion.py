@@ -17,6 +17,8 @@ from mmformer.models.encoder import Encoder
 from mmformer.models.insertion import content, inserted, spread
 from mmformer.models.model import Model, ModelSpec
 from mmformer.models.projection import ProjectionSpec
+from mmformer.tokenizers.special import SpecialIds
+from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.types import SPECIAL, Batch, Text, Tokens
 
 MASK = WORDS.words().ids.mask
@@ -110,6 +112,10 @@ def test_content_is_what_stands_somewhere() -> None:
     ("changes", "told"),
     [
         ({"placeholder": None}, "placeholder must be an id where something is inserted, or read as media, but is None"),
+        (
+            {"tokenizer": TextTokensSpec(None, 16, rows=9, ids=SpecialIds(bos=2, eos=(3,))), "placeholder": 9},
+            "placeholder must be an id, which is from 0 to 8, but is 9",
+        ),
         ({"reads": {}}, "bridge must be left alone: nothing needs one"),
     ],
 )

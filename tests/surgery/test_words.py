@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from bundles import TRANSFORMS
+from safetensors.torch import load_file, save
 from tiny import VOCABULARY, tiny_batch, tiny_model
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
+from mmformer.interop.origin import Origin
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
@@ -125,6 +128,64 @@ def test_a_bundle_takes_its_new_vocabulary_along(other: str, tmp_path: Path) -> 
     tokenizer = model.spec.encoders["text"].tokenizer
     assert isinstance(tokenizer, TextTokensSpec)
     assert tokenizer.words().fingerprint == Vocabulary.load(other).fingerprint
+
+
+def beside(**unread: int) -> dict[str, bytes]:
+    """Files that came with a model, and tensors of some lengths that it does not read."""
+    files = {"origin.json": Origin("hf", "none", "None", {}).to_bytes(), "tokenizer.json": b"{}", "more.json": b"{}"}
+    files |= {"generation_config.json": b"{}", "preprocessor_config.json": b"{}"}
+    files |= {"unread.safetensors": save({name: torch.ones(length) for name, length in unread.items()})}
+    return {f"origin/{name}": content for name, content in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "left", "told"),
+    [
+        ("vocabulary", ["origin.json"], ["more.json", "generation_config.json", "words"]),
+        ("context_length", ["generation_config.json", "origin.json"], ["more.json"]),
+        ("image_size", ["generation_config.json", "more.json", "origin.json", "tokenizer.json"], []),
+        ("drop", None, []),
+    ],
+)
+def test_what_came_with_a_model_stays_as_long_as_it_is_true(
+    change: str, left: list[str] | None, told: list[str], other: str, tmp_path: Path
+) -> None:
+    """Weights that it does not read are its own; files that an export writes anew are not missed."""
+    model, files = captioning(), beside(pooler=7, words=len(captioning().state_dict()[ENCODER]))
+    save_bundle(tmp_path / "old", model, Transforms(TRANSFORMS.image), "# A tiny model\n", files)
+    values: dict[str, Any] = {"vocabulary": other, "context_length": 12, "image_size": (32, 32)}
+    spec = EditSpec(**{change: values.get(change, ("heads.contrastive",))})
+    report = edit_bundle(tmp_path / "old", tmp_path / "new", spec)
+    found = sorted(path.name for path in (tmp_path / "new" / "origin").iterdir())
+    assert (
+        found == sorted(name.removeprefix("origin/") for name in files)
+        if left is None
+        else [*left, "unread.safetensors"]
+    )
+    assert sorted(report.beside) == sorted(told)
+    assert all(f"dropped  {name}, which came with the model" in report.lines() for name in told)
+    kept = load_file(tmp_path / "new/origin/unread.safetensors")
+    assert kept.keys() == {"pooler", *({"words"} - set(told))}
+
+
+def test_tokens_are_put_in_the_places_of_the_same_piece(other: str) -> None:
+    """Wherever it stands; a vocabulary that has no such piece is refused, and so is an id that none could have."""
+    here = pieces(VOCABULARY).index("▁red")
+    assert here != pieces(other).index("▁red")
+
+    def inserting(placeholder: int) -> Model:
+        spec = tiny_model(caption=True)
+        reads = {"reads": {"image": "insert"}, "content": True, "placeholder": placeholder}
+        decoder = dataclasses.replace(spec.decoders["caption"], **reads)  # type: ignore[arg-type]
+        layer = dataclasses.replace(spec.stacks[decoder.stack].layer, cross=None)
+        stacks = {**spec.stacks, decoder.stack: dataclasses.replace(spec.stacks[decoder.stack], layer=layer)}
+        return dataclasses.replace(spec, stacks=stacks, decoders={"caption": decoder}).build()
+
+    edited = edit(inserting(here), TRANSFORMS, EditSpec(vocabulary=other))
+    assert edited.model.spec.decoders["caption"].placeholder == pieces(other).index("▁red")
+    lost = next(piece for piece in pieces(VOCABULARY) if piece not in set(pieces(other)))
+    with pytest.raises(InputError, match=f"--vocabulary has no {lost!r}, which is one of the model's special tokens"):
+        edit(inserting(pieces(VOCABULARY).index(lost)), TRANSFORMS, EditSpec(vocabulary=other))
 
 
 def reading(places: int) -> Model:

@@ -74,5 +74,6 @@ BLIP = Family(
     ),
     text=(f"{_TEXT}.tokenizer",),
     special={"start": "text_config.bos_token_id", "eos": "text_config.sep_token_id", "pad": "text_config.pad_token_id"},
+    unasked=False,
     picture="encoders.image.tokenizer",
 )

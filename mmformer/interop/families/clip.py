@@ -85,6 +85,7 @@ CLIP = Family(
     ignored=(*_IGNORED, "*_config.projection_dim", "*_config_dict"),
     text=("encoders.text.tokenizer",),
     text_end=_end("text_config."),
+    special={"pad": "text_config.pad_token_id", "bos": "text_config.bos_token_id"},
     picture="encoders.image.tokenizer",
 )
 
@@ -106,5 +107,13 @@ PICTURES = _tower(
     "Vision", "image", "text", *picture_fields(""), rules=picture_rules, defaults=PICTURE, picture=CLIP.picture
 )
 TEXTS = _tower(
-    "Text", "text", "image", *text_fields(""), rules=_text_rules, defaults=_TEXT, text=CLIP.text, text_end=_end("")
+    "Text",
+    "text",
+    "image",
+    *text_fields(""),
+    rules=_text_rules,
+    defaults=_TEXT,
+    text=CLIP.text,
+    text_end=_end(""),
+    special={"pad": "pad_token_id", "bos": "bos_token_id"},
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmformer.interop import llamas
 from mmformer.interop.families.clip import PICTURE, picture_rules
-from mmformer.interop.family import Family, Layout
+from mmformer.interop.family import TEXT_SPECIAL, Family, Layout
 from mmformer.interop.fields import Field, all_fixed, choice, fixed, same
 from mmformer.interop.llamas import TEXT
 from mmformer.interop.plain import Data
@@ -69,11 +69,11 @@ LLAVA = Family(
         **{"multimodal_projector_bias": True, "projector_hidden_act": "gelu"},
     },
     ignored=(
-        "image_seq_length",  # it follows from the size of pictures
-        *("ignore_index", "vocab_size"),  # the loss's, and what text_config says
+        *("image_seq_length", "ignore_index", "vocab_size"),  # of pictures' size, of the loss, what text_config says
         *("tie_word_embeddings", "vision_config.projection_dim", "vision_config.vocab_size"),
         *(f"text_config.{name}" for name in llamas.IGNORED),
     ),
     text=(f"{TEXT}.tokenizer",),
+    special=TEXT_SPECIAL,
     picture="encoders.image.tokenizer",
 )

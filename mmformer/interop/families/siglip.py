@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmformer.interop.family import Family, Layout
+from mmformer.interop.family import TEXT_SPECIAL, Family, Layout
 from mmformer.interop.fields import fixed, same
 from mmformer.interop.plain import Data
 from mmformer.interop.rules import Rule, split
@@ -52,5 +52,6 @@ SIGLIP = Family(
     defaults={**under("vision_config", _PICTURE), **under("text_config", _TEXT)},
     ignored=("*tie_word_embeddings", "*_config_dict"),
     text=("encoders.text.tokenizer",),
+    special=TEXT_SPECIAL,
     picture="encoders.image.tokenizer",
 )
