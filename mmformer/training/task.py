@@ -31,6 +31,7 @@ from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.compiling import compile_layers
 from mmformer.parallel.sharding import is_spread, local_part, spread, whole
 from mmformer.training.average import WeightAverage
+from mmformer.training.bundling import other_answers
 from mmformer.training.divergence import Guard, Refused
 from mmformer.training.freeze import Thaw, freeze
 from mmformer.training.initial import InitialSpec, Loaded, choose_initial, other_transforms
@@ -111,7 +112,7 @@ class TrainingTask(pl.LightningModule):
         self.loaded = choose_initial(model, initial)
         image, audio = (self.run.data.shared(name) for name in ("image", "audio"))
         prepared = (None if image is None else image.transform, None if audio is None else audio.transform)
-        self.loaded.report.extend(other_transforms(initial, *prepared))
+        self.loaded.report.extend([*other_transforms(initial, *prepared), *other_answers(self.run)])
         if not self.in_parts:
             self.loaded.give(model)
 
