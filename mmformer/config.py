@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from mmformer.errors import InputError
+from mmformer.plain import straight
 from mmformer.schema import (
     at,
     check_layout,
@@ -69,6 +70,8 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
             the file and the key.
     """
     check_layout(spec, data, where)
+    if (found := straight(spec, data)) is not None:
+        return found
     parser = make_parser(spec)
     try:
         return build(parser, parser.parse_object(copy.deepcopy(_whole(spec, data))), spec)

@@ -7,6 +7,7 @@ key, and it imports whatever a class path names, and takes a text for a class pa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterator
 from types import NoneType, UnionType
@@ -157,9 +158,14 @@ def members(base: type) -> list[type]:
 
 def fields_of(base: type, cls: type | None) -> dict[str, Any]:
     """The fields of a spec with their types; of all that derive from it where no class is named."""
-    hints = {name: hint for member in _candidates(base, cls) for name, hint in get_type_hints(member).items()}
+    hints = {name: hint for member in _candidates(base, cls) for name, hint in _hints(member).items()}
     names = (field.name for member in _candidates(base, cls) for field in dataclasses.fields(member))
     return {name: hints[name] for name in names}
+
+
+@functools.cache  # it evaluates what the file says, in the words of the file
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def with_default(base: type, cls: type | None) -> set[str]:

@@ -1,0 +1,83 @@
+"""Specs straight from plain data whose values already have their types, as a bundle's and most configs' have.
+
+jsonargparse can do all of this and more (texts for numbers, classes by their whole path, messages), but takes a second
+for a model of some depth, over and over, and every bundle that is opened would wait for it. So ``config.parse`` comes
+here first and goes to jsonargparse with whatever this does not take, mistakes above all. Both make equal specs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from mmformer.errors import InputError
+from mmformer.schema import accepts_null, class_named, defaults_of, fields_of, is_family, without_null
+
+S = TypeVar("S")
+
+_NULLS = ("", "~", "none", "null")
+_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+"""A number that YAML 1.1 takes for a text, for want of a point or a sign."""
+
+
+class _OtherwiseError(Exception):
+    """Something that is not as it stands what it has to be."""
+
+
+def straight(spec: type[S], data: dict[str, Any]) -> S | None:
+    """The spec of plain data of a right layout (see ``schema.check_layout``); None: it is not for this to say."""
+    try:
+        return _filled(spec, data, None)  # type: ignore[return-value]
+    except (_OtherwiseError, InputError, TypeError):  # refused, or without what it needs: jsonargparse has the words
+        return None
+
+
+def _filled(cls: type, given: dict[str, Any], default: Any) -> Any:
+    """A spec of given fields; the others are those of the default, where it is of this class, or the class's own."""
+    hints, own = fields_of(cls, cls), defaults_of(cls)
+    fields = {name: _value(hints[name], item, own.get(name)) for name, item in given.items()}
+    return dataclasses.replace(default, **fields) if type(default) is cls else cls(**fields)
+
+
+def _value(hint: Any, value: Any, default: Any = None) -> Any:
+    """What a value means for a type; ``default``: of the field, where it has one."""
+    if value is None and accepts_null(hint):
+        return None
+    if isinstance(value, str) and accepts_null(hint) and value.lower() in _NULLS:
+        raise _OtherwiseError
+    hint = without_null(hint)
+    kind, inner = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        assert isinstance(hint, type)
+        return _spec(hint, value, default)
+    if kind is Literal and any(value == choice and type(value) is type(choice) for choice in inner):
+        return value
+    if kind is tuple and isinstance(value, list):
+        hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(hints) == len(value):
+            return tuple(map(_value, hints, value))
+    if kind is list and isinstance(value, list):
+        return [_value(inner[0], item) for item in value]
+    if kind is dict and inner[0] is str and isinstance(value, dict) and all(type(name) is str for name in value):
+        return {name: _value(inner[1], item) for name, item in value.items()}
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    if hint is float and (type(value) in (float, int) or (isinstance(value, str) and _SCIENTIFIC.fullmatch(value))):
+        return float(value)
+    raise _OtherwiseError
+
+
+def _spec(base: type, value: Any, default: Any) -> Any:
+    if not is_family(base):
+        return _filled(base, value, default)
+    if isinstance(value, str):
+        return class_named(base, value, "", "")()
+    if "class_path" in value:
+        return _filled(class_named(base, value["class_path"], "", ""), value.get("init_args", {}), None)
+    # Its arguments alone: of the class that the field is by default, or the one that it is of.
+    cls = type(default) if isinstance(default, base) else base
+    if inspect.isabstract(cls):
+        raise _OtherwiseError
+    return _filled(cls, value, default)

@@ -1,0 +1,167 @@
+"""Specs straight from plain data are those that jsonargparse makes of it, or it is left to that."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import tiny
+
+from mmformer import config
+from mmformer.bundle import Transforms
+from mmformer.cli.options import merged
+from mmformer.config import build, make_parser, parse, read_yaml, to_data
+from mmformer.data.image_transform import ImageTransformSpec
+from mmformer.errors import InputError
+from mmformer.models.model import ModelSpec
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.mamba import MambaSpec
+from mmformer.nn.stack import StackSpec
+from mmformer.plain import straight
+from mmformer.schema import check_layout, defaults_of, fields_of, has_spec, is_family, members, without_null
+from mmformer.training.run import RunSpec, TrainerSpec
+
+CONFIGS = tiny.ROOT / "configs"
+FILES = [
+    *((RunSpec, file) for file in sorted((CONFIGS / "runs").glob("*.yaml"))),
+    *((ModelSpec, file) for file in sorted((CONFIGS / "models").glob("*.yaml"))),
+    *((StackSpec, file) for file in sorted((CONFIGS / "stacks").glob("*.yaml"))),
+]
+
+
+def by_the_parser(spec: type, data: dict[str, Any]) -> Any:
+    """What ``parse`` would do without."""
+    check_layout(spec, data, "")
+    parser = make_parser(spec)
+    return build(parser, parser.parse_object(copy.deepcopy(config._whole(spec, data))), spec)
+
+
+def data_of(spec: type, file: Path) -> dict[str, Any]:
+    return merged(spec, [("config", str(file))]) if spec is RunSpec else read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("spec", "file"), FILES, ids=lambda value: getattr(value, "stem", getattr(value, "__name__", ""))
+)
+def test_every_file_is_taken(spec: type, file: Path) -> None:
+    """And what is written of it, as bundles and runs have it."""
+    made = straight(spec, data_of(spec, file))
+    assert made is not None
+    assert repr(straight(spec, to_data(made))) == repr(made)
+
+
+@pytest.mark.parametrize(
+    ("spec", "data"),
+    [
+        (LayerSpec, {"mixer": {"class_path": "AttentionSpec", "init_args": {"heads": 4, "dropout": 0}}}),
+        (LayerSpec, {"mixer": "MambaSpec", "feedforward": None, "norm": {"eps": "1e-3"}}),
+        (TrainerSpec, {"max_steps": 3, "gradient_clip_val": 1, "precision": "bf16-mixed"}),
+        (ImageTransformSpec, {"size": [3, 4], "fill": [0, 1, 2]}),
+        (MambaSpec, {"steps": [1, 2.5]}),
+        (Transforms, {"classes": {"colour": ["red", "null", "1"]}, "image": {"size": [8, 8]}}),
+    ],
+)
+def test_it_is_what_the_parser_makes(spec: type, data: dict[str, Any]) -> None:
+    found = straight(spec, data)
+    assert found is not None
+    assert repr(found) == repr(by_the_parser(spec, data))
+
+
+def test_arguments_alone_change_what_the_default_has() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Holder:
+        attention: AttentionSpec = dataclasses.field(default_factory=lambda: AttentionSpec(8, dropout=0.5))
+
+    data: dict[str, Any] = {"attention": {"bias": False}}
+    assert straight(Holder, data) == Holder(AttentionSpec(8, dropout=0.5, bias=False)) == by_the_parser(Holder, data)
+
+
+@pytest.mark.parametrize(
+    ("spec", "data"),
+    [
+        (AttentionSpec, {"heads": "4"}),
+        (AttentionSpec, {"heads": True}),
+        (AttentionSpec, {"heads": 4.0}),
+        (AttentionSpec, {"heads": 4, "bias": "no"}),
+        (ModelSpec, {"encoders": {}}),
+        (AttentionSpec, {"heads": 0}),
+        (LayerSpec, {"mixer": {"heads": 4}, "norm": None}),
+        (TrainerSpec, {"max_steps": 3, "precision": "16"}),
+        (ImageTransformSpec, {"size": [3, 4, 5]}),
+        (ImageTransformSpec, {"size": "3"}),
+    ],
+)
+def test_anything_else_is_left_to_the_parser(spec: type, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert straight(spec, data) is None
+
+    def outcome() -> str:
+        try:
+            return repr(parse(spec, data, "a.yaml"))
+        except InputError as error:
+            return str(error)
+
+    said = outcome()
+    monkeypatch.setattr(config, "straight", lambda spec, data: None)
+    assert outcome() == said
+
+
+def specs(found: dict[type, None], cls: type) -> None:
+    """All specs that a spec may be made of."""
+    if cls not in found:
+        found[cls] = None
+        for hint in get_type_hints(cls).values():
+            for inner in inside(hint):
+                for member in members(inner) if is_family(inner) else [inner]:
+                    specs(found, member)
+
+
+def inside(hint: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(hint):
+        yield hint  # type: ignore[misc]
+    for inner in get_args(hint):
+        yield from inside(inner)
+
+
+def partly(cls: type) -> Iterator[dict[str, Any]]:
+    """Each field that is a spec by itself: empty, with one of its values, by its class."""
+    for name, default in defaults_of(cls).items():
+        base = without_null(fields_of(cls, cls)[name])
+        if not isinstance(base, type) or not has_spec(base):
+            continue
+        yield {name: {}}
+        for sub in {type(default) if isinstance(default, base) else base, base}:
+            plain = [at for at, hint in fields_of(sub, sub).items() if not has_spec(hint) and at in defaults_of(sub)]
+            yield from ({name: {at: to_data(defaults_of(sub)[at])}} for at in plain[:1])
+            if is_family(base) and not inspect.isabstract(sub):
+                yield from ({name: sub.__name__}, {name: {"class_path": sub.__name__}})
+
+
+@pytest.mark.slow
+def test_both_make_the_same_of_every_spec_and_every_file() -> None:
+    found: dict[type, None] = {}
+    for root in (RunSpec, ModelSpec, Transforms):
+        specs(found, root)
+    given = {int: 4, float: 1, str: "image"}
+    tried = 0
+    for cls in found:
+        needed = {name: fields_of(cls, cls)[name] for name in fields_of(cls, cls) if name not in defaults_of(cls)}
+        if inspect.isabstract(cls) or not set(needed.values()) <= set(given):
+            continue
+        for data in partly(cls):
+            whole = {name: given[hint] for name, hint in needed.items()} | data
+            try:
+                expected = by_the_parser(cls, whole)
+            except (InputError, ValueError, config.ArgumentError):
+                assert straight(cls, whole) is None
+                continue
+            assert repr(straight(cls, whole)) == repr(expected), (cls, whole)
+            tried += 1
+    assert tried > 100
+    for spec, file in FILES:
+        assert repr(straight(spec, data_of(spec, file))) == repr(by_the_parser(spec, data_of(spec, file))), file
