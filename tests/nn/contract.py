@@ -12,10 +12,11 @@ import functools
 import inspect
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -362,6 +363,17 @@ def covering_array() -> tuple[Case, ...]:
         cases.append(Case(**best))
         missing -= covered
     return tuple(cases)
+
+
+def few_are_fast(cases: Sequence[Case]) -> list[Any]:
+    """Parameters of a test: the cases, slow but for few in which every level of every factor is (greedy)."""
+    absent = {(name, getattr(case, name)) for case in cases for name in FACTORS}
+    few: set[str] = set()
+    while absent:
+        best = max(cases, key=lambda case: sum((name, getattr(case, name)) in absent for name in FACTORS))
+        few.add(str(best))
+        absent -= {(name, getattr(best, name)) for name in FACTORS}
+    return [case if str(case) in few else pytest.param(case, marks=pytest.mark.slow) for case in cases]
 
 
 MASKS = ("order", "padded", "packed")

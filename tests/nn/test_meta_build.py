@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contract import POOLS, WIDTH, Case, covering_array, make_inputs
+from contract import POOLS, WIDTH, Case, covering_array, few_are_fast, make_inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.pool import PoolSpec
-from mmformer.nn.stack import StackSpec
 from mmformer.types import Tokens
 
 META = torch.device("meta")
-SPECS: dict[str, StackSpec | PoolSpec] = {**{str(case): case.spec for case in covering_array()}, **POOLS}
+CASES = few_are_fast(covering_array())
 
 
-def build(spec: StackSpec | PoolSpec) -> nn.Module:
-    return spec.build() if isinstance(spec, StackSpec) else spec.build(WIDTH)
+def build(made: Case | str) -> nn.Module:
+    """A stack, or the pool of a name."""
+    return made.spec.build() if isinstance(made, Case) else POOLS[made].build(WIDTH)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -26,13 +25,13 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in (*module.named_parameters(), *module.named_buffers())}
 
 
-def spread(spec: StackSpec | PoolSpec, key: str, meta: bool) -> float:
+def spread(made: Case | str, key: str, meta: bool) -> float:
     """The standard deviation of what a parameter is given, over several draws."""
     drawn = []
     for seed in range(3 + 10 * meta, 11 + 10 * meta):
         torch.manual_seed(seed)
         with META if meta else torch.device("cpu"):
-            module = build(spec)
+            module = build(made)
         for part in module.to_empty(device="cpu").modules() if meta else ():
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
@@ -40,11 +39,11 @@ def spread(spec: StackSpec | PoolSpec, key: str, meta: bool) -> float:
     return float(torch.stack(drawn).std())
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_built_on_meta_then_initialised_is_built(name: str) -> None:
+@pytest.mark.parametrize("made", [*CASES, *POOLS], ids=str)
+def test_built_on_meta_then_initialised_is_built(made: Case | str) -> None:
     """``reset_parameters`` of every module that has it leaves nothing as it was allocated."""
     with META:
-        module = build(SPECS[name])
+        module = build(made)
     assert all(tensor.is_meta for tensor in state(module).values())
     module.to_empty(device="cpu")
     with torch.no_grad():
@@ -55,9 +54,9 @@ def test_built_on_meta_then_initialised_is_built(name: str) -> None:
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
     torch.manual_seed(1)
-    expected = state(build(SPECS[name]))
+    expected = state(build(made))
     torch.manual_seed(2)
-    another = state(build(SPECS[name]))
+    another = state(build(made))
     assert state(module).keys() == expected.keys()
     for key, tensor in state(module).items():
         other = expected[key]
@@ -67,7 +66,7 @@ def test_built_on_meta_then_initialised_is_built(name: str) -> None:
             assert not torch.equal(tensor, other), f"{key} is not drawn"
             ratio, few = float(tensor.std() / other.std()), tensor.numel() < 64
             if not few and not 0.75 < ratio < 1.33:  # of few numbers by chance: so asked of many
-                ratio = spread(SPECS[name], key, meta=True) / spread(SPECS[name], key, meta=False)
+                ratio = spread(made, key, meta=True) / spread(made, key, meta=False)
             assert few or 0.75 < ratio < 1.33, f"{key} is spread {ratio:.2f} times as wide"
         else:
             assert torch.equal(tensor, other), key
@@ -77,7 +76,7 @@ def to_meta(tokens: Tokens | None) -> Tokens | None:
     return None if tokens is None else Tokens(*(None if t is None else t.to(META) for t in tokens))
 
 
-@pytest.mark.parametrize("case", covering_array(), ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_nothing_is_made_on_another_device(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks, tables and biases are made where the tokens are: whole passes and cached ones, with meta as the device."""
     attend, devices = F.scaled_dot_product_attention, set()
