@@ -91,6 +91,13 @@ def of_first(x: Tensor) -> Tensor:
     return value
 
 
+def of_first_number(value: float, device: torch.device | str = "cpu") -> float:
+    """The first process's number, everywhere, to the bit."""
+    if world_size() == 1:  # its device may know no such numbers, as Apple's do not
+        return value
+    return float(of_first(torch.tensor(value, dtype=torch.float64, device=device)))
+
+
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """Whether the flag is set in any process."""
     if world_size() == 1:

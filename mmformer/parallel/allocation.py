@@ -11,23 +11,27 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.parallel.sharding import local_part, pipeline_of, sharded_as
 
 
-def allocate(model: Model, seed: int, device: torch.device) -> None:
+def allocate(model: Model, seed: int, device: torch.device, offloaded: bool = False) -> None:
     """Give a model that is spread, and has no data yet, its first weights: this process's parts of one process's.
 
     Each module is drawn whole, and let go once it was cut: besides its parts, a process holds the largest of them.
+
+    Args:
+        device: where the model computes.
+        offloaded: parameters are in main memory (``shard``).
     """
-    # What spreading made has data, which to_empty would lose.
-    made = [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-        if not buffer.is_meta
-    ]
-    model.to_empty(device=device)
-    if (stages := pipeline_of(model)) is not None:
-        stages.empty_others()
-    for module, name, buffer in made:
-        setattr(module, name, buffer.to(device))
+    kept = torch.device("cpu") if offloaded else device
+    stages = pipeline_of(model)
+    elsewhere = set() if stages is None else stages.elsewhere
+
+    def given(value: Tensor) -> Tensor:
+        """Data for what has none, but for what only other stages have. What spreading made keeps its own."""
+        if value in elsewhere:
+            return value
+        place = kept if isinstance(value, nn.Parameter) else device
+        return torch.empty_like(value, device=place) if value.is_meta else value.to(place)
+
+    model._apply(given)  # type: ignore[no-untyped-call]
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.device("meta"):
         twin = model.spec.build()

@@ -56,6 +56,7 @@ def _over_mesh(square: Tensor, mesh: Any, sharded: tuple[bool, ...]) -> Tensor:
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     parts = [Partial() if each else Replicate() for each in sharded]
+    square = square.to(mesh.device_type)  # from which processes send, wherever gradients are
     return DTensor.from_local(square, mesh, parts, run_check=False).full_tensor()
 
 

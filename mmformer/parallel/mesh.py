@@ -81,6 +81,9 @@ class ParallelSpec:
             (queries with keys and values, gates with units), each pass moves rows of weights between the processes, so
             that parameters are stored in one process's order whatever ``tensor`` is: bytes that do not grow with the
             batch.
+        cpu_offload: keep what ``shard`` shares out, parameters and the optimizer's state, in main memory, where the
+            optimizer updates it too; a layer's parameters come to the GPU as it runs (FSDP2's CPUOffloadPolicy). On
+            CPUs, where all is in main memory, it changes nothing. Goes with ``data``, ``context`` and ``tensor``.
         activation_checkpointing: compute layers' activations again in the backward pass, to save memory; None: keep
             them.
         compile: make a program of fused operations of each layer (torch.compile) when it first runs, which takes from
@@ -94,6 +97,7 @@ class ParallelSpec:
     context: int = 1
     context_method: ContextMethod = "gather"
     tensor: int = 1
+    cpu_offload: bool = False
     activation_checkpointing: ActivationCheckpointingSpec | None = None
     compile: bool = False
 
@@ -103,6 +107,9 @@ class ParallelSpec:
         require(self.context_method in get_args(ContextMethod), self, "context_method", "'gather' or 'ulysses'")
         chosen = self.context > 1 or self.context_method == "gather"
         require(chosen, self, "context_method", "left alone where context is 1")
+        require(self.shard > 1 or not self.cpu_offload, self, "cpu_offload", "false where shard is 1")
+        with_it = self.pipeline == self.expert == 1  # gradients of tables in two stages, and of experts, are apart
+        require(with_it or not self.cpu_offload, self, "cpu_offload", "false beside pipeline and expert")
         again = self.activation_checkpointing
         whole = again is None or again.keep == "nothing"  # what a program makes on the way cannot be told apart
         require(
@@ -195,9 +202,13 @@ def readers_of(mesh: DeviceMesh) -> ProcessGroup | None:
     return _along(mesh, READING)
 
 
-def holders_of(mesh: DeviceMesh) -> ProcessGroup | None:
-    """The processes that have different tokens, parts of rows among them; otherwise as ``readers_of``."""
-    return _along(mesh, (*READING, "context"))
+def holders_of(mesh: DeviceMesh, readers: ProcessGroup | None) -> ProcessGroup | None:
+    """The processes that have different tokens, parts of rows among them; otherwise as ``readers_of``.
+
+    Args:
+        readers: what that has said, which are these where rows are whole.
+    """
+    return readers if mesh["context"].size() == 1 else _along(mesh, (*READING, "context"))
 
 
 def _along(mesh: DeviceMesh, names: Sequence[str]) -> ProcessGroup | None:

@@ -14,6 +14,7 @@ gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
+from mmformer.errors import InputError
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
 from mmformer.nn.stack import Stack
@@ -58,18 +60,15 @@ class Pipeline:
         self._groups = {held: _group_of(mesh, held) for held in sorted(set(self._shared.values()))}
         self._turns: Iterator[tuple[int, Text]] = iter(())  # the micro-batches that are to come, in their order
         self._ending: Ending = lambda number, x: x
-        self.empty_others()
-
-    def empty_others(self) -> None:
-        """Leave without data what only other stages have."""
         for name, held in self.holders.items():
             if self.stage not in held:
-                _empty(self.model, name)
+                _empty(model, name)
 
     @property
-    def elsewhere(self) -> set[nn.Parameter]:
-        """The parameters that only other stages have."""
-        return {own for name, own in self.model.named_parameters() if self.stage not in self.holders[name]}
+    def elsewhere(self) -> set[Tensor]:
+        """The parameters and buffers that only other stages have."""
+        every = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return {every[name] for name, held in self.holders.items() if self.stage not in held and name in every}
 
     @property
     def is_last(self) -> bool:
@@ -85,14 +84,16 @@ class Pipeline:
         """
         stage = self._begin(texts, ending, torch.empty((), device="meta"))
         schedule = Schedule1F1B(stage, len(texts), lambda loss, _: loss, scale_grads=False)
-        schedule.step(target=torch.arange(len(texts)), return_outputs=False)  # a target is not left out
+        with _refusals():
+            schedule.step(target=torch.arange(len(texts)), return_outputs=False)  # a target is not left out
         self._add_shared_gradients()
 
     def measure(self, text: Text, ending: Callable[[Tensor], Tensor]) -> Tensor:
         """What the last stage makes of a text, B in float64, in all stages."""
         made = torch.empty(len(text.ids), dtype=torch.float64, device="meta")
         stage = self._begin([text], lambda _, x: ending(x), made)
-        measured = ScheduleGPipe(stage, 1, scale_grads=False).step()
+        with _refusals():
+            measured = ScheduleGPipe(stage, 1, scale_grads=False).step()
         return self.told(measured if self.is_last else made, self.stages - 1)
 
     def run(self, *entered: Tensor) -> Tensor:
@@ -134,6 +135,17 @@ class Pipeline:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(local_part(parameter.grad), group=self._groups[held])
             parameter.grad.lent = self.stage != held[0]  # type: ignore[attr-defined]  # see ``clipping.py``
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a stage refuses inside is raised as it is: PyTorch makes other errors of all that happens in a stage."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise
 
 
 def cut(model: Model, mesh: Any) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mmformer import collectives
 from mmformer.adapters.adapter import Adapted
 from mmformer.adapters.merge import adapt_alike
 from mmformer.models.model import Model
@@ -29,6 +30,7 @@ def spread(
     dtype: torch.dtype = torch.float32,
     context_method: ContextMethod = "gather",
     compiled: bool = False,
+    offloaded: bool = False,
 ) -> None:
     """Spread a model in place over a mesh (``parallel/mesh.py``); activation checkpointing comes before it.
 
@@ -39,6 +41,7 @@ def spread(
         dtype: what autocast computes products in; see ``shard``.
         context_method: how attention reaches places of other processes, where the mesh shares them out.
         compiled: whether layers are compiled (``parallel/compiling.py``), before they are sharded.
+        offloaded: see ``shard``.
     """
     if mesh["pipeline"].size() > 1:
         from mmformer.parallel.pipeline import cut
@@ -61,13 +64,17 @@ def spread(
         compile_layers(model)
     if (held := parameters_mesh(mesh)) is not None:
         # What is done as the maps of a group begin and end would cut a layer's program into pieces.
-        shard(model, held, torch.float32 if compiled else dtype, experts)
+        shard(model, held, torch.float32 if compiled else dtype, experts, offloaded)
     for stack in model.stacks.values():
         stack.may_stop = False  # type: ignore[assignment]  # all processes run a layer, or none does
 
 
 def shard(
-    model: Model, mesh: Any, dtype: torch.dtype = torch.float32, spread: frozenset[nn.Parameter] = frozenset()
+    model: Model,
+    mesh: Any,
+    dtype: torch.dtype = torch.float32,
+    spread: frozenset[nn.Parameter] = frozenset(),
+    offloaded: bool = False,
 ) -> None:
     """Shard a model in place over a mesh: each layer of its stacks by itself, then all the rest together.
 
@@ -82,20 +89,23 @@ def shard(
             replicated.
         dtype: what autocast computes products in.
         spread: parameters of which nothing is left to do.
+        offloaded: each process keeps its part of the parameters, and gets that of the gradients, in main memory.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+    kept = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offloaded else OffloadPolicy()
 
     stages = pipeline_of(model)
     elsewhere = set() if stages is None else stages.elsewhere
-    others = elsewhere.union(spread)
+    others = {*spread, *(own for own in elsewhere if isinstance(own, nn.Parameter))}
     for stack in model.stacks.values():
         for layer in stack.layers:  # type: ignore[union-attr]
             if not elsewhere.isdisjoint(layer.parameters()):
                 continue
             if dtype != torch.float32 and (maps := _rounded_maps(layer, spread)):
-                fully_shard(maps, mesh=mesh, mp_policy=gathered_in(dtype))
-            fully_shard(layer, mesh=mesh, ignored_params=others)
-    fully_shard(model, mesh=mesh, ignored_params=others)
+                fully_shard(maps, mesh=mesh, mp_policy=gathered_in(dtype), offload_policy=kept)
+            fully_shard(layer, mesh=mesh, ignored_params=others, offload_policy=kept)
+    fully_shard(model, mesh=mesh, ignored_params=others, offload_policy=kept)
 
 
 def gathered_in(dtype: torch.dtype) -> Any:
@@ -155,9 +165,13 @@ def by_mesh(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A sharded tensor as a whole one; every process has to ask. Any other tensor is returned as it is."""
-    full = getattr(value, "full_tensor", None)
-    return value if full is None else full()
+    """A sharded tensor as a whole one; every process has to ask. Any other tensor is returned as it is.
+
+    It is on the devices of the mesh, which is what processes send from, also where its parts are in main memory.
+    """
+    mesh = mesh_of(value)
+    gathered: Tensor = value if mesh is None else value.to(mesh.device_type).full_tensor()  # type: ignore[attr-defined]
+    return gathered
 
 
 def local_part(value: Tensor) -> Tensor:
@@ -172,7 +186,8 @@ def sharded_as(value: Tensor, like: Tensor) -> Tensor:
 
     if not isinstance(like, DTensor):
         return value
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    spread = distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return spread.to(like.device)  # which may be main memory
 
 
 def drop_gathered(model: nn.Module) -> None:
@@ -184,20 +199,28 @@ def drop_gathered(model: nn.Module) -> None:
             module.reshard()
 
 
-def whole_model(model: Model) -> Model:
-    """A model of its own on the CPU with the weights of one that is spread; every process has to ask, and gets it.
+def whole_state(model: Model) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of a model that is spread, as one process has it, by its name; every process has to ask for all."""
+    stages = pipeline_of(model)
+    for name, value in model.state_dict().items():
+        own = value if value.is_meta else whole(value.detach())
+        yield name, own if stages is None else stages.told(own, stages.holders[name][0])
 
-    A model that is not spread is returned itself.
+
+def whole_model(model: Model) -> Model | None:
+    """A model of its own on the CPU with the weights of one that is spread; every process has to ask.
+
+    The first process gets it, the others None: besides its parts, each of these holds one whole tensor at a time. A
+    model that is not spread is returned itself.
     """
     if not is_spread(model):
         return model
+    if collectives.rank() > 0:
+        for _ in whole_state(model):
+            pass
+        return None
     with torch.device("meta"):
         copy = model.spec.build()
         adapt_alike(copy, model)
-    stages = pipeline_of(model)
-    state = {}
-    for name, value in model.state_dict().items():
-        own = value if value.is_meta else whole(value.detach())
-        state[name] = (own if stages is None else stages.told(own, stages.holders[name][0])).cpu()
-    copy.load_state_dict(state, assign=True)
+    copy.load_state_dict({name: value.cpu() for name, value in whole_state(model)}, assign=True)
     return copy.train(model.training)

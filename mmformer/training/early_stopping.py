@@ -6,7 +6,6 @@ import math
 import sys
 
 import pytorch_lightning as pl
-import torch
 
 from mmformer import collectives
 from mmformer.training.checkpoint import Checkpoint
@@ -35,7 +34,7 @@ class EarlyStopping(pl.Callback):
         assert isinstance(pl_module, TrainingTask)
         value = scores[self.spec.score].value * (1 if self.spec.mode == "max" else -1)
         # One decision: where scores differ in their last bit, some would go on and some would not.
-        value = float(collectives.of_first(torch.tensor(value, device=pl_module.device, dtype=torch.float64)))
+        value = collectives.of_first_number(value, pl_module.device)
         if value > self.best + self.spec.least:  # never where it is not a number
             self.best, self.waited = value, 0
         else:

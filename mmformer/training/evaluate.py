@@ -19,7 +19,6 @@ from mmformer.evaluation.rows import of_all_ranks
 from mmformer.models.model import Model
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle
-from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
 
@@ -60,7 +59,7 @@ class Evaluation(pl.Callback):
             return
         value = scores[name].value * (1 if self.run.checkpoint.mode == "max" else -1)
         # One decision: where scores differ in their last bit, some would gather the model and some would not.
-        value = float(collectives.of_first(torch.tensor(value, device=task.device)))
+        value = collectives.of_first_number(value, task.device)
         if math.isnan(value):
             return
         order = sorted({**self.top, step: value}.items(), key=lambda entry: (-entry[1], entry[0]))  # the earlier first
@@ -68,7 +67,7 @@ class Evaluation(pl.Callback):
         if step not in self.top:
             return
         whole = whole_model(task.built)
-        if is_first():
+        if whole is not None:
             folders = [self.output / "top" / f"step-{step:09d}"] if keep > 1 else []
             folders += [self.output / "best"] if step == order[0][0] else []
             for folder in folders:

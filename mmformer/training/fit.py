@@ -156,7 +156,7 @@ def _train(
             raise KeyboardInterrupt
         end.enter_context(task.averaged())
         model = whole_model(task.built)
-        return model.cpu() if is_first() else None
+        return None if model is None else model.cpu()
 
 
 def _trainer(run: RunSpec, output: Path, first_step: int, io: StateIO, callbacks: list[Callback]) -> pl.Trainer:

@@ -111,7 +111,8 @@ class MeshStrategy(ModelParallelStrategy):
         # It advises on how single numbers are added up, and on what is gathered for a bundle.
         logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
         self.lightning_module._device_mesh = self._device_mesh  # where the task asks for it
-        collectives.divide_batches(readers_of(self._device_mesh), holders_of(self._device_mesh))
+        readers = readers_of(self._device_mesh)
+        collectives.divide_batches(readers, holders_of(self._device_mesh, readers))
         collectives.divide_model(stages_of(self._device_mesh), self.root_device)
 
     def setup(self, trainer: pl.Trainer) -> None:

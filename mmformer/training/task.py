@@ -96,9 +96,10 @@ class TrainingTask(pl.LightningModule):
             if not self.in_parts:
                 self.model.to(device)
             parallel = self.run.parallel
-            spread(self.model, self.device_mesh, dtype, parallel.context_method, parallel.compile)
+            offloaded = parallel.cpu_offload
+            spread(self.model, self.device_mesh, dtype, parallel.context_method, parallel.compile, offloaded)
             if self.in_parts:
-                allocate(self.model, self.run.seed, device)
+                allocate(self.model, self.run.seed, device, offloaded)
                 self.loaded.give(self.model)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)

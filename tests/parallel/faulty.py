@@ -49,6 +49,26 @@ def spoil(kind: str, update: int) -> None:
     TrainingTask.training_step = faulty  # type: ignore[method-assign]
     if kind == "nan":
         TrainingTask.manual_backward = poisoned  # type: ignore[method-assign]
+        spoil_stages(update)
+
+
+def spoil_stages(update: int) -> None:
+    """Have the last stage of a pipeline go on from a loss that is no number, in an update."""
+    from mmformer.parallel.pipeline import Pipeline  # takes a while to import
+
+    step, train = TrainingTask.training_step, Pipeline.train
+    updates = 0
+
+    def counted(self: TrainingTask, batch: Any, batch_idx: int) -> None:
+        nonlocal updates
+        updates = self.global_step + 1
+        step(self, batch, batch_idx)
+
+    def poisoned(self: Pipeline, texts: Any, ending: Any) -> None:
+        train(self, texts, lambda *given: ending(*given) * (float("nan") if updates == update else 1.0))
+
+    TrainingTask.training_step = counted  # type: ignore[method-assign]
+    Pipeline.train = poisoned  # type: ignore[method-assign]
 
 
 ACTS = {

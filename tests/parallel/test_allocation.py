@@ -13,9 +13,11 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import save_file
 from tiny import tiny_batch, tiny_model
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mmformer.models.decoder import DecoderSpec
 from mmformer.models.first_weights import drawn
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
@@ -28,7 +30,9 @@ from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.parallel.allocation import allocate, folded
 from mmformer.parallel.mesh import ParallelSpec, make_mesh
-from mmformer.parallel.sharding import local_part, spread, whole
+from mmformer.parallel.sharding import local_part, spread, whole_model, whole_state
+from mmformer.tokenizers.text import TextTokensSpec
+from mmformer.tokenizers.vocabulary import SpecialIds
 from mmformer.training.initial import InitialSpec, choose_initial
 
 WORLD, SEED, WIDTH, DEPTH = 2, 3, 64, 40
@@ -101,9 +105,16 @@ def work(rank: int, folder: str) -> None:
         with Held() as held:
             allocate(model, SEED, torch.device("cpu"))
             loaded.give(model)
-        own, largest = sizes(model)
+        with Held() as gathering:
+            gathered = whole_model(model)
         found.append(
-            ({name: whole(value).clone() for name, value in model.state_dict().items()}, held.most, own, largest)
+            (
+                {name: value.clone() for name, value in whole_state(model)},
+                held.most,
+                *sizes(model),
+                None if gathered is None else gathered.state_dict(),
+                gathering.most,
+            )
         )
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
@@ -137,10 +148,37 @@ def test_weights_are_those_of_one_process_to_the_bit(index: int, told: list[Any]
 def test_no_process_holds_the_whole(told: list[Any]) -> None:
     total = sum(value.nbytes for value in built().state_dict().values())
     for each in told:
-        _, most, own, largest = each[0]
+        _, most, own, largest, *_ = each[0]
         assert own < 0.6 * total
         # A module as it is drawn, and as it is cut.
         assert most < own + 2 * largest < total
+
+
+def test_one_process_alone_brings_the_whole_together(told: list[Any]) -> None:
+    """The others hold a tensor at a time, as it is gathered and as it is whole."""
+    (*_, state, most), (*_, nothing, least) = (each[0] for each in told)
+    assert state.keys() == expected().keys() and all(torch.equal(state[name], v) for name, v in expected().items())
+    assert nothing is None
+    total, largest = (how(value.nbytes for value in expected().values()) for how in (sum, max))
+    assert most >= total and least <= 3 * largest < 0.6 * total
+
+
+def test_a_stage_holds_its_own_layers_alone() -> None:
+    """Of two, the second, which is never given data for the layers of the first."""
+    words = TextTokensSpec(None, 16, rows=48, ids=SpecialIds(bos=0, eos=(1,)))
+    stack = StackSpec(WIDTH, DEPTH, LayerSpec(AttentionSpec(2)))
+    with torch.device("meta"):
+        model = ModelSpec({"words": stack}, {}, {"words": DecoderSpec(words, "words")}, {}).build()
+    total = sum(value.nbytes for value in model.parameters())
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        spread(model, make_mesh(ParallelSpec(pipeline=2), "cpu"))
+        with Held() as held:
+            allocate(model, SEED, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+    assert 0 < sum(value.nbytes for value in model.parameters() if not value.is_meta) < 0.6 * total
+    assert held.most < 0.7 * total
 
 
 def test_a_model_without_data_draws_what_one_with_data_does() -> None:

@@ -68,7 +68,8 @@ def peers(part: slice) -> dict[str, Tensor]:
     summed = collectives.sum_over_ranks({"one": torch.ones(())})["one"]
     assert collectives.gather_rows(x) is x and collectives.pass_on(x) == (x,) and collectives.gather_values(1) == [1]
     told = torch.tensor(float(collectives.any_rank(collectives.rank() == 1)))
-    return {"summed": summed, "told": told, "first": collectives.of_first(torch.tensor(float(collectives.rank())))}
+    number = collectives.of_first_number(0.1 + collectives.rank())
+    return {"summed": summed, "told": told, "first": torch.tensor(number, dtype=torch.float64)}
 
 
 def work(rank: int, folder: str) -> None:
@@ -112,7 +113,7 @@ def test_rows_are_gathered_in_order_and_their_gradients_added(both: list[Any]) -
 
 def test_peers_share_decisions_and_no_sums(both: list[Any]) -> None:
     for each in both:
-        assert {name: float(value) for name, value in each["peers"].items()} == {"summed": 1, "told": 1, "first": 0}
+        assert {name: float(value) for name, value in each["peers"].items()} == {"summed": 1, "told": 1, "first": 0.1}
 
 
 def test_one_process_is_told_nothing_new() -> None:
@@ -122,4 +123,5 @@ def test_one_process_is_told_nothing_new() -> None:
     assert collectives.gather_rows(x) is x
     assert collectives.pass_on(x) == (x,)
     assert collectives.sum_over_ranks({"a": x}) == {"a": x}
+    assert collectives.of_first_number(0.1, "mps") == 0.1, "nothing is made on a device, which may have no such numbers"
     collectives.barrier()

@@ -43,7 +43,7 @@ from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.context import cut_stack
 from mmformer.parallel.dividing import ContextMethod, check_context
 from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, parameters_mesh, readers_of
-from mmformer.parallel.sharding import spread, whole_model
+from mmformer.parallel.sharding import spread, whole_state
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import EMASpec
@@ -160,9 +160,9 @@ def trained(model: Model, parts: int, updates: int) -> dict[str, Any]:
         if step % 10 == 1:
             scores = evaluate(model, [batch], {"p": PerplexitySpec("words")}, model.spec.text_encoders())
             found["perplexity"].append(scores["p/perplexity"].value)
-    found |= {f"weight of {name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+    found |= {f"weight of {name}": value.clone() for name, value in whole_state(model)}
     with average.applied(model):
-        found |= {f"average of {name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+        found |= {f"average of {name}": value.clone() for name, value in whole_state(model)}
     return found
 
 
@@ -184,7 +184,7 @@ def work(rank: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     mesh = make_mesh(ParallelSpec(context=WORLD), "cpu")
-    collectives.divide_batches(readers_of(mesh), holders_of(mesh))
+    collectives.divide_batches(readers := readers_of(mesh), holders_of(mesh, readers))
     found: dict[str, Any] = {"numbers": (collectives.data_rank(), collectives.token_rank())}
     for method in METHODS:
         found[method] = told(built(), method, mesh), models(method, mesh)
@@ -282,9 +282,13 @@ def test_models_with_encoders_are_refused() -> None:
 def test_replicas_share_parameters_along_two_dimensions() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=16)
     try:
-        held = parameters_mesh(make_mesh(ParallelSpec(data=2, shard=2, context=2, tensor=2), "cpu"))
+        mesh = make_mesh(ParallelSpec(data=2, shard=2, context=2, tensor=2), "cpu")
+        held = parameters_mesh(mesh)
         assert held is not None
         assert held.mesh.tolist() == [[0, 2, 4, 6], [8, 10, 12, 14]]
+        readers, whole = readers_of(mesh), make_mesh(ParallelSpec(shard=8, tensor=2), "cpu")
+        assert holders_of(mesh, readers) is not readers
+        assert holders_of(whole, (alike := readers_of(whole))) is alike
     finally:
         dist.destroy_process_group()
 

@@ -27,7 +27,7 @@ from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpo
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.dividing import check_experts
 from mmformer.parallel.mesh import ParallelSpec, make_mesh, readers_of
-from mmformer.parallel.sharding import local_part, spread, whole_model
+from mmformer.parallel.sharding import local_part, spread, whole_state
 from mmformer.training.accumulate import accumulate
 from mmformer.training.average import EMASpec
 from mmformer.training.norms import gradient_norms
@@ -102,12 +102,12 @@ def trained(model: Model, parts: int = 1) -> dict[str, Tensor]:
         told = losses | gradient_norms(model) | {"norm": clip_gradients(model.parameters(), 0.5)}
         found |= {f"{step}/{name}": value for name, value in told.items()}
         optimizer.step()
-        rebalance(excess)
+        rebalance(excess, collectives.data_world_size())
         average.update(model, step)
         if step in (1, STEPS):
-            found |= {f"{step}/weight/{name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+            found |= {f"{step}/weight/{name}": value.clone() for name, value in whole_state(model)}
             with average.applied(model):
-                own = whole_model(model).state_dict()
+                own = dict(whole_state(model))
                 found |= {f"{step}/average/{name}": value.clone() for name, value in own.items()}
     return found
 

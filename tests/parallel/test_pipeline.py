@@ -11,127 +11,26 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from staged import HEADS, STACKS, TABLE, WORDS, Training, assert_same, copied, language_model
 from tiny import tiny_model
-from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mmformer import collectives
 from mmformer.errors import InputError
-from mmformer.models.decoder import Decoder, DecoderSpec
+from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import Model, ModelSpec
-from mmformer.nn.attention import AttentionSpec
-from mmformer.nn.bias import RelativeBucketPositionSpec
-from mmformer.nn.feedforward import GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
-from mmformer.nn.norm import RMSNormSpec
-from mmformer.nn.position import LearnedPositionSpec
-from mmformer.nn.rotary import RotaryPositionSpec
 from mmformer.nn.sharing import SharingSpec
-from mmformer.nn.stack import StackSpec
-from mmformer.objectives.captioning import CaptioningSpec
-from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpoint_layers
-from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of, stages_of
-from mmformer.parallel.sharding import pipeline_of, spread, whole_model
+from mmformer.parallel.sharding import pipeline_of
 from mmformer.parallel.stages import check_pipeline, spans
-from mmformer.tokenizers.text import TextTokensSpec
-from mmformer.tokenizers.vocabulary import SpecialIds
-from mmformer.training.accumulate import accumulate
-from mmformer.training.average import EMASpec
-from mmformer.training.layouts import by_name, held, load_parts, load_whole, read_parts
-from mmformer.training.norms import ActivationNorms, gradient_norms
-from mmformer.training.optimizers.adamw import AdamWSpec
-from mmformer.training.optimizers.muon import MuonSpec
-from mmformer.training.optimizers.optimizer import OptimizerSpec
+from mmformer.training.layouts import held, load_parts, load_whole, read_parts
 from mmformer.training.writing_state import write_part
-from mmformer.types import Batch, Text
+from mmformer.types import Text
 
-WORLD, STEPS, HALF, PARTS = 2, 20, 10, 4
-WORDS = TextTokensSpec(None, 16, rows=48, ids=SpecialIds(bos=0, eos=(1,)))
-LENGTHS = torch.tensor([4, 1, 13, 2, 1, 3, 2, 5])
-HEADS = AttentionSpec(2)
-
-# As GPT-2, Llama and T5 are: of an odd depth, of two tables of tokens, with biases that all layers ask for.
-STACKS = {
-    "tied": StackSpec(16, 3, LayerSpec(HEADS, GELUFeedForwardSpec(1.0)), LearnedPositionSpec()),
-    "untied": StackSpec(16, 2, LayerSpec(HEADS, SwiGLUFeedForwardSpec(), norm=RMSNormSpec()), RotaryPositionSpec()),
-    "buckets": StackSpec(16, 2, LayerSpec(HEADS, None), RelativeBucketPositionSpec(), input_norm=True),
-}
-# The gradient of keys' biases is zero but for rounding, which a small eps would make steps of.
-OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "tied": AdamWSpec(lr=1e-2, eps=1e-3),
-    "untied": MuonSpec(lr=1e-2, eps=1e-3),
-    "buckets": AdamWSpec(lr=1e-2, eps=1e-3),
-}
-
-
-def language_model(name: str) -> ModelSpec:
-    words = DecoderSpec(WORDS, name, tied=name != "untied", logit_bias=name == "untied", chunk=7)
-    return ModelSpec({name: STACKS[name]}, {}, {"words": words}, {})
-
-
-def texts(step: int) -> Text:
-    """Ids by chance, in rows with uneven numbers of them, the same at the same step."""
-    stream = torch.Generator().manual_seed(step)
-    return Text(
-        torch.randint(2, 48, (len(LENGTHS), 16), generator=stream), LENGTHS[torch.randperm(8, generator=stream)]
-    )
-
-
-class Training(nn.Module):
-    """A model, its averages and its optimizer."""
-
-    def __init__(self, name: str, mesh: Any = None) -> None:
-        super().__init__()
-        self.model = language_model(name).build()
-        self.model.initialise(0)
-        if name == "buckets":
-            checkpoint_layers(self.model, ActivationCheckpointingSpec())
-        if mesh is not None:
-            spread(self.model, mesh)
-        self.average = EMASpec(0.9).build(self.model)
-        self.optimizer = OPTIMIZERS[name].build(self.model)
-
-    def update(self, step: int) -> dict[str, Tensor]:
-        """Learn from micro-batches."""
-        batch = Batch(("",) * len(LENGTHS), {}, text=texts(step))
-        self.optimizer.zero_grad()
-        with ActivationNorms(self.model) as activations:
-            losses = accumulate(
-                self.model, {"write": CaptioningSpec(decoder="words").build()}, {"write": 0.5}, batch, PARTS, backward
-            )
-        norms = gradient_norms(self.model) | activations.read()
-        norm = clip_gradients(self.model.parameters(), 0.1)
-        self.optimizer.step()
-        self.average.update(self.model, step + 1)
-        return losses | norms | {"norm": norm}
-
-    def weights(self) -> dict[str, Tensor]:
-        """Of all stages."""
-        return {name: value.clone() for name, value in whole_model(self.model).state_dict().items()}
-
-    def known(self) -> dict[str, Tensor]:
-        """What has been learned: the weights, their averages, and what those foresee of texts."""
-        found = {f"weight of {name}": value.clone() for name, value in whole_model(self.model).state_dict().items()}
-        with self.average.applied(self.model), torch.no_grad():
-            found |= {
-                f"average of {name}": value.clone() for name, value in whole_model(self.model).state_dict().items()
-            }
-            decoder = self.model.decoders["words"]
-            assert isinstance(decoder, Decoder)
-            (stack,) = self.model.spec.stacks
-            found["nats"] = decoder.nats(texts(0).rows(slice(3)), {}, self.model.stack_of(stack))
-        return found
-
-    def state(self) -> dict[str, Any]:
-        """As of a checkpoint."""
-        optimizer = by_name(self.optimizer.state_dict(), self.optimizer, self)
-        return {"state_dict": held(self), "optimizer_states": [optimizer]}
-
-
-def backward(loss: Tensor) -> None:
-    loss.backward()
+WORLD, STEPS, HALF = 2, 20, 10
 
 
 def work(rank: int, folder: str) -> None:
@@ -139,13 +38,13 @@ def work(rank: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     mesh = make_mesh(ParallelSpec(pipeline=WORLD), "cpu")
-    collectives.divide_batches(readers_of(mesh), holders_of(mesh))
+    collectives.divide_batches(readers := readers_of(mesh), holders_of(mesh, readers))
     collectives.divide_model(stages_of(mesh))
     found: dict[str, Any] = {}
     for name in STACKS:
         training = Training(name, mesh)
         updates = [training.update(step) for step in range(STEPS)]
-        found[name] = {"updates": updates, "known": training.known(), "held": list(held(training.model))}
+        found[name] = {"updates": updates, "known": training.known(), "held": copied(held(training.model))}
         if name == "tied":
             write_part(training.state(), Path(folder, "state"), dist.group.WORLD)  # type: ignore[arg-type]
             resumed, again = Training(name, mesh), Training(name, mesh)
@@ -180,12 +79,6 @@ def told(expected: dict[str, Any]) -> list[Any]:
     return [torch.load(expected["folder"] / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-def assert_same(found: dict[str, Tensor], values: dict[str, Tensor], **close: float) -> None:
-    assert found.keys() == values.keys()
-    for name, value in values.items():
-        torch.testing.assert_close(found[name], value, msg=lambda said, name=name: f"{name}: {said}", **close)
-
-
 @pytest.mark.parametrize("name", STACKS)
 def test_twenty_updates_are_those_of_one_process(name: str, expected: dict[str, Any], told: list[Any]) -> None:
     updates = expected[name]["updates"]
@@ -200,19 +93,16 @@ def test_twenty_updates_are_those_of_one_process(name: str, expected: dict[str, 
 def test_each_stage_has_its_share(expected: dict[str, Any], told: list[Any]) -> None:
     first, last = (set(stage["tied"]["held"]) for stage in told)
     assert first | last == set(expected["tied"]["names"])
-    assert first & last == {"decoders.words.tokenizer.weight"}, "logits are tied to it"
+    assert first & last == {TABLE}, "logits are tied to it"
     assert {name.split(".")[3] for name in first if ".layers." in name} == {"0", "1"}
-    assert {name for name in last if ".layers." not in name} == {
-        "decoders.words.tokenizer.weight",
-        "stacks.tied.norm.weight",
-        "stacks.tied.norm.bias",
-    }
+    kept = {TABLE, "stacks.tied.norm.weight", "stacks.tied.norm.bias"}
+    assert {name for name in last if ".layers." not in name} == kept
     assert set(told[0]["untied"]["held"]).isdisjoint(told[1]["untied"]["held"])
 
 
 def test_what_several_stages_have_stays_the_same_to_the_bit(told: list[Any]) -> None:
-    one, other = (stage["tied"]["known"] for stage in told)
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    one, other = (stage["tied"]["held"] for stage in told)
+    assert torch.equal(one[TABLE], other[TABLE])
 
 
 def test_they_go_on_from_what_one_process_wrote(expected: dict[str, Any], told: list[Any]) -> None:
@@ -270,6 +160,21 @@ PACKED = {"words": DecoderSpec(WORDS, "tied", packed=True)}
 def test_what_cannot_be_cut_is_refused(model: ModelSpec, stages: int, parts: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_pipeline(model, stages, parts)
+
+
+def test_what_a_stage_refuses_is_told_as_it_is() -> None:
+    """In training and in evaluation: PyTorch would say that a stage has failed, and its arguments."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORLD)
+    try:
+        stages = pipeline_of(Training("tied", make_mesh(ParallelSpec(pipeline=WORLD), "cpu")).model)
+        assert stages is not None
+        long = Text(torch.full((2, 4096), 3), torch.tensor([4096, 4096]))
+        with pytest.raises(InputError, match="places on axis 0, but a token stands at"):
+            stages.train([long, long], lambda number, x: x.sum())
+        with pytest.raises(InputError, match="places on axis 0, but a token stands at"):
+            stages.measure(long, lambda x: x.sum((1, 2)))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_does_not_go_with_stages_is_refused() -> None:

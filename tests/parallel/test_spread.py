@@ -10,6 +10,7 @@ import pytest
 import torch
 from launched import assert_alike, everything, fit, rewound, rows
 from safetensors.torch import load_file
+from test_faults import faulty
 from tiny import VOCABULARY, tiny_data, write_shards
 
 from mmformer.config import to_yaml
@@ -30,6 +31,7 @@ from mmformer.nn.stack import StackSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.average import EMASpec
+from mmformer.training.divergence import DivergenceSpec
 from mmformer.training.run import EvaluationSpec, RunSpec
 
 WORDS = TextTokensSpec(VOCABULARY, context_length=16)
@@ -184,6 +186,18 @@ def test_stages_train_what_one_process_trains_and_go_on_in_any_layout(tmp_path: 
         before = rewound(before, step, tmp_path / str(step))
         fit(file, before, *words, *layout, "--resume")
         assert_alike(tmp_path / "one", before)
+
+
+def test_stages_roll_back_together(tmp_path: Path) -> None:
+    """From a loss that is no number in the last of them, to the checkpoint before it."""
+    run = in_micro_batches(language_model(write_shards(tmp_path / "shards")))
+    run = dataclasses.replace(
+        run, divergence=DivergenceSpec("roll_back"), checkpoint=dataclasses.replace(run.checkpoint, every_steps=2)
+    )
+    code, said, _ = faulty(run, tmp_path, "nan:1:4", "--parallel.pipeline", "2", "--parallel.shard", "1")
+    assert code == 0, said
+    assert said.count("the run went back to the weights after update 2") == 1
+    assert all(row["train/loss"] < 10 for row in rows(tmp_path / "run"))
 
 
 def test_stages_that_drop_out_go_on_exactly(tmp_path: Path) -> None:

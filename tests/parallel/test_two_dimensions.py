@@ -20,7 +20,7 @@ from mmformer.nn.layer import LayerSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.mesh import DIMENSIONS, ParallelSpec, make_mesh
-from mmformer.parallel.sharding import spread, synchronise_gradients, whole_model
+from mmformer.parallel.sharding import spread, synchronise_gradients, whole_state
 from mmformer.training.average import EMASpec
 from mmformer.training.norms import gradient_norms
 from mmformer.training.optimizers.adamw import AdamWSpec
@@ -57,9 +57,9 @@ def updated(model: Model, spec: OptimizerSpec) -> dict[str, Tensor]:
     optimizer = spec.build(model)
     optimizer.step()
     average.update(model, 1)
-    found |= {f"weight of {name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+    found |= {f"weight of {name}": value.clone() for name, value in whole_state(model)}
     with average.applied(model):
-        found |= {f"average of {name}": value.clone() for name, value in whole_model(model).state_dict().items()}
+        found |= {f"average of {name}": value.clone() for name, value in whole_state(model)}
     return found
 
 
