@@ -29,12 +29,13 @@ class _OtherwiseError(Exception):
 def straight(spec: type[S], data: dict[str, Any]) -> S | None:
     """The spec of plain data of a right layout (see ``schema.check_layout``); None: it is not for this to say."""
     try:
-        return _filled(spec, data, None)  # type: ignore[return-value]
+        made: S = _filled(spec, data, None)
+        return made
     except (_OtherwiseError, InputError, TypeError):  # refused, or without what it needs: jsonargparse has the words
         return None
 
 
-def _filled(cls: type, given: dict[str, Any], default: Any) -> Any:
+def _filled(cls: Any, given: dict[str, Any], default: Any) -> Any:
     """A spec of given fields; the others are those of the default, where it is of this class, or the class's own."""
     hints, own = fields_of(cls, cls), defaults_of(cls)
     fields = {name: _value(hints[name], item, own.get(name)) for name, item in given.items()}
