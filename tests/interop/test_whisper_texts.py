@@ -21,6 +21,8 @@ transformers = pytest.importorskip("transformers", reason="the reference")
 
 SOUNDS = [(0.1 * np.random.default_rng(seed).standard_normal(4000 * seed)).astype(np.float32) for seed in (1, 2, 3, 4)]
 
+SAID = {"lang_to_id": {"<|en|>": 7, "<|zh|>": 17}, "task_to_id": {"transcribe": 8}, "no_timestamps_token_id": 9}
+
 
 class Both(NamedTuple):
     reference: Any
@@ -109,7 +111,6 @@ def test_the_language_is_heard(several: Both, tmp_path: Path) -> None:
         ({"language": "Chinese", "task": "translate"}, None),
         ({"language": "en"}, [(1, "<|zh|>")]),
         ({}, [(1, None), (2, "<|translate|>")]),
-        ({}, [(1, "<|zh|>"), (2, "<|transcribe|>")]),
     ],
 )
 def test_language_and_task_are_those_that_its_folder_says(
@@ -119,8 +120,21 @@ def test_language_and_task_are_those_that_its_folder_says(
     older = {} if forced is None else {"forced_decoder_ids": [[at, ids.get(name)] for at, name in forced]}
     both = retold(several, tmp_path / "in", older, **said)
     assert both.written() == both.theirs()
-    begun = both.written(prompt="<|en|><|translate|><|notimestamps|>")
-    assert begun == several.theirs(language="en", task="translate"), "a prompt says another"
+
+
+@pytest.mark.parametrize(
+    ("said", "prompt", "languages"),
+    [
+        ({"forced_decoder_ids": [[1, 7], [2, 8]]}, [6, 7, 8, 9], [7, 17]),
+        ({"forced_decoder_ids": [[1, None], [2, 8], [3, 9]]}, [6, 8, 9], [7, 17]),
+        ({"forced_decoder_ids": [[1, 8]]}, [6, 8, 9], []),
+        ({"language": "<|ZH|>", "forced_decoder_ids": [[1, 7]]}, [6, 17, 8, 9], [7, 17]),
+    ],
+)
+def test_what_it_begins_with(said: dict[str, Any], prompt: list[int], languages: list[int]) -> None:
+    """A prompt of the user's own may say another of its languages, also where the folder says one."""
+    assert begin_of(SAID | said, {}, 6, []) == (prompt, languages)
+    assert begin_of(said | {"forced_decoder_ids": None}, {}, 6, []) == (None, [])
 
 
 @pytest.mark.parametrize(
@@ -133,8 +147,7 @@ def test_language_and_task_are_those_that_its_folder_says(
 )
 def test_what_cannot_be_followed_is_told(said: dict[str, Any], prompt: list[int], told: str) -> None:
     notes: list[str] = []
-    more = {"lang_to_id": {"<|en|>": 7}, "task_to_id": {"transcribe": 8}, "no_timestamps_token_id": 9}
-    assert begin_of(more | said, {}, 6, notes) == (prompt, [7])
+    assert begin_of(SAID | said, {}, 6, notes) == (prompt, [7, 17])
     assert notes[0].startswith(told) and len(notes) == 1
 
 
