@@ -78,15 +78,16 @@ def test_options_change_the_way_that_the_bundle_has(
 ) -> None:
     """What is not asked for stays; another way to choose words takes the place of the bundle's."""
     model, transforms = load_bundle(writing)
-    beams = BeamSpec(beams=3, length_penalty=2.0, stop="full", total_length=7)
+    beams = BeamSpec(beams=3, length_penalty=2.0, stop="full", total_length=7, total_min_length=4)
     save_bundle(tmp_path / "bundle", model, dataclasses.replace(transforms, generation=beams), "")
     changed, plain = Typed(tmp_path / "bundle", capsys), mmformer.load(writing)
     for line, spec in (
         ("", beams),
         ("--max-length 4", dataclasses.replace(beams, max_length=4, total_length=None)),
+        ("--min-length 1", dataclasses.replace(beams, min_length=1, total_min_length=0)),
         ("--stop certain --no-repeat-ngram 1", dataclasses.replace(beams, stop="certain", no_repeat_ngram=1)),
         ("--beams 1", dataclasses.replace(beams, beams=1)),
-        ("--temperature 2 --seed 3", SamplingSpec(temperature=2.0, seed=3, total_length=7)),
+        ("--temperature 2 --seed 3", SamplingSpec(temperature=2.0, seed=3, total_length=7, total_min_length=4)),
     ):
         found = changed.json("translate", *TEXTS, *line.split())
         assert [row["translation"] for row in found] == plain.translate(TEXTS, spec=spec), line
