@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import save_file
 from tiny import tiny_batch, tiny_model
 from torch import Tensor, nn
@@ -132,7 +132,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("allocated")
     few = {name: value for name, value in expected().items() if name.startswith("stacks.text.")}
     save_file(few, folder / "few.safetensors")
-    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    several.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

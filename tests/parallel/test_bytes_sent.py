@@ -8,9 +8,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from tiny import tiny_batch, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,7 +80,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def counted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("sent")
-    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    several.spawn(work, (str(folder),), nprocs=WORLD)
     return torch.load(folder / "0.pt", weights_only=True)
 
 

@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -88,7 +88,7 @@ def work(rank: int, folder: str) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     """What each function made in each process, by its name."""
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    several.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import several
 import torch
 import torch._dynamo.config
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 from tiny import tiny_batch, tiny_model, tiny_run, write_shards
 from torch import Tensor
@@ -139,7 +139,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_they_do_where_they_are_spread(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=WORLD)
+    several.spawn(work, (str(tmp_path),), nprocs=WORLD)
     for rank in range(WORLD):
         for found, runs in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
             assert_close(found, updated(built()))

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from tiny import COLOURS, tiny_batch, tiny_model
 from torch import Tensor
 
@@ -154,7 +154,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     def ask(world: int) -> list[Any]:
         if world not in known:
             folder = tmp_path_factory.mktemp(f"experts{world}")
-            multiprocessing.spawn(work, (world, str(folder)), nprocs=world)
+            several.spawn(work, (world, str(folder)), nprocs=world)
             known[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
         return known[world]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from staged import HEADS, STACKS, TABLE, WORDS, Training, assert_same, copied, language_model
 from tiny import tiny_model
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -75,7 +75,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def told(expected: dict[str, Any]) -> list[Any]:
-    multiprocessing.spawn(work, (str(expected["folder"]),), nprocs=WORLD)
+    several.spawn(work, (str(expected["folder"]),), nprocs=WORLD)
     return [torch.load(expected["folder"] / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

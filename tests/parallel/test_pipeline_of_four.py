@@ -9,9 +9,9 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from staged import Training, assert_same
 
 from mmformer import collectives
@@ -44,7 +44,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_stages_of_replicas_and_of_shards_train_what_one_process_trains(tmp_path: Path) -> None:
-    multiprocessing.spawn(work, (str(tmp_path),), nprocs=WORLD)
+    several.spawn(work, (str(tmp_path),), nprocs=WORLD)
     training = Training("tied")
     updates = [training.update(step) for step in range(STEPS)]
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):

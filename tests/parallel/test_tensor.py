@@ -7,9 +7,9 @@ import os
 from typing import Any
 
 import pytest
+import several
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from tiny import tiny_model
 from torch import Tensor, nn
 
@@ -157,7 +157,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("tensor")
-    multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
+    several.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import several
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_model, tiny_run, write_shards
@@ -218,6 +219,6 @@ def sharded(rank: int, folder: str) -> None:
 
 
 def test_shards_are_averaged_as_the_whole_is(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(sharded, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    several.spawn(sharded, (str(tmp_path),), nprocs=2)
     assert (tmp_path / "0").exists()
     assert (tmp_path / "1").exists()

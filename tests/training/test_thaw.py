@@ -11,10 +11,19 @@ import pytest
 import torch
 from killed import fit_killed_and_resumed
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_run, write_shards
+from tiny import VOCABULARY, tiny_model, tiny_run, write_shards
 from torch import Tensor
 
 from mmformer.errors import InputError
+from mmformer.models.decoder import DecoderSpec
+from mmformer.models.model import ModelSpec
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.rotary import RotaryPositionSpec
+from mmformer.nn.stack import StackSpec
+from mmformer.objectives.captioning import CaptioningSpec
+from mmformer.parallel.mesh import ParallelSpec
+from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.average import EMASpec
 from mmformer.training.fit import fit
 from mmformer.training.freeze import Thaw, freeze
@@ -105,3 +114,18 @@ def test_what_cannot_be_meant_is_refused(shards: Path) -> None:
     freeze(model, ("stacks.*",))
     with pytest.raises(InputError, match=r"thaw: no parameter of the model has a name like 'stacks\.text\.\*'"):
         Thaw(model, {"stacks.text.*": 1})
+
+
+def test_no_stage_of_a_pipeline_is_left_with_nothing_to_train(shards: Path) -> None:
+    words = TextTokensSpec(VOCABULARY, context_length=16)
+    stack = StackSpec(16, 2, LayerSpec(AttentionSpec(2)), RotaryPositionSpec())
+    model = ModelSpec({"words": stack}, {}, {"words": DecoderSpec(words, "words")}, {})
+    run = tiny_run(shards, data={"image": None}, model=model, objectives={"write": CaptioningSpec(decoder="words")})
+    staged = dataclasses.replace(
+        run, parallel=ParallelSpec(pipeline=2), trainer=dataclasses.replace(run.trainer, accumulate_grad_batches=2)
+    )
+    for taken in ({"thaw": {"stacks.words.layers.0.*": 3}}, {"freeze": ("stacks.words.layers.0.*",)}):
+        with pytest.raises(
+            InputError, match=f"{next(iter(taken))} takes parameters out of .*leave a stage of .* 2, with"
+        ):
+            dataclasses.replace(staged, **taken)

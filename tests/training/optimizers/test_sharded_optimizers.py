@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import several
 import torch
 from test_optimizers import BASES
 from torch import nn
@@ -84,6 +85,6 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_shards_move_as_the_whole_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    several.spawn(work, (str(tmp_path),), nprocs=2)
     assert (tmp_path / "0").exists()
     assert (tmp_path / "1").exists()
