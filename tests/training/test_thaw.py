@@ -11,7 +11,7 @@ import pytest
 import torch
 from killed import fit_killed_and_resumed
 from safetensors.torch import load_file
-from tiny import VOCABULARY, tiny_model, tiny_run, write_shards
+from tiny import VOCABULARY, tiny_data, tiny_model, tiny_run, write_shards
 from torch import Tensor
 
 from mmformer.errors import InputError
@@ -28,7 +28,7 @@ from mmformer.training.average import EMASpec
 from mmformer.training.fit import fit
 from mmformer.training.freeze import Thaw, freeze
 from mmformer.training.optimizers.lamb import LAMBSpec
-from mmformer.training.run import RunSpec
+from mmformer.training.run import EvaluationSpec, RunSpec
 from mmformer.training.task import TrainingTask
 
 THAW = {"stacks.image.*": 2, "encoders.image.*": 4}
@@ -120,9 +120,15 @@ def test_no_stage_of_a_pipeline_is_left_with_nothing_to_train(shards: Path) -> N
     words = TextTokensSpec(VOCABULARY, context_length=16)
     stack = StackSpec(16, 2, LayerSpec(AttentionSpec(2)), RotaryPositionSpec())
     model = ModelSpec({"words": stack}, {}, {"words": DecoderSpec(words, "words")}, {})
-    run = tiny_run(shards, data={"image": None}, model=model, objectives={"write": CaptioningSpec(decoder="words")})
+    run = tiny_run(shards)
     staged = dataclasses.replace(
-        run, parallel=ParallelSpec(pipeline=2), trainer=dataclasses.replace(run.trainer, accumulate_grad_batches=2)
+        run,
+        model=model,
+        objectives={"write": CaptioningSpec(decoder="words")},
+        data=tiny_data(shards, image=None),
+        evaluation=EvaluationSpec(),
+        parallel=ParallelSpec(pipeline=2),
+        trainer=dataclasses.replace(run.trainer, accumulate_grad_batches=2),
     )
     for taken in ({"thaw": {"stacks.words.layers.0.*": 3}}, {"freeze": ("stacks.words.layers.0.*",)}):
         with pytest.raises(
