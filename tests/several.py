@@ -71,6 +71,9 @@ def _command(log: Path, words: tuple[str, ...], environment: Mapping[str, Any]) 
     said = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(said, stream)
+    from pytorch_lightning.utilities import rank_zero_only
+
     from mmformer.cli.main import main
 
+    rank_zero_only.rank = int(environment.get("RANK", "0"))  # which Lightning asks for when it is imported
     sys.exit(main(list(words)))

@@ -136,6 +136,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(LAYOUTS)), ids=lambda index: next(iter(LAYOUTS[index])))
 def test_weights_are_those_of_one_process_to_the_bit(index: int, told: list[Any]) -> None:
     for each in told:
@@ -145,6 +146,7 @@ def test_weights_are_those_of_one_process_to_the_bit(index: int, told: list[Any]
             assert torch.equal(state[name], value), name
 
 
+@pytest.mark.slow
 def test_no_process_holds_the_whole(told: list[Any]) -> None:
     total = sum(value.nbytes for value in built().state_dict().values())
     for each in told:
@@ -154,6 +156,7 @@ def test_no_process_holds_the_whole(told: list[Any]) -> None:
         assert most < own + 2 * largest < total
 
 
+@pytest.mark.slow
 def test_one_process_alone_brings_the_whole_together(told: list[Any]) -> None:
     """The others hold a tensor at a time, as it is gathered and as it is whole."""
     (*_, state, most), (*_, nothing, least) = (each[0] for each in told)

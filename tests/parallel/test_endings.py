@@ -23,8 +23,9 @@ def written(run: RunSpec, file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_all_processes_with_a_checkpoint(number: signal.Signals, processes: int, tmp_path: Path) -> None:
     """Of two processes the first alone is signalled: both end, after the same update."""
     shards = write_shards(tmp_path / "shards")
@@ -54,6 +55,7 @@ def test_a_signal_ends_all_processes_with_a_checkpoint(number: signal.Signals, p
     assert rows(output)[-1]["step"] == step + 2
 
 
+@pytest.mark.slow
 def test_an_error_in_the_second_process_is_the_runs(tmp_path: Path) -> None:
     """A picture that is damaged lies in the second process's lanes alone, past what is read before a run begins."""
     shards, run = tmp_path / "shards", everything(write_shards(tmp_path / "whole"))

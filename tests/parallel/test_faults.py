@@ -62,6 +62,7 @@ def faulty(run: RunSpec, folder: Path, fault: str, *words: str) -> tuple[int, st
     return done.returncode, done.stdout, time.time() - began.stat().st_mtime if began.exists() else 0.0
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_in_one_process_is_refused_by_all(shards: Path, tmp_path: Path) -> None:
     """And the samples of both are named."""
     run = small(shards, divergence=DivergenceSpec("skip"))
@@ -93,7 +94,8 @@ def test_a_run_of_several_stops_where_one_diverges(shards: Path, tmp_path: Path)
     assert "Training diverged: at update 3" in said
 
 
-@pytest.mark.parametrize("kind", ["usr1", pytest.param("term", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["usr1", "term"])
 def test_a_signal_to_the_second_process_alone_stops_all(kind: str, shards: Path, tmp_path: Path) -> None:
     run = small(shards, steps=100_000, every=None)
     code, said, _ = faulty(run, tmp_path, f"{kind}:1:3")

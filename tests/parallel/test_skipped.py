@@ -43,6 +43,7 @@ def test_two_processes_tell_what_one_does(tmp_path: Path) -> None:
     assert_alike(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_one_process_s_and_ends_both(tmp_path: Path) -> None:
     """Each lane, and so each process, has two of four shards. Both skip its samples, or both end after one update."""
     shards = write_shards(tmp_path / "shards")

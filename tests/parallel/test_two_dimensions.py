@@ -84,6 +84,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", OPTIMIZERS, ids=lambda spec: type(spec).__name__)
 @pytest.mark.parametrize("pair", PAIRS, ids=" and ".join)
 def test_an_update_is_that_of_one_process(pair: tuple[str, str], spec: OptimizerSpec, told: list[Any]) -> None:
