@@ -26,10 +26,10 @@ quickstart: $(STAMP)  ## train an image-text model on the embedded emoji (at mos
 	$(BIN)/mmformer fit --config configs/runs/emoji_quickstart.yaml --output $(QUICKSTART) --overwrite
 
 test: $(STAMP)  ## the fast suite
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(STAMP)  ## the long checks as well
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 lint: $(STAMP)  ## ruff, the strict type checker, the import-layer test
 	$(BIN)/ruff check .

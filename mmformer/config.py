@@ -16,7 +16,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from mmformer.errors import InputError
-from mmformer.plain import straight
+from mmformer.plain import RefusedError, straight
 from mmformer.schema import (
     at,
     check_layout,
@@ -70,8 +70,11 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
             the file and the key.
     """
     check_layout(spec, data, where)
-    if (found := straight(spec, data)) is not None:
-        return found
+    try:
+        if (found := straight(spec, data)) is not None:
+            return found
+    except RefusedError as error:
+        raise InputError(_told(where, error.key, str(error.said))) from error.said
     parser = make_parser(spec)
     try:
         return build(parser, parser.parse_object(copy.deepcopy(_whole(spec, data))), spec)
@@ -83,8 +86,12 @@ def parse(spec: type[S], data: dict[str, Any], where: str) -> S:
         if not isinstance(refused, InputError):
             raise
         key = _key_of(spec, _whole(spec, data), str(refused)) or ""
-        named = str(refused).startswith(f"{key}.")  # a spec that holds others by name says the key itself
-        raise InputError(f"{at(where)}{'' if named else at(key)}{refused}") from error
+        raise InputError(_told(where, key, str(refused))) from error
+
+
+def _told(where: str, key: str, refused: str) -> str:
+    """What a spec refuses, and where it stands; one that holds others by name says the key itself."""
+    return f"{at(where)}{'' if refused.startswith(f'{key}.') else at(key)}{refused}"
 
 
 def _whole(hint: Any, value: Any) -> Any:

@@ -13,7 +13,7 @@ import re
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from mmformer.errors import InputError
-from mmformer.schema import accepts_null, class_named, defaults_of, fields_of, is_family, without_null
+from mmformer.schema import accepts_null, class_named, defaults_of, fields_of, is_family, join, without_null
 
 S = TypeVar("S")
 
@@ -26,23 +26,38 @@ class _OtherwiseError(Exception):
     """Something that is not as it stands what it has to be."""
 
 
+class RefusedError(Exception):
+    """A spec refuses its values: where it stands, and what it says."""
+
+    def __init__(self, key: str, said: InputError) -> None:
+        super().__init__(key, said)
+        self.key, self.said = key, said
+
+
 def straight(spec: type[S], data: dict[str, Any]) -> S | None:
-    """The spec of plain data of a right layout (see ``schema.check_layout``); None: it is not for this to say."""
+    """The spec of plain data of a right layout (see ``schema.check_layout``); None: it is not for this to say.
+
+    Raises:
+        RefusedError: one of the specs in it refuses its values.
+    """
     try:
-        made: S = _filled(spec, data, None)
+        made: S = _filled(spec, data, None, "")
         return made
-    except (_OtherwiseError, InputError, TypeError):  # refused, or without what it needs: jsonargparse has the words
+    except (_OtherwiseError, TypeError):  # of a wrong type, or without what it needs: jsonargparse has the words
         return None
 
 
-def _filled(cls: Any, given: dict[str, Any], default: Any) -> Any:
+def _filled(cls: Any, given: dict[str, Any], default: Any, key: str) -> Any:
     """A spec of given fields; the others are those of the default, where it is of this class, or the class's own."""
     hints, own = fields_of(cls, cls), defaults_of(cls)
-    fields = {name: _value(hints[name], item, own.get(name)) for name, item in given.items()}
-    return dataclasses.replace(default, **fields) if type(default) is cls else cls(**fields)
+    fields = {name: _value(hints[name], item, own.get(name), join(key, name)) for name, item in given.items()}
+    try:
+        return dataclasses.replace(default, **fields) if type(default) is cls else cls(**fields)
+    except InputError as error:
+        raise RefusedError(key, error) from error
 
 
-def _value(hint: Any, value: Any, default: Any = None) -> Any:
+def _value(hint: Any, value: Any, default: Any, key: str) -> Any:
     """What a value means for a type; ``default``: of the field, where it has one."""
     if value is None and accepts_null(hint):
         return None
@@ -52,17 +67,17 @@ def _value(hint: Any, value: Any, default: Any = None) -> Any:
     kind, inner = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
         assert isinstance(hint, type)
-        return _spec(hint, value, default)
+        return _spec(hint, value, default, key)
     if kind is Literal and any(value == choice and type(value) is type(choice) for choice in inner):
         return value
     if kind is tuple and isinstance(value, list):
         hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(hints) == len(value):
-            return tuple(map(_value, hints, value))
+            return tuple(_value(hints[at], item, None, join(key, at)) for at, item in enumerate(value))
     if kind is list and isinstance(value, list):
-        return [_value(inner[0], item) for item in value]
+        return [_value(inner[0], item, None, join(key, at)) for at, item in enumerate(value)]
     if kind is dict and inner[0] is str and isinstance(value, dict) and all(type(name) is str for name in value):
-        return {name: _value(inner[1], item) for name, item in value.items()}
+        return {name: _value(inner[1], item, None, join(key, name)) for name, item in value.items()}
     if hint in (bool, int, str) and type(value) is hint:
         return value
     if hint is float and (type(value) in (float, int) or (isinstance(value, str) and _SCIENTIFIC.fullmatch(value))):
@@ -70,15 +85,15 @@ def _value(hint: Any, value: Any, default: Any = None) -> Any:
     raise _OtherwiseError
 
 
-def _spec(base: type, value: Any, default: Any) -> Any:
+def _spec(base: type, value: Any, default: Any, key: str) -> Any:
     if not is_family(base):
-        return _filled(base, value, default)
+        return _filled(base, value, default, key)
     if isinstance(value, str):
-        return class_named(base, value, "", "")()
+        return _filled(class_named(base, value, "", ""), {}, None, key)
     if "class_path" in value:
-        return _filled(class_named(base, value["class_path"], "", ""), value.get("init_args", {}), None)
+        return _filled(class_named(base, value["class_path"], "", ""), value.get("init_args", {}), None, key)
     # Its arguments alone: of the class that the field is by default, or the one that it is of.
     cls = type(default) if isinstance(default, base) else base
     if inspect.isabstract(cls):
         raise _OtherwiseError
-    return _filled(cls, value, default)
+    return _filled(cls, value, default, key)

@@ -64,7 +64,7 @@ PLACES = {
         "mmformer.training.task:TrainingTask.train_dataloader",
     ),
     "update": (
-        "mmformer.training.task:accumulate",
+        "mmformer.training.update:accumulate",
         "mmformer.training.divergence:Guard.judge",
         "mmformer.training.average:WeightAverage.update",
         "mmformer.training.metrics:MetricsTable.log_metrics",

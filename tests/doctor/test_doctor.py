@@ -150,6 +150,7 @@ def test_where_it_was_started(environment: dict[str, str], place: group.Place | 
     assert group.place(environment) == place
 
 
+@pytest.mark.slow
 def test_a_job_s_processes_speak_once(tmp_path: Path) -> None:
     """Under torchrun: each machine looks at itself once, all are compared, and the first process speaks."""
     where = ["--standalone", "--nproc-per-node", "2", "--module", "mmformer"]

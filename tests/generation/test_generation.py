@@ -114,7 +114,7 @@ def test_one_beam_is_greedy(kind: str) -> None:
     "bound", [{}, {"min_length": 2}, {"no_repeat_ngram": 1}, {"min_length": 3, "no_repeat_ngram": 1}]
 )
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0, 2.0])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_enough_beams_find_the_best_of_all_texts(seed: int, penalty: float, bound: dict[str, int]) -> None:
     """Four ids and eos, three places: every text is tried one by one. What is forbidden costs the others nothing."""
     longest, made = 3, decoding("cross", 2, seed, small=4)

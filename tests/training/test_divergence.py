@@ -21,7 +21,7 @@ from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.router import TokenChoiceSpec
 from mmformer.training import accumulate as accumulating
-from mmformer.training import task as tasks
+from mmformer.training import update as updating
 from mmformer.training.average import EMASpec, WeightAverage
 from mmformer.training.checkpoint import whole_checkpoints
 from mmformer.training.divergence import DivergenceSpec, Guard
@@ -81,7 +81,7 @@ def spoilt(updates: dict[int, float], where: Where = "gradient") -> Iterator[Rea
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingTask, "training_step", counts)
-        patch.setattr(tasks, "accumulate", accumulate)
+        patch.setattr(updating, "accumulate", accumulate)
         yield read
 
 

@@ -96,7 +96,10 @@ def step_of(state: Path) -> int:
     return int(state.parent.name.removeprefix("step-"))
 
 
-@pytest.mark.parametrize(("workers", "anew"), [(0, False), (2, False), pytest.param(2, True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("workers", "anew"),
+    [(2, False), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0, False), (2, True)))],
+)
 def test_killed_and_resumed_is_as_never_killed(
     workers: int, anew: bool, shards: Path, whole: Path, tmp_path: Path
 ) -> None:
