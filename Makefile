@@ -26,10 +26,10 @@ quickstart: $(STAMP)  ## train an image-text model on the embedded emoji (at mos
 	$(BIN)/mmformer fit --config configs/runs/emoji_quickstart.yaml --output $(QUICKSTART) --overwrite
 
 test: $(STAMP)  ## the fast suite
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-slow: $(STAMP)  ## the long checks as well
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: $(STAMP)  ## ruff, the strict type checker, the import-layer test
 	$(BIN)/ruff check .
@@ -50,6 +50,7 @@ bench: $(STAMP)  ## repeat the recorded numbers (half an hour; OPENMOJI=DIR for 
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.order
+	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.peers

@@ -18,8 +18,9 @@ from mmformer.schema import accepts_null, class_named, defaults_of, fields_of, i
 S = TypeVar("S")
 
 _NULLS = ("", "~", "none", "null")
-_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
-"""A number that YAML 1.1 takes for a text, for want of a point or a sign."""
+_WHOLE = re.compile(r"0|[+-]?[1-9][0-9]{0,17}")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,3})?")
+"""Texts that are numbers to everybody: options have them (``--depth 9``), and YAML 1.1 takes 1e-4 for one."""
 
 
 class _OtherwiseError(Exception):
@@ -62,6 +63,8 @@ def _value(hint: Any, value: Any, default: Any, key: str) -> Any:
     if value is None and accepts_null(hint):
         return None
     if isinstance(value, str) and accepts_null(hint) and value.lower() in _NULLS:
+        if value == "null" and without_null(hint) is not str:
+            return None
         raise _OtherwiseError
     hint = without_null(hint)
     kind, inner = get_origin(hint), get_args(hint)
@@ -80,8 +83,12 @@ def _value(hint: Any, value: Any, default: Any, key: str) -> Any:
         return {name: _value(inner[1], item, None, join(key, name)) for name, item in value.items()}
     if hint in (bool, int, str) and type(value) is hint:
         return value
-    if hint is float and (type(value) in (float, int) or (isinstance(value, str) and _SCIENTIFIC.fullmatch(value))):
+    if hint is float and (type(value) in (float, int) or (isinstance(value, str) and _NUMBER.fullmatch(value))):
         return float(value)
+    if hint is int and isinstance(value, str) and _WHOLE.fullmatch(value):
+        return int(value)
+    if hint is bool and value in ("true", "false"):
+        return value == "true"
     raise _OtherwiseError
 
 

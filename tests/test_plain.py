@@ -62,7 +62,9 @@ def test_every_file_is_taken(spec: type, file: Path) -> None:
     [
         (LayerSpec, {"mixer": {"class_path": "AttentionSpec", "init_args": {"heads": 4, "dropout": 0}}}),
         (LayerSpec, {"mixer": "MambaSpec", "feedforward": None, "norm": {"eps": "1e-3"}}),
+        (AttentionSpec, {"heads": "4", "bias": "false", "head_width": "null", "dropout": "0"}),
         (TrainerSpec, {"max_steps": 3, "gradient_clip_val": 1, "precision": "bf16-mixed"}),
+        (TrainerSpec, {"max_steps": "3", "gradient_clip_val": "1e-1", "deterministic": "true"}),
         (ImageTransformSpec, {"size": [3, 4], "fill": [0, 1, 2]}),
         (MambaSpec, {"steps": [1, 2.5]}),
         (Transforms, {"classes": {"colour": ["red", "null", "1"]}, "image": {"size": [8, 8]}}),
@@ -86,7 +88,8 @@ def test_arguments_alone_change_what_the_default_has() -> None:
 @pytest.mark.parametrize(
     ("spec", "data"),
     [
-        (AttentionSpec, {"heads": "4"}),
+        (AttentionSpec, {"heads": "04"}),
+        (AttentionSpec, {"heads": "4.0"}),
         (AttentionSpec, {"heads": True}),
         (AttentionSpec, {"heads": 4.0}),
         (AttentionSpec, {"heads": 4, "bias": "no"}),

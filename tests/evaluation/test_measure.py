@@ -71,6 +71,7 @@ def test_two_processes_measure_what_one_does(shards: Path, tmp_path: Path) -> No
     assert {name.split("/")[0] for name in one.scores} == set(metrics)
 
 
+@pytest.mark.slow
 def test_an_error_in_one_of_two_processes_is_told(tmp_path: Path, dual: Path) -> None:
     shards = write_few(tmp_path, png=[b"", b"no picture", b"", b""])
     recipe = RecipeSpec(MeasuredSpec(str(shards), "train", image="png", text="json:names.en", batch_size=1))

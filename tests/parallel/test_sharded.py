@@ -53,6 +53,7 @@ def test_two_processes_train_what_one_trains(file: Path, one: Path, tmp_path: Pa
     assert len(model.caption(image=[torch.zeros(3, 16, 16, dtype=torch.uint8)])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dimension", "parts"),
     [

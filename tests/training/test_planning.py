@@ -57,6 +57,7 @@ def test_fewer_heads_and_units_of_each_process() -> None:
     assert whole.cost(8).flops > half.cost(8).flops > whole.cost(8).flops / 2
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_hardly_more_would() -> None:
     run = run_of()
     few = Devices(1, Device("small", 40e6, 1e12, 1e12))
