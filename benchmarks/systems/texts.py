@@ -83,6 +83,17 @@ def big_bird() -> Case:
 
 
 @case
+def big_bird_sparse() -> Case:
+    """In blocks, as its published folders are."""
+    return Case(
+        transformers_model("BigBird", "Model", attention_type="block_sparse", **DEEP),
+        "1 × 2048 ids",
+        lambda m: (m(LONG).last_hidden_state,),
+        lambda m: (m(Batch((), {}, text=text_of(LONG))).tokens["text"].x,),
+    )
+
+
+@case
 def longformer() -> Case:
     """The first id sees all, and is seen by all."""
     first = torch.zeros_like(LONG, dtype=torch.bool).index_fill(1, torch.tensor(0), True)
