@@ -1,8 +1,8 @@
 """Specs straight from plain data whose values already have their types, as a bundle's and most configs' have.
 
-jsonargparse can do all of this and more (texts for numbers, classes by their whole path, messages), but takes a second
-for a model of some depth, over and over, and every bundle that is opened would wait for it. So ``config.parse`` comes
-here first and goes to jsonargparse with whatever this does not take, mistakes above all. Both make equal specs.
+jsonargparse can do all of this and more (lists in texts, words for wrong types), but takes half a second for a model of
+some depth, and every bundle that is opened would wait for it. So ``config.parse`` comes here first and goes to
+jsonargparse with whatever this does not take, wrong types above all. Both make equal specs.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ _BLOCK = 2**22
 _WAIT = 1.0
 """Seconds before something is asked for again for the first time."""
 
+# No second try would help; the last two are what fsspec raises for a system that is not installed, or cannot do this.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError, NotImplementedError)
 _PASSING = (408, 425, 429)  # of the answers 400 to 499: too slow, too early, too many
 
@@ -171,7 +172,7 @@ def _blocks(url: str, start: int, streamed: bool, size: int | None) -> Iterator[
 
 def _pass(remote: BinaryIO, start: int) -> None:
     """Go to a byte of a file, through all before it where there is no other way."""
-    with suppress(ValueError, OSError, NotImplementedError):
+    with suppress(ValueError, OSError, NotImplementedError):  # which fsspec's files raise that cannot be sought in
         remote.seek(start)
         return
     while start:
