@@ -2,8 +2,9 @@
 
     python -m benchmarks [--only ROW ...] [--check]
 
-Writes ``benchmarks/results/beside/ROW.json`` for each row and ``benchmarks/results/beside.md``, the table. With
-``--check``, nothing is written: a row whose ratio is below the least that was recorded for it fails.
+Writes ``benchmarks/results/beside/ROW.json`` for each row, ``benchmarks/results/beside.md``, the table, and its picture
+``docs/beside.svg``. With ``--check``, nothing is written: a row whose ratio is below the least that was recorded for it
+fails.
 ``DATA=DIR`` names a folder of public sets as they were published, for the rows that read them; without it they are left
 out, with a word.
 """
@@ -17,13 +18,29 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import clip_step, decoding, losses, vit_step
+from benchmarks import (
+    captioning,
+    checkpoint,
+    classifier,
+    clip_step,
+    decoding,
+    loading,
+    losses,
+    padded,
+    spectra,
+    starting,
+    tokenising,
+    vit_step,
+)
 from benchmarks.beside import HEAD, RESULTS, Result, Row, keep, kept, measure, quiet
 from benchmarks.captions import NotHereError
 
-FILES = (clip_step, vit_step, decoding, losses)
+FILES = (
+    *(clip_step, vit_step, captioning, decoding, padded, losses, classifier, tokenising, loading, spectra),
+    *(checkpoint, starting),
+)
 ROWS: dict[str, Row] = {row.name: row for file in FILES for row in file.ROWS}
-TABLE = RESULTS.with_suffix(".md")
+TABLE, PLOT = RESULTS.with_suffix(".md"), Path("docs/beside.svg")
 
 
 def main() -> int:
@@ -54,6 +71,7 @@ def main() -> int:
         print("\n".join(fallen) or "No ratio fell.", file=sys.stderr)
         return 1 if fallen else 0
     TABLE.write_text(table(kept(ROWS)), encoding="utf-8")
+    draw(kept(ROWS))
     return 0
 
 
@@ -78,11 +96,38 @@ def in_a_process(name: str) -> Result:
 def table(results: dict[str, Result]) -> str:
     """The rows that were run, with what they were run on."""
     lines = ["# mmformer beside its peers", "", "`python -m benchmarks`; each row alone: `--only ROW`."]
+    lines += ["", "![Times as fast as the peer, and what was asked](beside.svg)"]
     machines = dict.fromkeys(result.machine for result in results.values())
     lines += ["", *(f"Measured on {machine}; 2 threads." for machine in machines), "", HEAD]
     lines += [result.line for result in results.values()]
     left = [name for name in ROWS if name not in results]
     return "\n".join(lines + ([f"\nNot run: {', '.join(left)}."] if left else [])) + "\n"
+
+
+def draw(results: dict[str, Result]) -> None:
+    """How many times as fast each row is, with its spread, and how many it has to be."""
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "beside", "font.size": 9})
+    figure, axis = pyplot.subplots(figsize=(9, 0.7 + 0.26 * len(results)), layout="constrained")
+    for place, result in enumerate(results.values()):
+        colour = "tab:blue" if result.reached else "tab:red"
+        axis.plot([result.least, result.most], [place, place], color=colour, alpha=0.5, linewidth=3)
+        axis.plot(result.ratio, place, "o", color=colour)
+        if result.at_least is not None:
+            axis.plot(result.at_least, place, "|", color="black", markersize=10)
+    axis.axvline(1, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(results)), [f"{name} / {result.peer}" for name, result in results.items()])
+    axis.set(xscale="log", xlabel="times as fast as the peer (a stroke: what was asked)")
+    ticks = [
+        tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= max(2 * each.most for each in results.values())
+    ]
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    figure.savefig(PLOT, metadata={"Date": None})
 
 
 if __name__ == "__main__":

@@ -8,17 +8,21 @@ Writes ``benchmarks/results/checkpoint.md``: a Transformer of 100 million parame
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.beside import Row, Work
 from benchmarks.machine import describe
 from mmformer.files import whole_folder
 from mmformer.nn.stack import StackSpec
@@ -117,6 +121,33 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
     made = call()
     return time.perf_counter() - began, made
+
+
+def waiting(layers: int) -> Work:
+    """What training waits for: our copy, and ``torch.save`` with fsync."""
+    state, _ = trained(layers, "cpu")
+    host = HostCopy()
+    folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copied = host.take(state)["state_dict"]
+    same = all(torch.equal(value, copied[name]) for name, value in state["state_dict"].items())
+    return Work(lambda: host.take(state), lambda: plain(state, folder / "plain.ckpt"), 0.0 if same else 1.0)
+
+
+ROWS = [
+    Row(
+        "checkpoint",
+        "a checkpoint of 100 M parameters and AdamW's moments: what an update waits for",
+        "torch",
+        1,
+        "checkpoints",
+        8.0,
+        0.0,
+        partial(waiting, 14),
+        "the update waits for a copy; a thread writes it",
+        dtype=None,
+    )
+]
 
 
 def size_of(value: Any) -> int:

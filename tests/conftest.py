@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 pytest.register_assert_rewrite("contract", "contract_checks")
@@ -24,6 +26,12 @@ def stand_in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
     load = Vocabulary.load
     monkeypatch.setattr(Vocabulary, "load", lambda path: load(VOCABULARY if str(path).startswith("runs/") else path))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

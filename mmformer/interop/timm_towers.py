@@ -11,9 +11,9 @@ import torch
 from mmformer.errors import nearest
 from mmformer.interop.fields import Field
 from mmformer.interop.plain import Named
-from mmformer.interop.rules import Rule, viewed
-from mmformer.interop.rules import same as named
-from mmformer.interop.towers import patches, read_grid
+from mmformer.interop.rules import Rule
+from mmformer.interop.timm_layers import trunk_rules
+from mmformer.interop.towers import read_grid
 
 _STACK, _IMAGE = "stacks.image", "encoders.image"
 _LAYER, _POOL = f"{_STACK}.layer", f"{_IMAGE}.pool"
@@ -95,27 +95,7 @@ def tower_of(name: str) -> Tower:
 
 def tower_rules(base: str, tower: Tower) -> list[Rule]:
     """The parameters of a tower; ``base`` is what their names begin with."""
-    layer, theirs = f"{_STACK}.layers.{{i}}", f"{base}blocks.{{i}}"
-    number = (tower.image_size // tower.patch) ** 2
-    return [
-        patches(f"{base}patch_embed.proj.weight", tower.width, tower.patch),
-        named(f"{_IMAGE}.tokenizer.projection.bias", f"{base}patch_embed.proj.bias"),
-        viewed(f"{_STACK}.position.weight", f"{base}pos_embed", (1, number, tower.width)),
-        named(f"{layer}.mixer_residual.norm.{{p}}", f"{theirs}.norm1.{{p}}"),
-        named(f"{layer}.mixer.qkv.{{p}}", f"{theirs}.attn.qkv.{{p}}"),
-        named(f"{layer}.mixer.out.{{p}}", f"{theirs}.attn.proj.{{p}}"),
-        named(f"{layer}.feedforward_residual.norm.{{p}}", f"{theirs}.norm2.{{p}}"),
-        named(f"{layer}.feedforward.up.{{p}}", f"{theirs}.mlp.fc1.{{p}}"),
-        named(f"{layer}.feedforward.down.{{p}}", f"{theirs}.mlp.fc2.{{p}}"),
-        named(f"{_STACK}.norm.{{p}}", f"{base}norm.{{p}}"),
-        named(f"{_POOL}.query", f"{base}attn_pool.latent"),
-        named(f"{_POOL}.attention.q.{{p}}", f"{base}attn_pool.q.{{p}}"),
-        named(f"{_POOL}.attention.kv.{{p}}", f"{base}attn_pool.kv.{{p}}"),
-        named(f"{_POOL}.attention.out.{{p}}", f"{base}attn_pool.proj.{{p}}"),
-        named(f"{_POOL}.norm.{{p}}", f"{base}attn_pool.norm.{{p}}"),
-        named(f"{_POOL}.feedforward.up.{{p}}", f"{base}attn_pool.mlp.fc1.{{p}}"),
-        named(f"{_POOL}.feedforward.down.{{p}}", f"{base}attn_pool.mlp.fc2.{{p}}"),
-    ]
+    return trunk_rules(base, tower.width, tower.patch, (tower.image_size // tower.patch) ** 2)
 
 
 def _names() -> list[str]:

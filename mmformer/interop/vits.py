@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -117,4 +118,42 @@ def layer_rules(stack: str = STACK, theirs: str = "{base}encoder.layer.{i}") -> 
         named(f"{layer}.feedforward_residual.norm.{{p}}", f"{theirs}.layernorm_after.{{p}}"),
         named(f"{layer}.feedforward.up.{{p}}", f"{theirs}.intermediate.dense.{{p}}"),
         named(f"{layer}.feedforward.down.{{p}}", f"{theirs}.output.dense.{{p}}"),
+    ]
+
+
+POOLER = (f"{IMAGE}.embedding", f"{IMAGE}.projection")
+
+
+def _read_pooler(width: int, pooled: int) -> Sequence[Any]:
+    if pooled != width:
+        raise ValueError("a pooler_output_size that is hidden_size")
+    return [pooled, width]
+
+
+POOLED_FIELDS = (
+    Field(  # a classifier has no pooler: what this one's width would be is said by its stack
+        ("hidden_size", "pooler_output_size"),
+        (f"{IMAGE}.embedding", f"{STACK}.width"),
+        _read_pooler,
+        lambda _, width: [width, width],
+    ),
+    *fields(f"{STACK}.layer.dropout", f"{STACK}.input_dropout"),
+    grid_field(),
+    *hidden_fields(),
+    choice("pooler_act", {"tanh": "tanh", "linear": "none"}, f"{IMAGE}.projection.activation"),
+)
+"""What ViT and DeiT say: they may have a pooler after the class token."""
+POOLED_DEFAULTS = {
+    **DEFAULTS,
+    **{"intermediate_size": 3072, "layer_norm_eps": 1e-12, "pooler_act": "tanh"},
+    "pooler_output_size": lambda config: config["hidden_size"],
+}
+
+
+def pooled_rules(config: Data, *special: str) -> list[Rule]:
+    """The same of parameters; ``special`` names the special tokens, one of each."""
+    return [
+        *embedding_rules(config, dict.fromkeys(special, 1), len(special)),
+        *layer_rules(),
+        named(f"{IMAGE}.projection.0.{{p}}", "{base}pooler.dense.{p}"),
     ]

@@ -209,8 +209,10 @@ def has_room_of_its_own() -> bool:
 @pytest.mark.skipif(not has_room_of_its_own(), reason="a disk can be mounted by root alone here")
 @pytest.mark.parametrize(
     ("size", "named", "kept"),
-    [("900k", "disk/run", 0), ("2000k", "disk/run/bundle.partial/model.safetensors", 1)],
-    ids=["no room for a checkpoint", "no room for the bundle"],
+    [
+        pytest.param("900k", "disk/run", 0, marks=pytest.mark.slow, id="no room for a checkpoint"),
+        pytest.param("2000k", "disk/run/bundle.partial/model.safetensors", 1, id="no room for the bundle"),
+    ],
 )
 def test_a_full_disk_is_told_and_nothing_half_written_is_left(size: str, named: str, kept: int, file: Path) -> None:
     """A real one."""

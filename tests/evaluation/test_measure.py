@@ -48,6 +48,7 @@ def measured(bundle: Path, recipe: RecipeSpec, processes: int = 1) -> Measured:
     return Measurement(bundle, recipe).run(processes)
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(shards: Path, tmp_path: Path) -> None:
     bundle = save_trimodal(tmp_path / "bundle")
     torch.set_num_threads(1)

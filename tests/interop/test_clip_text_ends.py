@@ -18,7 +18,7 @@ import mmformer
 from mmformer.bundle import Transforms, save_bundle
 from mmformer.errors import InputError
 from mmformer.interop.exporting import export_model
-from mmformer.interop.families import clip
+from mmformer.interop.families import clip, clip_towers
 from mmformer.interop.family import Family
 from mmformer.interop.importing import import_model
 from mmformer.models.logits import text_of
@@ -39,7 +39,7 @@ PICTURE = {
 BOTH = {"text_config": TEXT, "vision_config": PICTURE, "projection_dim": 24}
 KINDS: dict[str, tuple[Family, dict[str, Any]]] = {
     "CLIPModel": (clip.CLIP, BOTH),
-    "CLIPTextModelWithProjection": (clip.TEXTS, {**TEXT, "projection_dim": 24}),
+    "CLIPTextModelWithProjection": (clip_towers.TEXTS, {**TEXT, "projection_dim": 24}),
 }
 OWN = {"vocabulary": tiny.VOCABULARY, "rows": tiny.vocabulary().padded_size(64), "ids": None, "begin": False}
 """A vocabulary that was made here."""

@@ -454,7 +454,7 @@ def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return Inputs(tokens, case.order != "full", PREFIX if case.order == "prefix" else None, memory)
 
 
-@functools.lru_cache(maxsize=96)
+@functools.cache
 def make_stack(spec: StackSpec, dtype: torch.dtype = torch.float64) -> Stack:
     """A stack in evaluation mode, no parameter of which is trivial. Shared between tests: do not change it."""
     return randomise(spec.build()).to(dtype).eval()

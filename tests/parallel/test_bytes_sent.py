@@ -84,6 +84,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return torch.load(folder / "0.pt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shard", "data"])
 def test_gradients_are_sent_once_an_update(name: str, counted: dict[str, list[int]]) -> None:
     one, two, four, always = counted[name]

@@ -206,11 +206,13 @@ def expected() -> Any:
     return told(built(), None), models(None)
 
 
+@pytest.mark.slow
 def test_they_read_the_same_and_have_tokens_of_their_own(both: list[Any]) -> None:
     """Dropout is drawn by the second number."""
     assert [found["numbers"] for found in both] == [(0, 0), (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_outputs_and_gradients_are_those_of_one_process(method: ContextMethod, both: list[Any], expected: Any) -> None:
     for found in both:
@@ -222,6 +224,7 @@ def test_outputs_and_gradients_are_those_of_one_process(method: ContextMethod, b
                 torch.testing.assert_close(made[part], value, atol=1e-10, rtol=1e-8, msg=f"{name}: {part}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_training_is_that_of_one_process(method: ContextMethod, both: list[Any], expected: Any) -> None:
     for name, right in expected[1].items():

@@ -167,7 +167,7 @@ def expected() -> dict[str, Tensor]:
 
 
 EACH = [
-    pytest.param(world, name, id=f"{world}-{name}", marks=[pytest.mark.slow] if world > 2 else [])
+    pytest.param(world, name, id=f"{world}-{name}", marks=pytest.mark.slow)
     for world, meshes in MESHES.items()
     for name in meshes
 ]

@@ -106,6 +106,7 @@ def test_a_signal_to_the_second_process_alone_stops_all(kind: str, shards: Path,
     assert said.count("Interrupted. ") == 1
 
 
+@pytest.mark.slow
 def test_of_a_sharded_checkpoint_every_file_is_looked_at(shards: Path, tmp_path: Path) -> None:
     run = small(shards, steps=4)
     file = tmp_path / "run.yaml"

@@ -112,6 +112,7 @@ def test_an_interrupted_run_ends_with_the_same_table_logs_and_weights(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
+@pytest.mark.slow
 def test_where_buckets_move_samples_to_other_updates_those_are_told(shards: Path, tmp_path: Path) -> None:
     """A sample may be read before the update that its position is of."""
     run, output = make_run(shards, buckets=BucketSpec("text", 4)), tmp_path / "run"

@@ -29,7 +29,9 @@ def run_of(caption: bool = False, **changes: object) -> RunSpec:
     return tiny_run(Path("nowhere"), model=tiny_model(width=32, caption=caption), objectives=objectives, **changes)
 
 
-@pytest.mark.parametrize("caption", [False, True], ids=["CLIP", "CoCa"])
+@pytest.mark.parametrize(
+    "caption", [pytest.param(False, id="CLIP"), pytest.param(True, id="CoCa", marks=pytest.mark.slow)]
+)
 def test_a_plan_is_within_a_tenth_of_what_is_measured(caption: bool, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(to_yaml(run_of(caption)))

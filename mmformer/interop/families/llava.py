@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mmformer.interop import llamas
-from mmformer.interop.families.clip import PICTURE, picture_rules
+from mmformer.interop import clips, llamas
 from mmformer.interop.family import TEXT_SPECIAL, Family, Layout
 from mmformer.interop.fields import Field, all_fixed, choice, fixed, same
 from mmformer.interop.llamas import TEXT
@@ -22,7 +21,7 @@ _CHOSEN = ("vision_feature_layer", "vision_config.num_hidden_layers")
 def _rules(config: Data) -> list[Rule]:
     texts = rooted(llamas.dense_rules(config["text_config"]), "{base}", "language_model.model.")
     return [
-        *rooted(picture_rules(config["vision_config"]), "vision_model.", "{base}"),
+        *rooted(clips.picture_rules(config["vision_config"]), "vision_model.", "{base}"),
         *rooted(texts, "lm_head.", "language_model.lm_head."),
         named(f"{TEXT}.bridges.image.0.{{p}}", "multi_modal_projector.linear_1.{p}"),
         named(f"{TEXT}.bridges.image.2.{{p}}", "multi_modal_projector.linear_2.{p}"),
@@ -63,7 +62,7 @@ LLAVA = Family(
     ),
     rules=_rules,
     defaults={
-        **under("vision_config", PICTURE | {"model_type": "clip_vision_model"}),
+        **under("vision_config", clips.PICTURE | {"model_type": "clip_vision_model"}),
         **under("text_config", llamas.DENSE | {"model_type": "llama"}),
         **{"image_token_index": 32000, "vision_feature_layer": -2, "vision_feature_select_strategy": "default"},
         **{"multimodal_projector_bias": True, "projector_hidden_act": "gelu"},

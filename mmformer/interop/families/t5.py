@@ -1,9 +1,8 @@
-"""T5 and mT5 as transformers keeps them (``models/t5``, ``models/mt5``): whole, or the encoder alone."""
+"""T5 as transformers keeps it (``models/t5``): whole, or the encoder alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,14 +10,15 @@ from torch import Tensor
 
 from mmformer.interop import t5_stacks
 from mmformer.interop.family import Family
-from mmformer.interop.fields import always, at_each, choice, fixed, same, scaled
+from mmformer.interop.fields import at_each, choice, fixed, same, scaled
 from mmformer.interop.plain import Data, Named
 from mmformer.interop.rules import Rule
 from mmformer.interop.t5_stacks import PARTS, STACKS
 
 _LAYERS = at_each(STACKS, "layer")
 _FEEDFORWARDS = at_each(_LAYERS, "feedforward")
-_SCALE = "decoders.target.logit_scale"
+SCALE = "decoders.target.logit_scale"
+"""Where what logits are multiplied by stands with us."""
 _ACTIVATIONS = {
     ("relu", "relu", False): Named("ReLUFeedForwardSpec", {"squared": False, "ratio": 4.0}),
     ("gated-gelu", "gelu_new", True): Named("GLUFeedForwardSpec", {"gate": "gelu_tanh", "ratio": 8 / 3}),
@@ -48,7 +48,7 @@ def _activation(config: Mapping[str, Any]) -> str:
     return "gelu_new" if kind == "gated-gelu" else kind.rpartition("-")[2]
 
 
-_FIELDS = (
+FIELDS = (
     *t5_stacks.FIELDS,
     *t5_stacks.layer_fields(_LAYERS, [*at_each(_LAYERS, "mixer"), "stacks.writer.layer.cross"], _FEEDFORWARDS),
     same("num_layers", "stacks.reader.depth"),
@@ -56,7 +56,7 @@ _FIELDS = (
     choice(("feed_forward_proj", "dense_act_fn", "is_gated_act"), _ACTIVATIONS, *_FEEDFORWARDS),
     fixed("tie_encoder_decoder", False),
 )
-_DEFAULTS = {
+DEFAULTS = {
     **t5_stacks.DEFAULTS,
     "dense_act_fn": _activation,
     "is_gated_act": lambda config: config["feed_forward_proj"].startswith("gated-"),
@@ -68,19 +68,10 @@ T5 = Family(
     name="t5",
     template="t5.yaml",
     layouts=t5_stacks.layouts("T5"),
-    fields=(*_FIELDS, scaled("scale_decoder_outputs", "d_model", "stacks.reader.width", -0.5, _SCALE)),
+    fields=(*FIELDS, scaled("scale_decoder_outputs", "d_model", "stacks.reader.width", -0.5, SCALE)),
     rules=_rules,
     seen=_seen,
-    defaults={"feed_forward_proj": "relu", **_DEFAULTS, "scale_decoder_outputs": _scaled},
+    defaults={"feed_forward_proj": "relu", **DEFAULTS, "scale_decoder_outputs": _scaled},
     ignored=("classifier_dropout",),
     text=PARTS,
-)
-
-MT5 = replace(
-    T5,
-    name="mt5",
-    layouts=t5_stacks.layouts("MT5"),
-    fields=(*_FIELDS, always(_SCALE, 1.0)),
-    defaults={"feed_forward_proj": "gated-gelu", **_DEFAULTS},
-    ignored=("classifier_dropout", "scale_decoder_outputs"),
 )

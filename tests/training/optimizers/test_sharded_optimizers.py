@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 import several
 import torch
 from test_optimizers import BASES
@@ -84,6 +85,7 @@ def work(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been checked
 
 
+@pytest.mark.slow
 def test_shards_move_as_the_whole_does(tmp_path: Path) -> None:
     several.spawn(work, (str(tmp_path),), nprocs=2)
     assert (tmp_path / "0").exists()

@@ -1,0 +1,119 @@
+"""Captions of pictures beside open_clip's and transformers' models: weights copied, equal ids.
+
+    python -m benchmarks.captioning
+
+open_clip's CoCa is decoded as it is: the picture is read once, its text for each id anew, for it has no cache.
+transformers' BLIP has one. No caption ends early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.beside import Row, Work, main
+from benchmarks.systems.case import open_clip_model, transformers_model
+from benchmarks.systems.imported import imported
+from mmformer.generation.beam import BeamSpec
+from mmformer.generation.decoding import Decoding
+from mmformer.generation.generation import GenerationSpec
+from mmformer.generation.sampling import GreedySpec
+from mmformer.models.logits import text_of
+from mmformer.models.model import Model
+from mmformer.types import Batch
+
+NEW = 20
+
+
+def writer(model: Model, spec: GenerationSpec, image: Tensor, start: int) -> Callable[[], list[list[int]]]:
+    """Pictures to ids, by the decoder that there is."""
+    (name,), prompt = model.decoders, torch.full((len(image), 1), start)
+
+    def write() -> list[list[int]]:
+        with torch.inference_mode():
+            read = model(Batch((), {}, image), decode=False).tokens
+            return [each.ids for each in spec.write(Decoding(model, name, read, len(image)), text_of(prompt))]
+
+    return write
+
+
+def unequal(ours: list[list[int]], theirs: list[list[int]]) -> float:
+    """The share of ids that are not the same."""
+    pairs = [a == b for mine, other in zip(ours, theirs, strict=True) for a, b in zip(mine, other, strict=True)]
+    return 1 - sum(pairs) / len(pairs)
+
+
+def coca(pictures: int) -> Work:
+    """Greedy captions by CoCa ViT-B-32."""
+    reference, model = imported(open_clip_model("coca_ViT-B-32"))
+    image, start = torch.randn(pictures, 3, 224, 224), 49406
+    ours = writer(model, GreedySpec(min_length=NEW, max_length=NEW), image, start)
+
+    def theirs() -> list[list[int]]:
+        ids = torch.full((pictures, 1), start)
+        with torch.inference_mode():
+            latent, seen = reference._encode_image(image)
+            for _ in range(NEW):
+                logits = reference(None, ids, latent, seen, output_labels=False)["logits"][:, -1]
+                logits[:, 49407] = float("-inf")
+                ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
+        made: list[list[int]] = ids[:, 1:].tolist()
+        return made
+
+    return Work(ours, theirs, unequal(ours(), theirs()))
+
+
+def blip(pictures: int, beams: int) -> Work:
+    """Captions by BLIP in its published size, at 224 pixels; by beams, or greedy where there is one."""
+    sizes: dict[str, Any] = {"vision_config": {"image_size": 224}}
+    reference, model = imported(transformers_model("Blip", "ForConditionalGeneration", **sizes))
+    image, start = torch.randn(pictures, 3, 224, 224), int(reference.config.text_config.bos_token_id)
+    spec: GenerationSpec = GreedySpec(NEW, NEW) if beams == 1 else BeamSpec(NEW, NEW, beams=beams)
+
+    def theirs() -> list[list[int]]:
+        with torch.inference_mode():
+            made = reference.generate(
+                pixel_values=image, max_new_tokens=NEW, min_new_tokens=NEW, num_beams=beams, do_sample=False
+            )
+        ids: list[list[int]] = made[:, 1:].tolist()
+        return ids
+
+    ours = writer(model, spec, image, start)
+    return Work(ours, theirs, unequal(ours(), theirs()))
+
+
+ROWS = [
+    Row(
+        "captioning_coca_greedy",
+        f"CoCa B/32, 32 pictures, {NEW} ids each, greedy",
+        "open_clip_torch",
+        32,
+        "captions",
+        15.0,
+        0.0,
+        partial(coca, 32),
+        "what was written is kept, not read again for each id",
+        dtype=None,
+    ),
+    *(
+        Row(
+            f"captioning_blip_{name}",
+            f"BLIP, 8 pictures, {NEW} ids each, {'greedy' if beams == 1 else f'{beams} beams'}, caches on both sides",
+            "transformers",
+            8,
+            "captions",
+            1.5,
+            0.0,
+            partial(blip, 8, beams),
+            dtype=None,
+        )
+        for name, beams in (("greedy", 1), ("beams", 4))
+    ),
+]
+
+if __name__ == "__main__":
+    main(ROWS)
