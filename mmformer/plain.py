@@ -13,13 +13,14 @@ import re
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from mmformer.errors import InputError
-from mmformer.schema import accepts_null, class_named, defaults_of, fields_of, is_family, join, without_null
+from mmformer.schema import accepts_null, class_named, defaults_of, fields_of, is_family, join, members, without_null
+from mmformer.spec import FAMILIES
 
 S = TypeVar("S")
 
 _NULLS = ("", "~", "none", "null")
 _WHOLE = re.compile(r"0|[+-]?[1-9][0-9]{0,17}")
-_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,3})?")
+_NUMBER = re.compile(r"(?!-0$)[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]{0,18})?([eE][+-]?[0-9]{1,3})?")
 """Texts that are numbers to everybody: options have them (``--depth 9``), and YAML 1.1 takes 1e-4 for one."""
 
 
@@ -50,12 +51,25 @@ def straight(spec: type[S], data: dict[str, Any]) -> S | None:
 
 def _filled(cls: Any, given: dict[str, Any], default: Any, key: str) -> Any:
     """A spec of given fields; the others are those of the default, where it is of this class, or the class's own."""
-    hints, own = fields_of(cls, cls), defaults_of(cls)
+    hints = fields_of(cls, cls)
+    if other := next((name for name in given if name not in hints), None):
+        raise RefusedError(join(key, other), _of_another_class(cls, other))
+    own = {name: getattr(default, name) for name in hints} if type(default) is cls else defaults_of(cls)
     fields = {name: _value(hints[name], item, own.get(name), join(key, name)) for name, item in given.items()}
     try:
         return dataclasses.replace(default, **fields) if type(default) is cls else cls(**fields)
     except InputError as error:
         raise RefusedError(key, error) from error
+
+
+def _of_another_class(cls: type, name: str) -> InputError:
+    """Data that names no class may have the fields of any of a family, but means those of one."""
+    base = next(family for family in FAMILIES if issubclass(cls, family))
+    others = ", ".join(member.__name__ for member in members(base) if name in fields_of(member, member))
+    return InputError(
+        f"no class is named, which means {cls.__name__}, and that has no {name}: name class_path, one of {others}, or "
+        f"leave it out."
+    )
 
 
 def _value(hint: Any, value: Any, default: Any, key: str) -> Any:

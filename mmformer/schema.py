@@ -138,8 +138,8 @@ def find_mistake(hint: Any, value: Any, key: str = "", has_default: bool = False
 def missing(base: type, value: Any, has_default: bool = False) -> list[str]:
     """The fields without a default that a spec's plain data does not give."""
     cls, fields = split_class(base, value, "", "")
-    if cls is None and has_default:
-        return []  # arguments for the class of the default
+    if has_default and not (is_family(base) and cls is not None):
+        return []  # arguments for what the field is by default
     if cls is None and inspect.isabstract(base):
         return ["class_path"]
     return [name for name in fields_of(base, cls or base) if name not in {*fields, *with_default(base, cls or base)}]

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,7 +28,19 @@ def context() -> ForkServerContext:
 def spawn(work: Callable[..., None], args: tuple[object, ...], nprocs: int) -> None:
     """What ``torch.multiprocessing.spawn`` does."""
     context()
-    torch.multiprocessing.start_processes(work, args, nprocs, start_method="forkserver")  # type: ignore[no-untyped-call]
+    given = (work, dict(os.environ), args)
+    torch.multiprocessing.start_processes(_work, given, nprocs, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
+def _work(rank: int, work: Callable[..., None], environment: Mapping[str, str], args: tuple[object, ...]) -> None:
+    _begin(environment)
+    work(rank, *args)
+
+
+def _begin(environment: Mapping[str, str]) -> None:
+    """As a process of its own would, with today's environment: the one that it is made from may be old."""
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def command(log: Path, words: tuple[str, ...], limit: float = 180.0) -> int:
@@ -39,6 +50,7 @@ def command(log: Path, words: tuple[str, ...], limit: float = 180.0) -> int:
         log: a file that what they say is added to.
         limit: seconds that they may take.
     """
+    assert not any(word.startswith("--parallel.") and "=" in word for word in words), "a number stands by itself"
     world = math.prod(
         int(number)
         for name, number in itertools.pairwise(words)
@@ -52,7 +64,8 @@ def command(log: Path, words: tuple[str, ...], limit: float = 180.0) -> int:
         given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "GROUP_RANK": "0"}
         given |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world)}
         given |= {"TORCHELASTIC_RUN_ID": "test", "GROUP_WORLD_SIZE": "1"}
-        processes.append(context().Process(target=_command, args=(log, words, given if world > 1 else {})))
+        environment = {**os.environ, **(given if world > 1 else {})}
+        processes.append(context().Process(target=_command, args=(log, words, environment)))
     for process in processes:
         process.start()
     for process in processes:
@@ -63,8 +76,8 @@ def command(log: Path, words: tuple[str, ...], limit: float = 180.0) -> int:
     return next((process.exitcode for process in processes if process.exitcode), 0)
 
 
-def _command(log: Path, words: tuple[str, ...], environment: Mapping[str, Any]) -> None:
-    os.environ.update(environment)
+def _command(log: Path, words: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    _begin(environment)
     os.chdir(ROOT)
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in a run that a user starts

@@ -26,6 +26,8 @@ from mmformer.nn.mamba import MambaSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.plain import RefusedError, straight
 from mmformer.schema import check_layout, defaults_of, fields_of, has_spec, is_family, members, without_null
+from mmformer.tokenizers.image import ConvolutionalStemSpec
+from mmformer.tokenizers.mobilevit import MobileViTBlockSpec
 from mmformer.training.run import RunSpec, TrainerSpec
 
 CONFIGS = tiny.ROOT / "configs"
@@ -83,6 +85,67 @@ def test_arguments_alone_change_what_the_default_has() -> None:
 
     data: dict[str, Any] = {"attention": {"bias": False}}
     assert straight(Holder, data) == Holder(AttentionSpec(8, dropout=0.5, bias=False)) == by_the_parser(Holder, data)
+
+
+def test_arguments_alone_change_what_the_default_has_inside() -> None:
+    """The layer of this block's stack has four heads, where a layer by itself has eight."""
+    for layer in ({"dropout": 0.1}, {"mixer": {"bias": False}}):
+        data = {"stack": {"layer": layer}}
+        found = straight(MobileViTBlockSpec, data)
+        assert isinstance(found, MobileViTBlockSpec)
+        assert isinstance(found.stack.layer.mixer, AttentionSpec)
+        assert found.stack.layer.mixer.heads == 4
+        assert repr(found) == repr(by_the_parser(MobileViTBlockSpec, data))
+
+
+def test_in_lists_they_do_too_and_are_no_mistake() -> None:
+    """The parser asks for all of such an item; what is told is what is wrong."""
+    block: dict[str, Any] = {"stack": {"layer": {"dropout": 0.1}}}
+    data = {"channels": [8, 8], "blocks": [block, None]}
+    found = straight(ConvolutionalStemSpec, data)
+    assert isinstance(found, ConvolutionalStemSpec)
+    assert found.blocks[0] == straight(MobileViTBlockSpec, block)
+    with pytest.raises(InputError, match=r"channels.1: Expected int"):
+        parse(ConvolutionalStemSpec, {**data, "channels": [8, "wide"]}, "")
+
+
+@pytest.mark.parametrize(
+    ("spec", "data", "message"),
+    [
+        (
+            LayerSpec,
+            {"mixer": {"states": 4}},
+            r"mixer.states: no class is named, which means AttentionSpec, .* MambaSpec",
+        ),
+        (StackSpec, {"width": 8, "depth": 1, "position": {"axes": [0]}}, r"position.axes"),
+    ],
+)
+def test_fields_of_another_class_are_refused(spec: type, data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(spec, data, "a.yaml")
+
+
+TEXTS = [
+    *("0", "-0", "+0", "00", "1", "+1", "-1", "08", "+08", "010", "+010", "0o7", "0x1f", "0b1", "1_000", "1e3", "1e-3"),
+    *("-0.0", ".5", "5.", "+.5", "08.5", "1:30", ".inf", "-.inf", "inf", "nan", ".nan", "1,0", "١", " 1", "1 ", "true"),
+    *("True", "false", "no", "yes", "on", "null", "~", "", "None", "12345678901234567890", "1e400"),
+]
+
+
+@pytest.mark.parametrize("hint", [int, float, bool, str, int | None, float | None, bool | None, str | None], ids=str)
+def test_texts_mean_what_they_mean_to_the_parser(hint: Any) -> None:
+    """Or are left to it."""
+    spec = dataclasses.make_dataclass("Leaf", [("value", hint)], frozen=True)
+    taken = 0
+    for value in [*TEXTS, 0, 1, -1, 0.0, 1.5, True, False, None]:
+        try:
+            found = straight(spec, {"value": value})
+        except RefusedError:
+            found = None
+        if found is not None:
+            taken += 1
+            assert repr(found) == repr(by_the_parser(spec, {"value": value})), value
+    assert taken >= 3
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ OVERRIDES: list[tuple[list[str], str, object]] = [
     ),
     (["--freeze", "[encoders.image.*, '*.bias']"], "freeze", ["encoders.image.*", "*.bias"]),
     (["--thaw", "{'stacks.*': 3}"], "thaw", {"stacks.*": 3}),
-    (["--optimizer", "MuonSpec", "--optimizer.momentum", "0.9"], "optimizer.init_args.momentum", 0.9),
+    ('--optimizer {"lr":1.0e-3,"momentum":0.9}', ["unknown key 'optimizer.momentum'", "Known here: "]),
     (["--optimizer.layer_decay", "0.8"], "optimizer.init_args.layer_decay", 0.8),
     (
         ["--optimizer.groups", "[{parameters: heads.*, lr_scale: 2}]"],
@@ -112,6 +112,7 @@ def test_a_model_may_be_a_file_of_its_own(file: Path, capsys: pytest.CaptureFixt
 
 
 WRONG: list[tuple[str, list[str]]] = [
+    ('--optimizer {"lr":1.0e-3,"momentum":0.9}', ["unknown key 'optimizer.momentum'", "Known here: "]),
     ("--trainr.max_steps 5", ["trainr.max_steps'", "Did you mean 'trainer'?"]),
     ("--trainer.max_step 5", ["trainer.max_step'", "Did you mean 'max_steps'?"]),
     ("--model.stack.image.depth 9", ["model.stack.image.depth'", "Did you mean 'stacks'?"]),

@@ -139,7 +139,7 @@ def _put(hint: Any, old: Any, path: Sequence[str], text: str, key: str, added: l
     inner = without_null(hint)
     if not path:
         value, named = _value(hint, text, key)
-        return value if named else _merge(hint, old, value)
+        return value if named else _merge(hint, old, value, key)
     whole, (part, *rest) = ".".join([key, *path] if key else path), path
     if get_origin(inner) is dict:
         entries = dict(old or {})
@@ -154,13 +154,13 @@ def _put(hint: Any, old: Any, path: Sequence[str], text: str, key: str, added: l
         if rest:
             unknown_key(whole, rest[0], [])
         class_named(inner, text, "", key)
-        return _merge(hint, old, {"class_path": text})
+        return _merge(hint, old, {"class_path": text}, key)
     if is_family(inner) and part == "init_args":
         if not rest:
             arguments = from_yaml(text, f"--{whole}")
             new = {"class_path": cls.__name__, "init_args": arguments} if cls is not None else arguments
             check_layout(hint, new, "", key)
-            return _merge(hint, old, new)
+            return _merge(hint, old, new, key)
         part, *rest = rest
     hints = fields_of(inner, cls)
     if part not in hints:
@@ -187,13 +187,13 @@ def _value(hint: Any, text: str, key: str) -> tuple[Any, bool]:
     return value, isinstance(read, str) and value is not read
 
 
-def _merge(hint: Any, old: Any, new: Any) -> Any:
+def _merge(hint: Any, old: Any, new: Any, key: str = "") -> Any:
     """Plain data, overridden: field by field in specs; the entries of a mapping are those that the new one has."""
     hint = without_null(hint)
     if old is None or new is None or not has_spec(hint):
         return new
     if get_origin(hint) is dict:
-        return {name: _merge(get_args(hint)[1], old.get(name), item) for name, item in new.items()}
+        return {name: _merge(get_args(hint)[1], old.get(name), item, join(key, name)) for name, item in new.items()}
     if not isinstance(hint, type):
         return new
     (before, below), (after, above) = split_class(hint, old, "", ""), split_class(hint, new, "", "")
@@ -201,7 +201,10 @@ def _merge(hint: Any, old: Any, new: Any) -> Any:
     hints = fields_of(hint, cls)
     # Of another class's arguments, those stay that this one has too.
     fields = {name: value for name, value in below.items() if name in hints}
-    fields |= {name: _merge(hints[name], fields.get(name), value) for name, value in above.items() if name in hints}
+    for name, value in above.items():
+        if name not in hints:
+            unknown_key(join(key, name), name, hints)
+        fields[name] = _merge(hints[name], fields.get(name), value, join(key, name))
     return {"class_path": cls.__name__, "init_args": fields} if is_family(hint) and cls is not None else fields
 
 

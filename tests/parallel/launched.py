@@ -1,4 +1,4 @@
-"""A run with every kind of loss, started as a user would start it."""
+"""A run with every kind of loss: started as a user would start it, or more quickly (see ``several``)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def one(file: Path) -> Path:
 
 
 def test_two_processes_train_what_one_trains(file: Path, one: Path, tmp_path: Path) -> None:
-    said = fit(file, tmp_path / "two", "--parallel.shard", "2")
+    """As a user starts them: each an interpreter of its own, whose sets have an order of their own."""
+    process = start(file, tmp_path / "two", "--parallel.shard", "2")
+    said, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, said
     assert_alike(one, tmp_path / "two")
     assert len(rows(tmp_path / "two")) == 6
     assert said.count("Try next") == 1, "one of them speaks"
