@@ -62,7 +62,7 @@ OVERRIDES: list[tuple[list[str], str, object]] = [
     ),
     (["--freeze", "[encoders.image.*, '*.bias']"], "freeze", ["encoders.image.*", "*.bias"]),
     (["--thaw", "{'stacks.*': 3}"], "thaw", {"stacks.*": 3}),
-    ('--optimizer {"lr":1.0e-3,"momentum":0.9}', ["unknown key 'optimizer.momentum'", "Known here: "]),
+    (["--optimizer", "MuonSpec", "--optimizer.momentum", "0.9"], "optimizer.init_args.momentum", 0.9),
     (["--optimizer.layer_decay", "0.8"], "optimizer.init_args.layer_decay", 0.8),
     (
         ["--optimizer.groups", "[{parameters: heads.*, lr_scale: 2}]"],
