@@ -15,26 +15,23 @@ from torch import Tensor
 
 from benchmarks.beside import Row, Work, main
 from benchmarks.systems.case import open_clip_model
-from benchmarks.systems.imported import imported
+from benchmarks.systems.imported import predictor
 from mmformer.evaluation.zero_shot import embed_classes
-from mmformer.tokenizers.text import TextTokensSpec
 
 
 def built(name: str, classes: int) -> Work:
     """The weights of a classifier by both."""
     import open_clip
 
-    reference, model = imported(open_clip_model(name))
-    spec = model.spec.encoders["text"].tokenizer
-    assert isinstance(spec, TextTokensSpec)
-    encoder, tokenizer = spec.encoder(), open_clip.tokenizer.SimpleTokenizer()
+    reference, opened = predictor(open_clip_model(name))
+    encoder, tokenizer = opened.reader.text_encoders["text"], open_clip.tokenizer.SimpleTokenizer()
     names: Any = open_clip.IMAGENET_CLASSNAMES[:classes]
     templates: Any = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
 
     def ours() -> Tensor:
         with torch.inference_mode():
             alone = [[each] for each in names]
-            return embed_classes(model, encoder, alone, templates, "text", torch.device("cpu"))
+            return embed_classes(opened.model, encoder, alone, templates, "text", torch.device("cpu"))
 
     def theirs() -> Tensor:
         made: Tensor = open_clip.build_zero_shot_classifier(reference, tokenizer, names, templates).T

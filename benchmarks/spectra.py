@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torchaudio
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.beside import Row, Work, main
 from mmformer.tokenizers.audio import SpectrogramPatchesSpec
@@ -45,14 +46,15 @@ def compared(spec: SpectrogramSpec, theirs: Callable[[Tensor], Tensor]) -> Work:
 
 
 def log_mel() -> Work:
-    """Our own spectrum is torchaudio's MelSpectrogram, which pads no end."""
+    """Our own spectrum is torchaudio's MelSpectrogram, with clips filled up for the last frame."""
     spec = SpectrogramPatchesSpec()
+    missing = (spec.frames_of(SECONDS) - 1) * spec.hop + spec.window - RATE * SECONDS
     mel = torchaudio.transforms.MelSpectrogram(
         RATE, n_fft=spec.window, hop_length=spec.hop, f_min=spec.lowest, n_mels=spec.bands, center=False
     )
 
     def theirs(clip: Tensor) -> Tensor:
-        values: Tensor = (mel(clip).clamp(min=1e-5).log().T - spec.mean) / spec.std
+        values: Tensor = (mel(F.pad(clip, (0, missing))).clamp(min=1e-5).log().T - spec.mean) / spec.std
         return values
 
     return compared(spec, theirs)

@@ -3,7 +3,7 @@
     python -m benchmarks.tokenising        (DATA=DIR, with multi30k/ as it was published, for captions of sentences)
 
 Each makes a tensor of ids of batches of 1,024 captions. Hugging Face's has CLIP's vocabulary as we open it, and its own
-padding.
+padding; it mends no texts, as the other two do, so that a few captions differ.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from functools import partial
 from itertools import cycle, islice
 
 import torch
+from tokenizers.normalizers import Lowercase
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from benchmarks.beside import Row, Work, main
 from benchmarks.captions import multi30k
 from benchmarks.systems.case import open_clip_model
-from benchmarks.systems.imported import imported
+from benchmarks.systems.imported import predictor
 from mmformer.tokenizers.published import TokenizersVocabulary, read_tokenizer
-from mmformer.tokenizers.text import TextTokensSpec
 
 BATCH, START, END = 1024, 49406, 49407
 
@@ -35,9 +35,7 @@ def tokenised(peer: str, number: int) -> Work:
     torch.set_num_threads(1)
     captions = list(islice(cycle(multi30k(29_000)), number))
     batches = [captions[first : first + BATCH] for first in range(0, number, BATCH)]
-    spec = imported(open_clip_model("ViT-S-32-alt"))[1].spec.encoders["text"].tokenizer
-    assert isinstance(spec, TextTokensSpec)
-    encoder = spec.encoder()
+    encoder = predictor(open_clip_model("ViT-S-32-alt"))[1].reader.text_encoders["text"]
     assert isinstance(encoder.vocabulary, TokenizersVocabulary)
     theirs: Callable[[list[str]], Tensor]
     if peer == "open_clip_torch":
@@ -45,6 +43,7 @@ def tokenised(peer: str, number: int) -> Work:
     else:
         assert encoder.vocabulary.archive.vocabulary is not None
         tokenizer = read_tokenizer(encoder.vocabulary.archive.vocabulary, "CLIP's")
+        tokenizer.normalizer = Lowercase()
         tokenizer.post_processor = TemplateProcessing(
             "<start_of_text> $A <end_of_text>",
             special_tokens=[("<start_of_text>", START), ("<end_of_text>", END)],
@@ -82,13 +81,13 @@ ROWS = [
         number,
         "captions",
         bound,
-        0.0,
+        allowed,
         partial(tokenised, peer, number),
         dtype=None,
     )
-    for name, peer, number, bound in (
-        ("open_clip", "open_clip_torch", 100_000, 10.0),
-        ("tokenizers", "tokenizers", 100_000, 1.0),
+    for name, peer, number, bound, allowed in (
+        ("open_clip", "open_clip_torch", 100_000, 10.0, 0.0),
+        ("tokenizers", "tokenizers", 100_000, 1.0, 1e-3),
     )
 ]
 

@@ -14,7 +14,15 @@ from mmformer.models.model import Model
 
 def imported(reference: Reference) -> tuple[Any, Model]:
     """Theirs, as it was made, and ours, both in evaluation."""
+    theirs, opened = predictor(reference)
+    return theirs, opened.model
+
+
+def predictor(reference: Reference) -> tuple[Any, mmformer.Predictor]:
+    """The same, with what ours does to texts and pictures."""
     with tempfile.TemporaryDirectory() as folder:
         theirs = reference.save(Path(folder) / "in").eval()
         import_model(f"{reference.library}:{folder}/in", Path(folder) / "bundle")
-        return theirs, mmformer.load(Path(folder) / "bundle").model
+        opened = mmformer.load(Path(folder) / "bundle")
+        _ = opened.reader.text_encoders  # read, before the folder goes
+        return theirs, opened

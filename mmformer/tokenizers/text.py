@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -142,14 +143,14 @@ class TextEncoder:
         encoded = self.vocabulary.encode_many(spaced)
         rows = [before + ids[:room] + after for ids in encoded]
         rows = [row or [nothing] for row in rows]
-        lengths = [len(row) for row in rows]
-        length = min(-(-max(lengths, default=1) // 8) * 8, self.spec.context_length)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        length = min(-(-max(map(len, rows), default=1) // 8) * 8, self.spec.context_length)
         if self.spec.padded:
-            length, lengths = self.spec.context_length, [self.spec.context_length] * len(rows)
+            length = self.spec.context_length
         ids = torch.full((len(rows), length), special.pad or 0, dtype=torch.int64)  # B L
-        for row, target in zip(rows, ids, strict=True):
-            target[: len(row)] = torch.tensor(row)
-        text = Text(ids, torch.tensor(lengths, dtype=torch.int64), begun=bool(before))
+        ids[torch.arange(length) < lengths[:, None]] = torch.tensor([*chain.from_iterable(rows)], dtype=torch.int64)
+        read = torch.full_like(lengths, length) if self.spec.padded else lengths
+        text = Text(ids, read, begun=bool(before))
         return text, sum(len(row) > room for row in encoded)
 
     def warn_of_cut(self, number: int, cut: int) -> None:
