@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
+from mmformer.interop.families.t5 import T5
 from mmformer.interop.origin import Origin
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.language_head import LanguageHeadSpec
@@ -166,6 +169,25 @@ def test_what_came_with_a_model_stays_as_long_as_it_is_true(
     assert all(f"dropped  {name}, which came with the model" in report.lines() for name in told)
     kept = load_file(tmp_path / "new/origin/unread.safetensors")
     assert kept.keys() == {"pooler", *({"words"} - set(told))}
+
+
+def test_other_words_for_a_model_without_its_decoder(other: str, tmp_path: Path) -> None:
+    """A T5 that came whole: what is left goes out as its class of an encoder alone, with the new special ids."""
+    words = {"vocab_size": 8192, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    spec = T5.spec({**words, "eos_token_id": 1}, "T5ForConditionalGeneration", "t5")
+    tokenizer = TextTokensSpec(VOCABULARY, 16, rows=8192)
+    encoders = {"source": dataclasses.replace(spec.encoders["source"], tokenizer=tokenizer)}
+    decoders = {"target": dataclasses.replace(spec.decoders["target"], tokenizer=tokenizer)}
+    model = dataclasses.replace(spec, encoders=encoders, decoders=decoders).build()
+    model.initialise(0)
+    origin = Origin("hf", "t5", "T5ForConditionalGeneration", {**words, "eos_token_id": 1})
+    save_bundle(tmp_path / "old", model, Transforms(), "", {"origin/origin.json": origin.to_bytes()})
+    edit_bundle(tmp_path / "old", tmp_path / "new", EditSpec(drop=("decoders.target",), vocabulary=other))
+    assert "T5EncoderModel" in export_model(tmp_path / "new", "hf", tmp_path / "out")
+    eos = Vocabulary.load(other).ids.eos
+    for file in (tmp_path / "new" / "origin" / "origin.json", tmp_path / "out" / "config.json"):
+        said = json.loads(file.read_text())
+        assert [said.get("config", said)["eos_token_id"]] == list(eos)
 
 
 def test_tokens_are_put_in_the_places_of_the_same_piece(other: str) -> None:
