@@ -135,17 +135,20 @@ def _beside(bundle: Path, model: Model, edited: Edited, spec: EditSpec) -> dict[
     origin = read_origin(bundle)
     if origin is not None and spec.vocabulary is not None:
         beside[f"{FOLDER}/origin.json"] = with_ids(origin, edited.model.spec).to_bytes()
-    left, sizes = unread.given_back(bundle), _changed_sizes(model, edited)
-    fitting = {name: value for name, value in left.items() if not sizes & set(value.shape)}
+    left, rows = unread.given_back(bundle), _changed_rows(model, edited)
+    fitting = {name: value for name, value in left.items() if not rows & set(value.shape)}
     edited.report.beside += [name for name in left if name not in fitting]
     return beside | unread.kept(fitting)
 
 
-def _changed_sizes(model: Model, edited: Edited) -> set[int]:
-    """How large the model's parameters were on the axes on which they have another size now."""
+def _changed_rows(model: Model, edited: Edited) -> set[int]:
+    """How many rows, of pieces or of places, the model's tables had that have another number of them now.
+
+    Other axes do not count: what a patch has (3 16 16) may be as much as a width, which is as it was.
+    """
     before, after = model.state_dict(), edited.model.state_dict()
-    shapes = [(before[name].shape, after[name].shape) for name in edited.report.remade]
-    return {old for pair in shapes for old, new in zip(*pair, strict=True) if old != new}
+    pairs = [(len(before[name]), len(after[name])) for name in edited.report.remade]
+    return {old for old, new in pairs if old != new}
 
 
 def _drawn(spec: ModelSpec, seed: int) -> Model:
