@@ -18,6 +18,9 @@ from mmformer.training.task import TrainingTask
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def _nothing() -> None: ...
+
+
 class Stopping(pl.Callback):
     """Takes Ctrl-C, SIGTERM and SIGUSR1 while training: notes them, and lets the update end.
 
@@ -35,8 +38,14 @@ class Stopping(pl.Callback):
         self._signalled = False
         self._before: dict[signal.Signals, Any] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave signals to this callback alone: Lightning's own handlers send within, and requeue a job of SLURM's; and
+        before each update of several processes it waits for the device, to hear of a signal.
+        """
+        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Here, because Lightning's own handlers, which do send, are set just before.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
