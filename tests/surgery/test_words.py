@@ -133,10 +133,14 @@ def test_a_bundle_takes_its_new_vocabulary_along(other: str, tmp_path: Path) -> 
     assert tokenizer.words().fingerprint == Vocabulary.load(other).fingerprint
 
 
+PREPARED, ELSEWHERE = ("preprocessor_config.json", "processor_config.json"), "open_clip_config.json"
+"""Which an export to its library mends, and what that does not look at."""
+
+
 def beside(**unread: int) -> dict[str, bytes]:
     """Files that came with a model, and tensors of some lengths that it does not read."""
     files = {"origin.json": Origin("hf", "none", "None", {}).to_bytes(), "tokenizer.json": b"{}", "more.json": b"{}"}
-    files |= {"generation_config.json": b"{}", "preprocessor_config.json": b"{}"}
+    files |= dict.fromkeys(("generation_config.json", *PREPARED, ELSEWHERE), b"{}")
     files |= {"unread.safetensors": save({name: torch.ones(length) for name, length in unread.items()})}
     return {f"origin/{name}": content for name, content in files.items()}
 
@@ -144,9 +148,13 @@ def beside(**unread: int) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("change", "left", "told"),
     [
-        ("vocabulary", ["origin.json"], ["more.json", "generation_config.json", "words"]),
-        ("context_length", ["generation_config.json", "origin.json"], ["more.json"]),
-        ("image_size", ["generation_config.json", "more.json", "origin.json", "tokenizer.json"], []),
+        ("vocabulary", [*PREPARED, "origin.json"], ["more.json", "generation_config.json", ELSEWHERE, "words"]),
+        ("context_length", [*PREPARED, "generation_config.json", "origin.json"], ["more.json", ELSEWHERE]),
+        (
+            "image_size",
+            [*PREPARED, "generation_config.json", "more.json", "origin.json", "tokenizer.json"],
+            [ELSEWHERE],
+        ),
         ("drop", None, []),
     ],
 )
@@ -160,11 +168,8 @@ def test_what_came_with_a_model_stays_as_long_as_it_is_true(
     spec = EditSpec(**{change: values.get(change, ("heads.contrastive",))})
     report = edit_bundle(tmp_path / "old", tmp_path / "new", spec)
     found = sorted(path.name for path in (tmp_path / "new" / "origin").iterdir())
-    assert (
-        found == sorted(name.removeprefix("origin/") for name in files)
-        if left is None
-        else [*left, "unread.safetensors"]
-    )
+    names = [name.removeprefix("origin/") for name in files]
+    assert found == sorted(names if left is None else [*left, "unread.safetensors"])
     assert sorted(report.beside) == sorted(told)
     assert all(f"dropped  {name}, which came with the model" in report.lines() for name in told)
     kept = load_file(tmp_path / "new/origin/unread.safetensors")
