@@ -158,11 +158,9 @@ def _true(files: Collection[str], library: str, spec: EditSpec) -> set[str]:
 def _processor(file: Path, side: int) -> bytes:
     """A processor's config that says the side of patches, where it does: LLaVA's counts placeholders by it."""
     said = read_json(file)
-    return (
-        (json.dumps(said | {"patch_size": side}, indent=2) + "\n").encode()
-        if "patch_size" in said
-        else file.read_bytes()
-    )
+    if "patch_size" not in said:
+        return file.read_bytes()
+    return (json.dumps(said | {"patch_size": side}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _changed_rows(model: Model, edited: Edited) -> set[int]:

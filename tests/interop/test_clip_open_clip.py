@@ -118,7 +118,7 @@ def test_the_way_out(case: Case, tmp_path: Path) -> None:
     check_out(case, tmp_path / "bundle", tmp_path / "out")
 
 
-@pytest.mark.parametrize("change", [{"image_size": (48, 48)}, {"context_length": 16}], ids=lambda change: [*change][0])
+@pytest.mark.parametrize("change", [{"image_size": (48, 48)}, {"context_length": 16}], ids=["picture", "text"])
 def test_an_edited_model_reads_colours_as_before(case: Case, change: dict[str, Any], tmp_path: Path) -> None:
     imported(case, tmp_path / "bundle", "open_clip")
     assert edit_bundle(tmp_path / "bundle", tmp_path / "edited", EditSpec(**change)).beside == []
