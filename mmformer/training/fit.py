@@ -108,7 +108,7 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
     checkpoint = Checkpoint(run.checkpoint, output)
     stopping = Stopping(checkpoint)
     # Scores first: the checkpoint of a step then holds the best score as it is after that step.
-    evaluation = Evaluation(run, output)
+    evaluation = Evaluation(run, output, stopping)
     first_step = 0 if last is None else step_of(last)
     intake = Intake(run, output)
     refusing = Refusing(run, output, task, checkpoint)

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from mmformer import collectives
 from mmformer.training.checkpoint import ASKED_EVERY, Checkpoint
@@ -35,7 +36,7 @@ class Stopping(pl.Callback):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.stopped = checkpoint, False
-        self._signalled = False
+        self._signalled = self._agreed = False
         self._before: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -61,12 +62,17 @@ class Stopping(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         last = trainer.global_step == trainer.max_steps
-        if last or (collectives.world_size() > 1 and trainer.global_step % ASKED_EVERY):
+        if not self._agreed and (last or (collectives.world_size() > 1 and trainer.global_step % ASKED_EVERY)):
             return
-        if collectives.any_rank(self._signalled, pl_module.device):
+        if self.asked(pl_module.device):
             assert isinstance(pl_module, TrainingTask)
             self.checkpoint.save(trainer, pl_module)
             trainer.should_stop = self.stopped = True
+
+    def asked(self, device: torch.device) -> bool:
+        """Whether any process was signalled, in which case all end after this update; all have to ask at once."""
+        self._agreed = self._agreed or collectives.any_rank(self._signalled, device)
+        return self._agreed
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()
