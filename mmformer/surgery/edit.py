@@ -138,7 +138,11 @@ def _beside(bundle: Path, model: Model, edited: Edited, spec: EditSpec) -> dict[
         files[PROCESSOR] = _processor(bundle / FOLDER / PROCESSOR, spec.patch)
     beside = {f"{FOLDER}/{name}": files[name] for name in files if name in kept and name != unread.FILE}
     if origin is not None and spec.vocabulary is not None:
-        beside[f"{FOLDER}/origin.json"] = with_ids(origin, edited.model.spec).to_bytes()
+        origin = with_ids(origin, edited.model.spec)
+    if origin is not None and (edited.report.remade or edited.report.new):
+        origin = origin.in_float32()
+    if origin is not None:
+        beside[f"{FOLDER}/origin.json"] = origin.to_bytes()
     left, rows = unread.given_back(bundle), _changed_rows(model, edited)
     fitting = {name: value for name, value in left.items() if not rows & set(value.shape)}
     edited.report.beside += [name for name in left if name not in fitting]

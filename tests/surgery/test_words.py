@@ -20,7 +20,7 @@ from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
 from mmformer.interop.exporting import export_model
 from mmformer.interop.families.t5 import T5
-from mmformer.interop.origin import Origin
+from mmformer.interop.origin import Origin, read_origin
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
@@ -139,7 +139,8 @@ PREPARED, ELSEWHERE = ("preprocessor_config.json", "processor_config.json"), "op
 
 def beside(**unread: int) -> dict[str, bytes]:
     """Files that came with a model, and tensors of some lengths that it does not read."""
-    files = {"origin.json": Origin("hf", "none", "None", {}).to_bytes(), "tokenizer.json": b"{}", "more.json": b"{}"}
+    origin = Origin("hf", "none", "None", {}, dtypes={"": "float16", "counted": "int64"})
+    files = {"origin.json": origin.to_bytes(), "tokenizer.json": b"{}", "more.json": b"{}"}
     files |= dict.fromkeys(("generation_config.json", *PREPARED, ELSEWHERE), b"{}")
     files |= {"unread.safetensors": save({name: torch.ones(length) for name, length in unread.items()})}
     return {f"origin/{name}": content for name, content in files.items()}
@@ -171,6 +172,10 @@ def test_what_came_with_a_model_stays_as_long_as_it_is_true(
     names = [name.removeprefix("origin/") for name in files]
     assert found == sorted(names if left is None else [*left, "unread.safetensors"])
     assert sorted(report.beside) == sorted(told)
+    origin = read_origin(tmp_path / "new")
+    assert origin is not None
+    half = {"": "float16", "counted": "int64"}
+    assert origin.dtypes == (half | {"": "float32"} if report.remade else half), "what is remade is not rounded"
     assert all(f"dropped  {name}, which came with the model" in report.lines() for name in told)
     kept = load_file(tmp_path / "new/origin/unread.safetensors")
     assert kept.keys() == {"pooler", *({"words"} - set(told))}
