@@ -60,11 +60,11 @@ class Found(NamedTuple):
     damaged: dict[Path, str]  # newer ones, with what is wrong with each
 
 
-def newest_checkpoint(output: Path) -> Found:
+def newest_checkpoint(output: Path, by_size: bool = False) -> Found:
     """Look for the newest checkpoint that holds what was written; see ``sealing.damage``."""
     damaged: dict[Path, str] = {}
     for state in reversed(whole_checkpoints(output)):
-        wrong = damage(state.parent)
+        wrong = damage(state.parent, by_size)
         if wrong is None:
             return Found(state, damaged)
         damaged[state] = wrong

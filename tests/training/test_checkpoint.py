@@ -26,7 +26,7 @@ from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints
 from mmformer.training.fit import fit
 from mmformer.training.output import check_resumed
 from mmformer.training.run import CheckpointSpec, RunSpec
-from mmformer.training.sealing import SEAL, content_of, damage, seal
+from mmformer.training.sealing import SEAL, Content, content_of, damage, seal
 from mmformer.training.task import TrainingTask
 from mmformer.training.writing_state import write_state
 
@@ -94,6 +94,24 @@ def test_what_is_not_as_it_was_written_is_said(spoil: Callable[[Path], None], sa
     folder = write(tmp_path / "a", one=b"12345", two=b"123")
     spoil(folder)
     assert damage(folder) == said
+
+
+def test_files_are_read_at_once_and_not_for_their_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits for the other to be read."""
+    folder = write(tmp_path / "a", one=b"12345", two=b"123")
+    (folder / "two").write_bytes(b"456")
+    both = threading.Barrier(2, timeout=60)
+
+    def meets(path: Path) -> Content:
+        both.wait()
+        return content_of(path)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(sealing, "content_of", meets)
+    assert damage(folder) == "two is not what was written: its sha256 is another"
+    assert damage(folder, by_size=True) is None, "or one alone would wait here"
+    (folder / "one").write_bytes(b"1")
+    assert damage(folder, by_size=True) == "one has 1 bytes, but 5 were written"
 
 
 @pytest.mark.parametrize("place", [0, 100, 5000, -1])
