@@ -19,7 +19,9 @@ from torch import Tensor
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
 from mmformer.interop.exporting import export_model
+from mmformer.interop.families.mt5 import MT5
 from mmformer.interop.families.t5 import T5
+from mmformer.interop.family import Family
 from mmformer.interop.origin import Origin, read_origin
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.language_head import LanguageHeadSpec
@@ -181,19 +183,21 @@ def test_what_came_with_a_model_stays_as_long_as_it_is_true(
     assert kept.keys() == {"pooler", *({"words"} - set(told))}
 
 
-def test_other_words_for_a_model_without_its_decoder(other: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", [T5, MT5], ids=lambda family: family.name)
+def test_other_words_for_a_model_without_its_decoder(family: Family, other: str, tmp_path: Path) -> None:
     """A T5 that came whole: what is left goes out as its class of an encoder alone, with the new special ids."""
+    whole, alone = family.layouts
     words = {"vocab_size": 8192, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
-    spec = T5.spec({**words, "eos_token_id": 1}, "T5ForConditionalGeneration", "t5")
+    spec = family.spec({**words, "eos_token_id": 1}, whole, "here")
     tokenizer = TextTokensSpec(VOCABULARY, 16, rows=8192)
     encoders = {"source": dataclasses.replace(spec.encoders["source"], tokenizer=tokenizer)}
     decoders = {"target": dataclasses.replace(spec.decoders["target"], tokenizer=tokenizer)}
     model = dataclasses.replace(spec, encoders=encoders, decoders=decoders).build()
     model.initialise(0)
-    origin = Origin("hf", "t5", "T5ForConditionalGeneration", {**words, "eos_token_id": 1})
+    origin = Origin("hf", family.name, whole, {**words, "eos_token_id": 1})
     save_bundle(tmp_path / "old", model, Transforms(), "", {"origin/origin.json": origin.to_bytes()})
     edit_bundle(tmp_path / "old", tmp_path / "new", EditSpec(drop=("decoders.target",), vocabulary=other))
-    assert "T5EncoderModel" in export_model(tmp_path / "new", "hf", tmp_path / "out")
+    assert export_model(tmp_path / "new", "hf", tmp_path / "out") == f"{family.name} ({alone})"
     eos = Vocabulary.load(other).ids.eos
     for file in (tmp_path / "new" / "origin" / "origin.json", tmp_path / "out" / "config.json"):
         said = json.loads(file.read_text())
