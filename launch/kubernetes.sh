@@ -10,8 +10,10 @@
 # names, default torch-distributed). NAME is the job's (default: mmformer), NAMESPACE where it runs. IMAGE has mmformer
 # installed with its folder as the working directory. CLAIM is the persistent volume claim that all pods share, at MOUNT
 # (default: /runs); --output has to be under it. Pods that fail or are preempted are started again, RESTARTS times
-# (default: 10), and the run goes on from its last checkpoint. parallel.shard is set to all of the GPUs,
-# unless the words have it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's. kubectl is called once.
+# (default: 10), and the run goes on from its last checkpoint. GRACE is how many seconds processes have, after SIGTERM, to
+# write one (default: 600); pods have 30 more. A TrainJob cannot say that of its pods: set terminationGracePeriodSeconds
+# in the runtime that it names, which is 30 otherwise. parallel.shard is set to all of the GPUs, unless the words have it:
+# beside parallel.data or parallel.tensor it is smaller. All other words are fit's. kubectl is called once.
 set -euo pipefail
 
 dry=
@@ -39,6 +41,7 @@ nodes=${NODES:-1}
 gpus=${GPUS:-1}
 mount=${MOUNT:-/runs}
 restarts=${RESTARTS:-10}
+grace=${GRACE:-600}
 output=
 for ((i = 0; i < ${#words[@]}; i++)); do
   case "${words[i]}" in
@@ -48,6 +51,7 @@ for ((i = 0; i < ${#words[@]}; i++)); do
 done
 [[ "$kind" == PyTorchJob || "$kind" == TrainJob ]] || fail "KIND is '$kind': set it to PyTorchJob or TrainJob."
 [[ "$nodes" =~ ^[1-9][0-9]*$ && "$gpus" =~ ^[1-9][0-9]*$ ]] || fail "NODES is '$nodes' and GPUS '$gpus': set numbers."
+[[ "$grace" =~ ^[1-9][0-9]*$ ]] || fail "GRACE is '$grace': set it to a number of seconds."
 [[ -n "${IMAGE:-}" ]] || fail "set IMAGE to a container image with mmformer in it."
 [[ -n "${CLAIM:-}" ]] || fail "set CLAIM to a persistent volume claim that all pods share."
 [[ "$output" == "$mount"/* ]] || fail "--output is '$output': it must be a folder under $mount, which all pods share."
@@ -58,7 +62,8 @@ quoted() { # a word as YAML has it between double quotes
 }
 
 entry() { # what a container runs, one word a line; $1 is the indent
-  local each=(python -m torch.distributed.run --max-restarts "$restarts" --module mmformer "$does" "${words[@]}")
+  local each=(python -m mmformer.parallel.torchrun --grace "$grace" --max-restarts "$restarts")
+  each+=(--module mmformer "$does" "${words[@]}")
   if [[ "$does" == fit ]]; then
     each+=(--continue)
     if [[ " ${words[*]}" != *" --parallel.shard"* ]]; then each+=(--parallel.shard "$((nodes * gpus))"); fi
@@ -84,6 +89,7 @@ pod() { # a pod's template of a PyTorchJob
   cat <<END
       template:
         spec:
+          terminationGracePeriodSeconds: $((grace + 30))
           containers:
           - name: pytorch
             image: $(quoted "$IMAGE")

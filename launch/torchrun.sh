@@ -9,11 +9,12 @@
 #   launch/torchrun.sh --doctor --config ... --output ...                                # look at the machines instead
 #
 # GPUS is how many processes to start here (default: the GPUs that nvidia-smi lists). parallel.shard is set to all of
-# them, unless the words have it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's; --continue goes on from the last checkpoint, where there is one, and RESTARTS, how
-# often processes are started again after one of them failed (default: 0), adds it. NODES may be a range where machines
-# come and go: the run then goes on with those that are there, and data.batch_size and data.order.lanes have to be
-# multiples of all numbers of processes that may be. --output must be a folder that all machines share. PYTHON is the
-# interpreter (default: .venv/bin/python of this folder).
+# them, unless the words have it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's;
+# --continue goes on from the last checkpoint, where there is one, and RESTARTS, how often processes are started again
+# after one of them failed (default: 0), adds it. GRACE is how many seconds processes have, after SIGTERM, to write a
+# checkpoint (default: 600). NODES may be a range where machines come and go: the run then goes on with those that are
+# there, and data.batch_size and data.order.lanes have to be multiples of all numbers of processes that may be. --output
+# must be a folder that all machines share. PYTHON is the interpreter (default: .venv/bin/python of this folder).
 set -euo pipefail
 
 dry=
@@ -34,6 +35,7 @@ fi
 
 nodes=${NODES:-1}
 restarts=${RESTARTS:-0}
+grace=${GRACE:-600}
 gpus=${GPUS:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)}
 if [[ "$gpus" -lt 1 ]]; then
   echo "launch/torchrun.sh: no GPU was found here: set GPUS to the number of processes to start." >&2
@@ -41,6 +43,10 @@ if [[ "$gpus" -lt 1 ]]; then
 fi
 if [[ ! "$nodes" =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]]; then
   echo "launch/torchrun.sh: NODES is '$nodes': set it to a number of machines, or to a range such as 2:4." >&2
+  exit 2
+fi
+if [[ ! "$grace" =~ ^[1-9][0-9]*$ ]]; then
+  echo "launch/torchrun.sh: GRACE is '$grace': set it to a number of seconds." >&2
   exit 2
 fi
 if [[ "$nodes" != 1 && -z "${HEAD:-}" ]] || [[ "$nodes" =~ ^[0-9]+$ && "$nodes" -gt 1 && -z "${NODE_RANK:-}" ]]; then
@@ -58,7 +64,8 @@ fi
 if [[ "$does" == fit && ("$restarts" -gt 0 || "$nodes" == *:*) ]]; then set -- "$@" --continue; fi
 
 python=${PYTHON:-.venv/bin/python}
-command=("$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$gpus" --max-restarts "$restarts")
+command=("$python" -m mmformer.parallel.torchrun --grace "$grace" "${where[@]}")
+command+=(--nproc-per-node "$gpus" --max-restarts "$restarts")
 if [[ "$does" == doctor ]]; then
   command+=(--module mmformer doctor "$@")
 elif [[ "$nodes" == *:* ]]; then

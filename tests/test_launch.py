@@ -26,7 +26,7 @@ def test_torchrun_on_one_machine() -> None:
     done = call("torchrun.sh", "--dry-run", *RUN, GPUS="2")
     assert done.returncode == 0, done.stderr
     words = shlex.split(done.stdout)
-    assert words[:3] == [".venv/bin/python", "-m", "torch.distributed.run"]
+    assert words[:5] == [".venv/bin/python", "-m", "mmformer.parallel.torchrun", "--grace", "600"]
     assert words[-4:] == ["--output", "runs/a b", "--parallel.shard", "2"], "the run's words stay whole"
     assert "--standalone" in words
 
@@ -115,8 +115,20 @@ def test_a_train_job() -> None:
     assert job["metadata"]["name"] == "n"
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (3, 8)
-    assert trainer["command"][:3] == ["python", "-m", "torch.distributed.run"]
+    assert trainer["command"][:5] == ["python", "-m", "mmformer.parallel.torchrun", "--grace", "600"]
     assert trainer["command"][-3:] == ["--continue", "--parallel.shard", "24"]
+
+
+def test_processes_have_time_to_write_a_checkpoint() -> None:
+    """Pods have a while more than their processes."""
+    words = shlex.split(call("torchrun.sh", "--dry-run", *RUN, GPUS="2", GRACE="900").stdout)
+    assert words[words.index("--grace") + 1] == "900"
+    job = yaml.safe_load(call("kubernetes.sh", "--dry-run", *SHARED, **CLUSTER, GRACE="900").stdout)
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        spec = replica["template"]["spec"]
+        (container,) = spec["containers"]
+        assert container["command"][3:5] == ["--grace", "900"]
+        assert spec["terminationGracePeriodSeconds"] == 930
 
 
 def test_kubernetes_is_told_once(tmp_path: Path) -> None:
@@ -152,6 +164,8 @@ def test_a_job_that_a_signal_stopped_is_put_back(code: int, requeued: bool, tmp_
         ("torchrun.sh", {"GPUS": "2", "NODES": "2"}, RUN, "NODES is 2: set HEAD"),
         ("torchrun.sh", {"GPUS": "2", "NODES": "many"}, RUN, "NODES is 'many': set it to a number"),
         ("torchrun.sh", {"GPUS": "2", "NODES": "2:4"}, RUN, "NODES is 2:4: set HEAD"),
+        ("torchrun.sh", {"GPUS": "2", "GRACE": "1m"}, RUN, "GRACE is '1m': set it to a number of seconds"),
+        ("kubernetes.sh", {**CLUSTER, "GRACE": "0"}, SHARED, "GRACE is '0': set it to a number of seconds"),
         ("kubernetes.sh", {**CLUSTER, "IMAGE": ""}, SHARED, "set IMAGE to"),
         ("kubernetes.sh", {**CLUSTER, "CLAIM": ""}, SHARED, "set CLAIM to"),
         ("kubernetes.sh", {**CLUSTER, "KIND": "Job"}, SHARED, "KIND is 'Job': set it to PyTorchJob or TrainJob"),

@@ -111,12 +111,12 @@ def _with_changes(origin: Mapping[str, Any], said: Mapping[str, Any], now: Mappi
 
 
 def expressed(model: Model, library: Library, origin: Origin | None, where: str) -> tuple[Family, str, dict[str, Any]]:
-    """The first family and class that the model's spec is one of, those that it came from first."""
+    """The first family and class that the model's spec is one of: those that it came from first, then that family's."""
     known = [(family, layout) for family in families_of(library) for layout in family.layouts]
-    known.sort(key=lambda each: len(each[0].layouts[each[1]].without))  # as much of the model as may be
+    known.sort(key=lambda each: (len(each[0].layouts[each[1]].without), each[0].variant))  # as much as may be
     if origin is not None and origin.library == library:
         came_from = (origin.family, origin.layout)
-        known.sort(key=lambda each: (each[0].name, each[1]) != came_from)
+        known.sort(key=lambda each: ((each[0].name, each[1]) != came_from, each[0].name != origin.family))
     refusals: list[str] = []
     for family, layout in known:
         try:

@@ -122,6 +122,8 @@ class Family:
         picture: the path of the image tokenizer whose mean and std a folder's preprocessing has.
         sound: the path of the audio tokenizer that a folder's preprocessing describes.
         classes: the paths of the heads whose classes ``id2label`` names.
+        variant: whether it is another family with less choice: what both can say goes out as that, unless it came as
+            this.
     """
 
     library: Library
@@ -142,6 +144,7 @@ class Family:
     picture: str | None = None
     sound: str | None = None
     classes: tuple[str, ...] = ()
+    variant: bool = False
 
     def spec(self, config: Mapping[str, Any], layout: str, where: str) -> ModelSpec:
         """What a config says.
@@ -171,7 +174,9 @@ class Family:
         found = self._settled(spec, layout, where)
         for path in [path for path in self.text if self.has(path, layout)]:
             _require_rows(spec, path, where)
-        config = write_config(found, self.fields, f"A config of {self.name}")
+        # Of what a class has not, no value is asked for that no key says.
+        said = [each for each in self.fields if each.keys or all(self.has(path, layout) for path in each.paths)]
+        config = write_config(found, said, f"A config of {self.name}")
         for path in [path for path in self.classes if self.has(path, layout)]:
             if path.rpartition(".")[2] not in spec.heads:
                 raise InputError(f"{where} is no {self.name} ({layout}): it has no {path}.")

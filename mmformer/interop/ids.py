@@ -34,12 +34,15 @@ def read_ids(found: Found, own: SpecialIds, rows: int, writes: bool, notes: list
     """
     said, config = unasked(found.family, found.config, found.folder), complete(found.said, found.family.defaults)
 
-    def known(key: str, value: Any) -> tuple[int, ...]:
-        listed = dict.fromkeys([] if value is None else value if isinstance(value, list) else [value])
+    def inside(key: str, value: Any) -> tuple[int, ...]:
+        listed = [] if value is None else value if isinstance(value, list) else [value]
         outside = [index for index in listed if not 0 <= index < rows]
         told = [f"{key} {index} is beyond the table of {rows} rows: there is no such token" for index in outside[:1]]
         notes.extend(note for note in told if note not in notes)
         return tuple(index for index in listed if index not in outside)
+
+    def known(key: str, value: Any) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(inside(key, value)))
 
     def ids(name: str) -> tuple[int, ...]:
         key, place = SPECIAL[name], found.family.special.get(name)
@@ -69,7 +72,7 @@ def read_ids(found: Found, own: SpecialIds, rows: int, writes: bool, notes: list
         start=start,
         unwritten=tuple(dict.fromkeys([*banned, *known("suppress_tokens", said.get("suppress_tokens"))])),
         unwritten_first=known("begin_suppress_tokens", said.get("begin_suppress_tokens")),
-        prompt=None if prompt is None else known("an id that texts begin with,", prompt),
+        prompt=None if prompt is None else inside("an id that texts begin with,", prompt),  # some may be repeated
         languages=known("lang_to_id", languages),
     )
 
@@ -77,14 +80,16 @@ def read_ids(found: Found, own: SpecialIds, rows: int, writes: bool, notes: list
 def with_special(config: Mapping[str, Any], spec: ModelSpec, family: Family, layout: str) -> dict[str, Any]:
     """A config that says the special ids of a family's text, those of a decoder where it has one.
 
-    Those that there are not are null: transformers' own defaults may be beyond the table.
+    Those that there are not are null: transformers' own defaults may be beyond the table. A spec may have fewer parts
+    than the layout, which is what it was before an edit.
     """
     whole: dict[str, Any] = copy.deepcopy(dict(config))
-    paths = sorted((path for path in family.text if family.has(path, layout)), key=lambda path: "decoders." not in path)
-    if not paths:
+    places = [path.split(".")[:2] for path in family.text if family.has(path, layout)]
+    places.sort()  # decoders first
+    parts = [getattr(spec, kind)[name] for kind, name in places if name in getattr(spec, kind)]
+    if not parts:
         return whole
-    kind, name, _ = paths[0].split(".")
-    tokenizer = getattr(spec, kind)[name].tokenizer
+    tokenizer = parts[0].tokenizer
     assert isinstance(tokenizer, TextTokensSpec)
     ids = tokenizer.words().ids
     said: dict[str, Any] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmformer.bundle import load_bundle, save_bundle
 from mmformer.interop.exporting import expressed
-from mmformer.interop.origin import FOLDER, read_origin
+from mmformer.interop.origin import files_of_changed, read_origin
 from mmformer.interop.peft_adapter import with_adapter
 from mmformer.interop.rules import to_ours, to_theirs
 
@@ -29,6 +29,5 @@ def merge_adapter(bundle: Path, adapter: Path, folder: Path) -> list[str]:
     model.load_state_dict(ours)
     card = (bundle / "README.md").read_text(encoding="utf-8").rstrip()
     card += f"\n\n## Merged\n\nThe peft adapter {adapter.name} is merged into {len(changed)} parameters.\n"
-    beside = {f"{FOLDER}/{file.name}": file.read_bytes() for file in sorted((bundle / FOLDER).glob("*"))}
-    save_bundle(folder, model, transforms, card, beside)
+    save_bundle(folder, model, transforms, card, files_of_changed(bundle))
     return changed

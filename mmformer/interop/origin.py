@@ -45,6 +45,12 @@ class Origin:
     def to_bytes(self) -> bytes:
         return (json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
 
+    def in_float32(self) -> Origin:
+        """The same of weights that were changed since: they go out as they are now, and are not rounded back."""
+        whole = {name: kind for name, kind in self.dtypes.items() if not getattr(torch, kind).is_floating_point}
+        config = self.config | {key: "float32" for key in ("dtype", "torch_dtype") if self.config.get(key)}
+        return dataclasses.replace(self, dtypes={**whole, "": "float32"}, config=config)
+
     def restored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors in the precision that they came in; what came in float16 and was not trained is the same again."""
         common = self.dtypes.get("", "float32")
@@ -73,3 +79,14 @@ def read_origin(bundle: Path) -> Origin | None:
     if set(data) != names:
         raise InputError(f"{file} has {', '.join(sorted(data))}, but {', '.join(sorted(names))} are expected.")
     return Origin(**{**data, "absent": tuple(data["absent"])})
+
+
+def files_of_changed(bundle: Path) -> dict[str, bytes]:
+    """The files that came with a bundle's model, by their paths, for a bundle with its weights changed.
+
+    Raises:
+        InputError: what they say of where it came from is damaged.
+    """
+    files = {f"{FOLDER}/{file.name}": file.read_bytes() for file in sorted((bundle / FOLDER).glob("*"))}
+    origin = read_origin(bundle)
+    return files if origin is None else files | {f"{FOLDER}/origin.json": origin.in_float32().to_bytes()}

@@ -129,12 +129,27 @@ def write_folder(vocabulary: bytes, folder: Path) -> list[str]:
 
 
 def write_vocabularies(spec: ModelSpec, folder: Path) -> list[str]:
-    """The same of every vocabulary of a model that came from elsewhere; its own kind has no such files."""
+    """The same of every vocabulary of a model that came from elsewhere; its own kind has no such files.
+
+    The longest text that they say, that of another model perhaps, or of this one before an edit, becomes the longest
+    that the model reads, or writes if it reads none.
+    """
     reads = [part.tokenizer for part in spec.encoders.values() if isinstance(part.tokenizer, TextTokensSpec)]
-    named = [tokenizer.vocabulary for tokenizer in (*reads, *(part.tokenizer for part in spec.decoders.values()))]
+    known = [*reads, *(part.tokenizer for part in spec.decoders.values())]
+    named = [tokenizer.vocabulary for tokenizer in known]
     paths = sorted({path for path in named if path is not None and Path(path).suffix in (".zip", ".json")})
-    written = [write_folder(Path(path).read_bytes(), folder) for path in paths]
-    return sorted({name for names in written for name in names})
+    written = {name for path in paths for name in write_folder(Path(path).read_bytes(), folder)}
+    if written:
+        _cut_at(known[0].context_length, folder)
+    return sorted(written)
+
+
+def _cut_at(longest: int, folder: Path) -> None:
+    """Have a folder that says how long texts may be say that they may have so many tokens: longer ones are cut."""
+    settings = _json(folder, "tokenizer_config.json")
+    if _limit(settings.get("model_max_length")) not in (None, longest):
+        text = json.dumps(settings | {"model_max_length": longest}, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _found(
@@ -223,7 +238,12 @@ def _ids(tokenizer: Tokenizer, names: Mapping[str, Any], before: tuple[int, ...]
 def _context(settings: Settings, config: Mapping[str, Any]) -> int | None:
     positions = ("max_position_embeddings", "n_positions", "max_target_positions")
     said = [settings.get("model_max_length"), *(config.get(name) for name in positions)]
-    return next((int(number) for number in said if number is not None and number < 10**9), None)
+    return next((limit for limit in map(_limit, said) if limit is not None), None)
+
+
+def _limit(said: float | None) -> int | None:
+    """The longest text, where what is said is not as much as stands for none."""
+    return int(said) if said is not None and said < 10**9 else None
 
 
 def _marian(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.errors import InputError, nearest
 from mmformer.interop import generation_defaults, unread
+from mmformer.interop.checkpoint import read_json
 from mmformer.interop.ids import with_ids
 from mmformer.interop.origin import FOLDER, read_origin
 from mmformer.interop.vocabularies import KEPT
@@ -67,8 +69,12 @@ class EditSpec:
 SIZES = ("image_size", "audio_seconds", "patch")
 """What changes how many tokens there are of a picture or a sound."""
 
-PREPARING = ("config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json")
-"""Files that say how large pictures and sounds are."""
+PROCESSOR = "processor_config.json"
+PREPARING: Mapping[str, tuple[str, ...]] = {
+    "hf": ("preprocessor_config.json", PROCESSOR),
+    "open_clip": ("open_clip_config.json",),
+}
+"""Files of each library that say how pictures and sounds are prepared, of which an export to it mends that part."""
 
 
 class Edited(NamedTuple):
@@ -122,30 +128,53 @@ def edit(model: Model, transforms: Transforms, spec: EditSpec) -> Edited:
 def _beside(bundle: Path, model: Model, edited: Edited, spec: EditSpec) -> dict[str, bytes]:
     """The files that came with a bundle's model, as far as they are true of the edited one; the report has the others.
 
-    Its config still says what it was. What prepares inputs, and a vocabulary, an export writes anew.
+    An export writes a config, which ``origin.json`` has too, and a vocabulary anew.
     """
     files = {path.name: path.read_bytes() for path in sorted((bundle / FOLDER).glob("*"))}
-    kept = set(files)
-    if spec.vocabulary is not None or spec.context_length is not None:
-        kept &= {"origin.json", unread.FILE, *([] if spec.vocabulary else [generation_defaults.FILE])}
-    if any(getattr(spec, name) is not None for name in SIZES):
-        kept -= {*PREPARING}
-    edited.report.beside += [name for name in files if name not in {*kept, *PREPARING, *KEPT}]
-    beside = {f"{FOLDER}/{name}": files[name] for name in files if name in kept and name != unread.FILE}
     origin = read_origin(bundle)
+    kept = _true(files, "" if origin is None else origin.library, spec)
+    edited.report.beside += [name for name in files if name not in {*kept, "config.json", *KEPT}]
+    if spec.patch is not None and PROCESSOR in kept:
+        files[PROCESSOR] = _processor(bundle / FOLDER / PROCESSOR, spec.patch)
+    beside = {f"{FOLDER}/{name}": files[name] for name in files if name in kept and name != unread.FILE}
     if origin is not None and spec.vocabulary is not None:
-        beside[f"{FOLDER}/origin.json"] = with_ids(origin, edited.model.spec).to_bytes()
-    left, sizes = unread.given_back(bundle), _changed_sizes(model, edited)
-    fitting = {name: value for name, value in left.items() if not sizes & set(value.shape)}
+        origin = with_ids(origin, edited.model.spec)
+    if origin is not None and (edited.report.remade or edited.report.new):
+        origin = origin.in_float32()
+    if origin is not None:
+        beside[f"{FOLDER}/origin.json"] = origin.to_bytes()
+    left, rows = unread.given_back(bundle), _changed_rows(model, edited)
+    fitting = {name: value for name, value in left.items() if not rows & set(value.shape)}
     edited.report.beside += [name for name in left if name not in fitting]
     return beside | unread.kept(fitting)
 
 
-def _changed_sizes(model: Model, edited: Edited) -> set[int]:
-    """How large the model's parameters were on the axes on which they have another size now."""
+def _true(files: Collection[str], library: str, spec: EditSpec) -> set[str]:
+    """Which of the files that came with a model of a library are true of the edited one, or are mended by an export."""
+    own, true = PREPARING.get(library, ()), set(files) - {"config.json"}
+    if any(getattr(spec, name) is not None for name in SIZES):
+        true -= {name for names in PREPARING.values() for name in names if name not in own}
+    if spec.vocabulary is not None or spec.context_length is not None:
+        true &= {"origin.json", unread.FILE, *own, *([] if spec.vocabulary else [generation_defaults.FILE])}
+    return true
+
+
+def _processor(file: Path, side: int) -> bytes:
+    """A processor's config that says the side of patches, where it does: LLaVA's counts placeholders by it."""
+    said = read_json(file)
+    if "patch_size" not in said:
+        return file.read_bytes()
+    return (json.dumps(said | {"patch_size": side}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _changed_rows(model: Model, edited: Edited) -> set[int]:
+    """How many rows, of pieces or of places, the model's tables had that have another number of them now.
+
+    Other axes do not count: what a patch has (3 16 16) may be as much as a width, which is as it was.
+    """
     before, after = model.state_dict(), edited.model.state_dict()
-    shapes = [(before[name].shape, after[name].shape) for name in edited.report.remade]
-    return {old for pair in shapes for old, new in zip(*pair, strict=True) if old != new}
+    pairs = [(len(before[name]), len(after[name])) for name in edited.report.remade]
+    return {old for old, new in pairs if old != new}
 
 
 def _drawn(spec: ModelSpec, seed: int) -> Model:

@@ -8,7 +8,7 @@ from mmformer.adapters.file import WEIGHTS, read_adapters, with_adapters
 from mmformer.bundle import load_bundle, read_state, save_bundle
 from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
-from mmformer.interop.origin import FOLDER
+from mmformer.interop.origin import files_of_changed
 
 
 def merge_own(bundle: Path, adapters: Path, folder: Path) -> list[str]:
@@ -30,6 +30,5 @@ def merge_own(bundle: Path, adapters: Path, folder: Path) -> list[str]:
     changed = [name for name in before if not before[name].equal(after[name])]
     card = (bundle / "README.md").read_text(encoding="utf-8").rstrip()
     card += f"\n\n## Merged\n\nThe adapters of a run are merged into {len(changed)} parameters.\n"
-    beside = {f"{FOLDER}/{file.name}": file.read_bytes() for file in sorted((bundle / FOLDER).glob("*"))}
-    save_bundle(folder, whole, transforms, card, beside)
+    save_bundle(folder, whole, transforms, card, files_of_changed(bundle))
     return changed

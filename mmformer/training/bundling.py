@@ -18,7 +18,7 @@ from mmformer.data.tar import file_sha256
 from mmformer.errors import InputError
 from mmformer.evaluation.metric import Score
 from mmformer.generation.generation import GenerationSpec
-from mmformer.interop.origin import FOLDER, read_origin
+from mmformer.interop.origin import files_of_changed, read_origin
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.head import ClassHeadSpec
@@ -93,9 +93,7 @@ def _origin(run: RunSpec, transforms: Transforms) -> dict[str, bytes]:
     alike = all(known.get(name) == tokenizer for name, tokenizer in own.items())
     if not alike or (before.image, before.audio) != (transforms.image, transforms.audio):
         return {}
-    kept = {f"{FOLDER}/{file.name}": file.read_bytes() for file in (bundle / FOLDER).iterdir()}
-    trained = dataclasses.replace(origin, dtypes={"": "float32"})  # what was trained is kept as it was trained
-    return kept | {f"{FOLDER}/origin.json": trained.to_bytes()}
+    return files_of_changed(bundle)
 
 
 def write_own_adapters(folder: Path, run: RunSpec, model: Model, trained: Collection[str]) -> None:

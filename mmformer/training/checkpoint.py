@@ -23,7 +23,7 @@ from mmformer.training.background import Background, HostCopy
 from mmformer.training.layouts import read_parts
 from mmformer.training.processes import is_first
 from mmformer.training.run import CheckpointSpec
-from mmformer.training.sealing import SEAL, content_of, damage, seal
+from mmformer.training.sealing import SEAL, content_of, damage, persistently, seal
 from mmformer.training.task import TrainingTask
 from mmformer.training.unpickling import as_data
 from mmformer.training.writing_state import write_part, write_state
@@ -35,9 +35,17 @@ STATE = "state.ckpt"
 
 
 def whole_checkpoints(output: Path) -> list[Path]:
-    """The states of a run's checkpoints that were written to their end, oldest first."""
-    folders = (output / "checkpoints").glob("step-*")
-    return sorted(folder / STATE for folder in folders if not folder.suffix and (folder / SEAL).exists())
+    """The states of a run's checkpoints that were written to their end, oldest first.
+
+    Raises:
+        InputError: it cannot be told, which is not the same as that there are none.
+    """
+    try:
+        paths = persistently(lambda folder: [*folder.iterdir()], output / "checkpoints")
+    except FileNotFoundError:
+        return []
+    folders = [path for path in paths if path.name.startswith("step-") and not path.suffix]
+    return sorted(folder / STATE for folder in folders if persistently(Path.exists, folder / SEAL))
 
 
 def step_of(state: Path) -> int:
@@ -52,11 +60,11 @@ class Found(NamedTuple):
     damaged: dict[Path, str]  # newer ones, with what is wrong with each
 
 
-def newest_checkpoint(output: Path) -> Found:
+def newest_checkpoint(output: Path, by_size: bool = False) -> Found:
     """Look for the newest checkpoint that holds what was written; see ``sealing.damage``."""
     damaged: dict[Path, str] = {}
     for state in reversed(whole_checkpoints(output)):
-        wrong = damage(state.parent)
+        wrong = damage(state.parent, by_size)
         if wrong is None:
             return Found(state, damaged)
         damaged[state] = wrong
@@ -69,6 +77,16 @@ def set_aside(damaged: Iterable[Path]) -> None:
         aside = state.parent.with_name(state.parent.name + ".damaged")
         shutil.rmtree(aside, ignore_errors=True)
         state.parent.rename(aside)
+
+
+def remove_unfinished(output: Path) -> None:
+    """Remove what processes that were killed had not written to its end, or not removed to its end.
+
+    What ends in ``.old`` was to be removed, and may have lost some files: it does not get its name back.
+    """
+    folder = output / "checkpoints"
+    for left in [*folder.glob("step-*.partial"), *folder.glob("step-*.old")]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class StateIO(TorchCheckpointIO):
@@ -184,10 +202,8 @@ class Checkpoint(pl.Callback):
 
     def _prune(self) -> None:
         """Remove checkpoints that are not to be kept, and what processes that were killed left."""
-        folder = self.output / "checkpoints"
         sync(self.output)  # which the folder may be new in
         for old in whole_checkpoints(self.output)[: -self.spec.keep]:
             if self.spec.keep_every is None or step_of(old) % self.spec.keep_every:
                 discard(old.parent)
-        for left in [*folder.glob("step-*.partial"), *folder.glob("step-*.old")]:
-            shutil.rmtree(left, ignore_errors=True)
+        remove_unfinished(self.output)

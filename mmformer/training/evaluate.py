@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
+from mmformer.config import to_data
 from mmformer.data.collate import Sample
 from mmformer.data.loading import Turns, evaluation_loader
 from mmformer.evaluation.metric import Metric, Score, evaluate
@@ -19,18 +23,34 @@ from mmformer.evaluation.rows import of_all_ranks
 from mmformer.models.model import Model
 from mmformer.parallel.sharding import whole_model
 from mmformer.training.bundling import write_bundle
+from mmformer.training.checkpoint import ASKED_EVERY
+from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
+from mmformer.training.stopping import Stopping
 from mmformer.training.task import TrainingTask
+from mmformer.types import Batch
 
 
 class Evaluation(pl.Callback):
-    """Measures on the validation split every so many updates, and keeps the best model as a bundle."""
+    """Measures on the validation split every so many updates, and keeps the best model as a bundle.
 
-    def __init__(self, run: RunSpec, output: Path) -> None:
-        self.run, self.output = run, output
+    A run that is told to end does not wait for it: nothing is kept of what was measured so far, and the run that is
+    resumed measures first. After the last update it is measured to the end.
+    """
+
+    def __init__(self, run: RunSpec, output: Path, stopping: Stopping) -> None:
+        self.run, self.output, self.stopping = run, output, stopping
         self.top: dict[int, float] = {}  # the updates of the best models, and how good each is
-        self.latest: tuple[int, Mapping[str, Score]] = (0, {})  # the update that was measured last, and its scores
+        self.measure: dict[str, str] | None = None  # what ``top`` is ordered by
+        if run.checkpoint.best is not None:
+            self.measure = measure_of(run, run.checkpoint.best, run.checkpoint.mode)
+        self.due = False  # whether the update that was made last is still to be measured
+        self.latest: tuple[int, Mapping[str, Score]] = (-1, {})  # the update that was measured last, and its scores
         self._split: Split | None = None  # opened when it is first measured
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.due:
+            self._measure(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -39,19 +59,32 @@ class Evaluation(pl.Callback):
         last = trainer.global_step == trainer.max_steps
         if every is None or not (trainer.global_step % every == 0 or last):
             return
-        assert isinstance(pl_module, TrainingTask)
-        pl_module.check_finite()
+        self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
+        assert isinstance(task, TrainingTask)
+        task.check_finite()
         if self._split is None:
             self._split = Split(
                 self.run, self.run.data.validation, collectives.data_rank(), collectives.data_world_size()
             )
-        with pl_module.averaged():
-            scores = self._split.scores(pl_module.built, pl_module.device, self.run.trainer.dtype)
+        last = trainer.global_step == trainer.max_steps
+        self.due = True
+        with task.averaged():
+            look = None if last else lambda: self._look(task.device)
+            try:
+                scores = self._split.scores(task.built, task.device, self.run.trainer.dtype, look)
+            except _AbandonedError:
+                return
             for logger in trainer.loggers:
                 values = {f"validation/{name}": score.value for name, score in scores.items()}
                 logger.log_metrics(values, trainer.global_step)
-            self._keep_best(pl_module, scores, trainer.global_step)
-        self.latest = (trainer.global_step, scores)
+            self._keep_best(task, scores, trainer.global_step)
+        self.latest, self.due = (trainer.global_step, scores), False
+
+    def _look(self, device: torch.device) -> None:
+        if self.stopping.asked(device):
+            raise _AbandonedError
 
     def _keep_best(self, task: TrainingTask, scores: Mapping[str, Score], step: int) -> None:
         name, keep = self.run.checkpoint.best, self.run.checkpoint.keep_best
@@ -77,11 +110,46 @@ class Evaluation(pl.Callback):
                     shutil.rmtree(folder)
         collectives.barrier()
 
-    def state_dict(self) -> dict[str, dict[int, float]]:
-        return {"top": self.top}
+    def state_dict(self) -> dict[str, Any]:
+        return {"top": self.top, "measure": self.measure, "due": self.due}
 
-    def load_state_dict(self, state_dict: dict[str, dict[int, float]]) -> None:
-        self.top = dict(state_dict["top"])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.due = state_dict.get("due", False) and self.run.evaluation.every_steps is not None
+        before = state_dict.get("measure")
+        if self.measure is None:  # nothing is looked for; another run may go on with it
+            self.measure = before
+        if not state_dict["top"] or is_same_measure("checkpoint.best", before, self.measure):
+            self.top = dict(state_dict["top"])
+
+
+class _AbandonedError(Exception):
+    """All processes have agreed to end."""
+
+
+def measure_of(run: RunSpec, score: str, mode: str) -> dict[str, str]:
+    """What a score means: numbers of another measure are not to be held against its own.
+
+    Args:
+        score: as in ``RunSpec.watched_scores``.
+    """
+    metric = to_data(run.evaluation.metrics[score.partition("/")[0]])
+    split = str(run.data.validation)
+    return {"score": score, "mode": mode, "data.validation": split, "metric": json.dumps(metric, sort_keys=True)}
+
+
+def is_same_measure(field: str, before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> bool:
+    """Whether a resumed run goes on with the best score so far, which ``field`` is about; told where it does not."""
+    if before == now:
+        return True
+    if is_first():
+        known, asked = before or {}, now or {}
+        differ = [name for name in asked if known.get(name) != asked[name]]
+        changed = "; ".join(f"{name}: {known.get(name)} before, {asked[name]} now" for name in differ)
+        print(
+            f"mmformer: {field}: the best score begins anew, for those so far are of another measure ({changed}).",
+            file=sys.stderr,
+        )
+    return False
 
 
 class Split:
@@ -100,10 +168,30 @@ class Split:
             skips = run.data.on_damage == "skip"
             self.learned = evaluation_loader(run.data, run.data.train, self.encoders, skips, rank, ranks)
 
-    def scores(self, model: Model, device: torch.device | str, dtype: torch.dtype = torch.float32) -> dict[str, Score]:
-        """A model's scores, the same in each rank; ``dtype`` is what it computes in."""
+    def scores(
+        self,
+        model: Model,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        look: Callable[[], None] | None = None,
+    ) -> dict[str, Score]:
+        """A model's scores, the same in each rank.
+
+        Args:
+            dtype: what the model computes in.
+            look: called between batches, by all ranks at once; what it raises ends the measuring.
+        """
         gather = self._gather if self.ranks > 1 else None
-        return evaluate(model, self.loader, self.metrics, self.encoders, device, self.learned, gather, dtype)
+        batches = self._looking(self.loader, look)
+        learned = None if self.learned is None else self._looking(self.learned, look)
+        return evaluate(model, batches, self.metrics, self.encoders, device, learned, gather, dtype)
+
+    def _looking(self, loader: DataLoader[Sample], look: Callable[[], None] | None) -> Iterator[Batch]:
+        every = ASKED_EVERY if collectives.world_size() > 1 else 1
+        for number, batch in enumerate(loader):
+            if look is not None and number % every == 0:
+                look()
+            yield batch
 
     def _gather(self, metrics: Mapping[str, Metric]) -> None:
         for metric in metrics.values():

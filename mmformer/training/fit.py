@@ -106,9 +106,9 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     checkpoint = Checkpoint(run.checkpoint, output)
-    stopping, presence = Stopping(checkpoint), Presence()
+    stopping = Stopping(checkpoint)
     # Scores first: the checkpoint of a step then holds the best score as it is after that step.
-    evaluation = Evaluation(run, output)
+    evaluation = Evaluation(run, output, stopping)
     first_step = 0 if last is None else step_of(last)
     intake = Intake(run, output)
     refusing = Refusing(run, output, task, checkpoint)
@@ -119,7 +119,7 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
         callbacks.append(Samples(run))
     if run.watchdog is not None:
         callbacks.append(Watchdog(run.watchdog))
-    trainer = _trainer(run, output, first_step, checkpoint.io, [*callbacks, checkpoint, stopping, presence])
+    trainer = _trainer(run, output, first_step, checkpoint.io, [*callbacks, checkpoint, stopping])
     if is_first():
         if not resume:
             print("\n".join(task.loaded.report), end="\n" * bool(task.loaded.report))
@@ -128,12 +128,12 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
         table = parameter_table(task.built, run.optimizer.lr, settings, task.loaded.names, task.thaw.starts)
         write_whole(output / "parameters.tsv", table)
     with ExitStack() as averaged:
-        model = _train(trainer, task, last, presence, stopping, averaged)
+        model = _train(trainer, task, last, stopping, averaged)
         return None if model is None else _finish(run, output, task, model, trainer, intake.taken)
 
 
 def _train(
-    trainer: pl.Trainer, task: TrainingTask, last: Path | None, presence: Presence, stopping: Stopping, end: ExitStack
+    trainer: pl.Trainer, task: TrainingTask, last: Path | None, stopping: Stopping, end: ExitStack
 ) -> Model | None:
     """Train, and bring together what has been trained, which all processes do; None in all but the first.
 
@@ -141,7 +141,7 @@ def _train(
         last: the state to go on from; that of the first process counts.
         end: until it closes, the model has what is kept of its weights.
     """
-    with warnings.catch_warnings(), presence.watching():
+    with warnings.catch_warnings(), Presence(trainer.strategy).watching():
         for message in _OWN_CHOICES:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         if isinstance(trainer.strategy, MeshStrategy):

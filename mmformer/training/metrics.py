@@ -34,6 +34,7 @@ class MetricsTable(Logger):
         if first_step and path.exists():
             with path.open(encoding="utf-8", newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+            self.last = self.rows[-1] if self.rows else {}
 
     @property
     def name(self) -> str:

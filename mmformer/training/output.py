@@ -10,7 +10,14 @@ from typing import Any
 from mmformer.config import parse, read_yaml, to_data
 from mmformer.errors import InputError
 from mmformer.files import PARTIAL, tidy
-from mmformer.training.checkpoint import Found, newest_checkpoint, set_aside, step_of, whole_checkpoints
+from mmformer.training.checkpoint import (
+    Found,
+    newest_checkpoint,
+    remove_unfinished,
+    set_aside,
+    step_of,
+    whole_checkpoints,
+)
 from mmformer.training.lock import LOCK, FolderLock
 from mmformer.training.run import RunSpec
 
@@ -64,7 +71,7 @@ def check_resumed(run: RunSpec, output: Path) -> Path:
     (``MeshStrategy.of_first``): what each finds by itself might be another one.
 
     Raises:
-        InputError: there is none, or this run is not the one that wrote it.
+        InputError: there is none, none can be read now, or this run is not the one that wrote it.
     """
     found = newest_checkpoint(output)
     if found.newest is None:
@@ -82,6 +89,7 @@ def check_resumed(run: RunSpec, output: Path) -> Path:
         )
     for folder in (output, output / "top"):
         tidy(folder)
+    remove_unfinished(output)  # of a large model, the disk may have no room for another one beside it
     _tell_damaged(found)
     set_aside(found.damaged)
     return found.newest

@@ -10,18 +10,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
-import pytorch_lightning as pl
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch._C._distributed_c10d import Store
 from torch.distributed import DistError
 
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
-from mmformer.training.processes import MeshStrategy, is_first, leave
+from mmformer.training.processes import MeshStrategy, leave
+
+T = TypeVar("T")
 
 BEAT = 2.0
 """Seconds between two signs of life."""
@@ -34,6 +37,27 @@ _LOOK = 0.5
 
 _DISCONNECTED = re.compile("connect|reset by peer|broken pipe|NCCL|gloo", re.IGNORECASE)
 """What errors say where another process is gone."""
+
+_NO_STORE = (DistError, TimeoutError)
+"""What is raised where the process that keeps the store is gone, or its machine is silent."""
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """What is answered, which another thread waits for: no call of a store's ends while its machine is silent.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    answer: Future[T] = Future()
+
+    def wait() -> None:
+        try:
+            answer.set_result(ask())
+        except Exception as error:  # noqa: BLE001  # raised where the answer is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=wait, name="presence-ask", daemon=True).start()
+    return answer.result(seconds)
 
 
 class Watch:
@@ -61,10 +85,12 @@ class Watch:
             started: processes that this one has started, numbered from 1: of their end it is told at once.
         """
         self.store, self.rank, self.world, self.before = store, rank, world, (rank - 1) % world
-        self.beat, self.patience, self.started = beat, patience, started
+        self.beat, self.patience, self.started = beat, patience, dict(enumerate(started, start=1))
         self._lost, self._failed = lost, failed
         self._ended = threading.Event()
-        self._seen, self._when = b"", monotonic()
+        self._seen, self._missed = b"", 0  # the last sign of life, and how often there was no newer one
+        self._present = world  # processes that are not lost
+        self._left = False
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
     def start(self) -> None:
@@ -77,95 +103,136 @@ class Watch:
         self.say_left()
 
     def say_left(self) -> None:
-        with suppress(DistError):  # the process that keeps the store has left before
-            self.store.set(f"alive/{self.rank}", "left")
-            self.store.add("left", 1)
+        """Have nobody miss this process. The first one, which may keep the store, goes last: others are yet to read in
+        it how the run ended.
+        """
+        with suppress(*_NO_STORE):
+            if not self._left:
+                self._left = True
+                self._asked(lambda: self.store.set(f"alive/{self.rank}", "left"))
+                self._asked(lambda: self.store.add("left", 1))
+            if self.rank == 0:
+                self._let_others_leave()
 
     def fail(self, code: int) -> int | None:
-        """Have all processes end with an exit code; where one has failed before, with that one's, which is returned."""
-        if self.store.add("failures", 1) > 1:
-            return int(self.store.get("code"))
-        self.store.set("code", str(code))
-        return None
+        """Have all processes end with an exit code; where one has failed before, with that one's, which is returned.
 
-    def let_others_leave(self) -> None:
-        """Wait until they know how the run ended; those that do not by then will not."""
+        Raises:
+            DistError, TimeoutError: there is no store any more.
+        """
+
+        def tell() -> int | None:
+            if self.store.add("failures", 1) > 1:
+                return int(self.store.get("code"))
+            self.store.set("code", str(code))
+            return None
+
+        return self._asked(tell)
+
+    def has_failed(self) -> bool:
+        """Whether a process has said that it fails.
+
+        Raises:
+            DistError, TimeoutError: there is no store any more.
+        """
+        return self._asked(lambda: self.store.check(["code"]))
+
+    def _let_others_leave(self) -> None:
+        """Wait for them; those that have not left after some beats will not."""
         deadline = monotonic() + 3 * self.beat
-        while self.store.add("left", 0) < self.world - 1 and monotonic() < deadline:
+        while self._asked(lambda: self.store.add("left", 0)) < self._present and monotonic() < deadline:
+            if self.started and all(process.poll() is not None for process in self.started.values()):
+                return
             sleep(_LOOK / 10)
 
     def _run(self) -> None:
         beats, next_beat = 0, 0.0
         while not self._ended.wait(_LOOK if self.started else self.beat):
-            found: tuple[int, str] | int | None = self._look_at_started()
-            if found is None and monotonic() >= next_beat:
-                beats, next_beat = beats + 1, monotonic() + self.beat
-                found = self._ask(beats)
+            if monotonic() < next_beat and not self._ended_early():
+                continue
+            beats, next_beat = beats + 1, monotonic() + self.beat
+            found = self._ask(beats)
             if isinstance(found, int):
                 if not self._ended.wait(self.beat / 2):  # the main thread has not found it, too
                     self._failed(found)
                 return
             if found is not None and not self._ended.is_set():
+                self._present -= 1
                 self._lost(*found)
                 return
 
-    def _look_at_started(self) -> tuple[int, str] | None:
-        for number, process in enumerate(self.started, start=1):
-            code = process.poll()
-            if code:
+    def _ended_early(self) -> list[tuple[int, str]]:
+        """The numbers of started processes that ended with an error's code or a signal, and how each did."""
+        ended = []
+        for number, process in self.started.items():
+            if code := process.poll():
                 how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-                return number, how
-        return None
+                ended.append((number, how))
+        return ended
 
     def _ask(self, beats: int) -> tuple[int, str] | int | None:
         """Say that this process is there, and look for others' ends: the number of one that is lost, or one's code."""
         try:
-            self.store.set(f"alive/{self.rank}", str(beats))
-            if self.store.check(["code"]):
-                return int(self.store.get("code"))
-            known = self.store.get("lost") if self.store.check(["lost"]) else b""
-            key = f"alive/{self.before}"
-            seen = self.store.get(key) if self.store.check([key]) else b""
-            if known:
-                number, _, how = known.decode().partition(" ")
-                return int(number), how
-            if seen != self._seen or seen == b"left":
-                self._seen, self._when = seen, monotonic()
-            if monotonic() - self._when < self.patience:
-                return None
-            how = f"gave no sign of life for {self.patience:g} s"
-            self.store.compare_set("lost", "", f"{self.before} {how}")
+            return self._asked(lambda: self._look(beats))
         except DistError:
             return 0, "is gone, with what the processes share"
+        except TimeoutError:
+            return 0, f"gave no sign of life for {self.patience:g} s"
+
+    def _look(self, beats: int) -> tuple[int, str] | int | None:
+        self.store.set(f"alive/{self.rank}", str(beats))
+        if code := self._read("code"):
+            return int(code)
+        for ended in self._ended_early():
+            if self._read(f"alive/{ended[0]}") != b"left":
+                return ended
+            del self.started[ended[0]]  # interrupted, say, as this one is
+        if known := self._read("lost"):
+            number, _, how = known.decode().partition(" ")
+            return int(number), how
+        seen = self._read(f"alive/{self.before}")
+        # Counted, not timed: a process that was itself stopped for a while misses nobody.
+        self._missed = 0 if seen != self._seen or seen == b"left" else self._missed + 1
+        self._seen = seen
+        if self._missed * self.beat < self.patience:
+            return None
+        how = f"gave no sign of life for {self.patience:g} s"
+        self.store.compare_set("lost", "", f"{self.before} {how}")
         return self.before, how
 
+    def _read(self, key: str) -> bytes:
+        """What the store has; nothing: b""."""
+        return self.store.get(key) if self.store.check([key]) else b""
 
-class Presence(pl.Callback):
+    def _asked(self, ask: Callable[[], T]) -> T:
+        return within(self.patience, ask)
+
+
+class Presence:
     """Watches from when the processes have met. Where one is lost, the others say which, and end; where one fails, they
     leave it to that one to say why.
-
-    Attributes:
-        lost: the number of a process that was lost, and how; None: none is known to be.
     """
 
-    def __init__(self) -> None:
-        self.lost: tuple[int, str] | None = None
+    def __init__(self, strategy: Strategy) -> None:
+        """
+        Args:
+            strategy: of the run; where it is one of several processes, it says when they have met.
+        """
+        self._launcher = strategy.launcher
         self._watch: Watch | None = None
         self._found = threading.Event()
         self._settling = False  # the main thread has failed, waits for what is found, and ends the process itself
+        if isinstance(strategy, MeshStrategy):
+            strategy.met = self._begin
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if not isinstance(trainer.strategy, MeshStrategy):
-            return
-        assert trainer.strategy.store is not None, "they have met"
+    def _begin(self, store: Store) -> None:
         started: list[subprocess.Popen[Any]] = []
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            started = [*launcher.procs]
-            launcher.procs.clear()  # a thread of Lightning's looks at these, which would kill all without a word
-            launcher.procs = started
+        if isinstance(self._launcher, _SubprocessScriptLauncher):
+            started = [*self._launcher.procs]
+            self._launcher.procs.clear()  # a thread of Lightning's looks at these, which would kill all without a word
+            self._launcher.procs = started
         ranks = (collectives.rank(), collectives.world_size())
-        self._watch = Watch(trainer.strategy.store, *ranks, self._lose, self._fail, started)
+        self._watch = Watch(store, *ranks, self._lose, self._fail, started)
         self._watch.start()
 
     @contextmanager
@@ -177,15 +244,25 @@ class Presence(pl.Callback):
         """
         try:
             yield
-        except Exception as error:
-            code = self._settle(error)
+        except BaseException as error:
+            code = self._settle(error) if isinstance(error, Exception) else None
+            self._end()
+            self._kill_started()
             if code is None:
                 raise
             raise OtherProcessError(code) from error
-        finally:
-            if self._watch is not None:
-                self._watch.end()
-                self._watch = None
+        self._end()
+
+    def _end(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
+
+    def _kill_started(self) -> None:
+        """End the processes that this one has started, and that know of no reason to."""
+        if isinstance(self._launcher, _SubprocessScriptLauncher):
+            for process in self._launcher.procs:
+                process.kill()
 
     def _settle(self, error: Exception) -> int | None:
         """The exit code of another process's reason; None: this one failed by itself, and says why."""
@@ -197,11 +274,8 @@ class Presence(pl.Callback):
         try:
             if not refused and _DISCONNECTED.search(str(error)) and self._is_lost(self._watch):
                 return code
-            first = self._watch.fail(code)
-            if first is None and is_first():  # it may be the one that keeps the store
-                self._watch.let_others_leave()
-            return first
-        except DistError:  # it has gone
+            return self._watch.fail(code)
+        except _NO_STORE:
             return code
 
     def _is_lost(self, watch: Watch) -> bool:
@@ -210,29 +284,29 @@ class Presence(pl.Callback):
         """
         deadline = monotonic() + watch.patience + 3 * watch.beat
         while not self._found.wait(_LOOK / 2):
-            with suppress(DistError):  # the store is gone, which the thread finds, too
-                if monotonic() > deadline or watch.store.check(["code"]):
+            with suppress(*_NO_STORE):  # which the thread finds, too
+                if monotonic() > deadline or watch.has_failed():
                     return False
         return True
 
     def _lose(self, number: int, how: str) -> None:
         """In the watching thread."""
-        self.lost = (number, how)
         if collectives.rank() == (1 if number == 0 else 0):  # said once
             print(
                 f"\nmmformer: process {number} of this run {how}: all others end. Start it again with --resume.",
                 file=sys.stderr,
                 flush=True,
             )
-        if self._watch is not None:
-            for process in self._watch.started:  # before they miss this one
-                process.kill()
+        self._kill_started()  # before they miss this one
         self._found.set()
-        if not self._settling:  # the main thread waits for the lost one, for ever
+        if self._watch is not None and not self._settling:  # the main thread waits for the lost one, for ever
+            if number != 0:  # with which the store may be gone
+                self._watch.say_left()
             leave(1)
 
     def _fail(self, code: int) -> None:
         """In the watching thread: another process has failed, and the main thread may wait for it, for ever."""
         if self._watch is not None and not self._settling:
             self._watch.say_left()
+            self._kill_started()
             leave(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -84,6 +85,7 @@ class MeshStrategy(ModelParallelStrategy):
         super().__init__(data_parallel_size=parallel.readers, tensor_parallel_size=parallel.tensor)
         self.parallel = parallel
         self.store: Store | None = None  # what the processes share, once they have met
+        self.met: Callable[[Store], None] = lambda store: None  # who is told of it then
         self._state: Path | None = None
 
     def of_first(self, state: Path | None) -> Path | None:
@@ -103,6 +105,7 @@ class MeshStrategy(ModelParallelStrategy):
             self._setup_distributed()
             start, self._state = self.broadcast((uuid4().hex, self._state))
             self.store = _own_store(start)
+            self.met(self.store)
 
     def setup_environment(self) -> None:
         self._meet()

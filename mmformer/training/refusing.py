@@ -70,7 +70,8 @@ class Refusing(pl.Callback):
         The data's position stays where it is, so that the batches in between are passed over.
         """
         self.checkpoint.background.wait()
-        own = str(newest_checkpoint(self.output).newest or "") if is_first() else ""
+        # This run has written it, or read all of it to go on from it: others need not wait until that is done again.
+        own = str(newest_checkpoint(self.output, by_size=True).newest or "") if is_first() else ""
         state = collectives.of_all(own)[0]
         if not state:
             raise InputError(

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from time import monotonic, sleep
+from typing import NamedTuple, TypeVar
 
+from mmformer.errors import InputError
 from mmformer.files import sync, write_whole
+
+T = TypeVar("T")
 
 SEAL = "whole.json"
 """The file that names all others of a folder, with their sizes and hashes."""
 
+PATIENCE = 10.0
+"""Seconds for which what cannot be read is tried again: file servers lose their clients for a moment."""
+
+_PAUSE = 0.5
 _BLOCK = 1 << 22
 
 
@@ -40,23 +50,64 @@ def seal(folder: Path, contents: Mapping[str, Content]) -> None:
     write_whole(folder / SEAL, json.dumps({"files": table}, indent=1) + "\n")
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder; None where it holds what was written."""
+def damage(folder: Path, by_size: bool = False) -> str | None:
+    """What is wrong with a sealed folder; None where it holds what was written.
+
+    Args:
+        by_size: look at no more than the sizes of its files. Otherwise they are read, some at once.
+
+    Raises:
+        InputError: something in it cannot be read, which says nothing of what it holds.
+    """
     try:
-        table = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
-        expected = {str(name): Content(int(entry["size"]), str(entry["sha256"])) for name, entry in table.items()}
-    except OSError:
+        told = persistently(Path.read_bytes, folder / SEAL)
+    except FileNotFoundError:
         return f"{SEAL}, which is written last, is not there"
+    try:
+        table = json.loads(told)["files"]
+        expected = {str(name): Content(int(entry["size"]), str(entry["sha256"])) for name, entry in table.items()}
     except (ValueError, LookupError, TypeError, AttributeError):
         return f"{SEAL} is not what was written"
-    for name, content in expected.items():
-        path = folder / name
+    if not expected:
+        return f"{SEAL} names no file"
+
+    def wrong_size(name: str) -> str | None:
         try:
-            size = path.stat().st_size
-            if size != content.size:
-                return f"{name} has {size:,} bytes, but {content.size:,} were written"
-            if content_of(path) != content:
-                return f"{name} is not what was written: its sha256 is another"
+            size = persistently(Path.stat, folder / name).st_size
+        except FileNotFoundError:
+            return f"{name} is not there"
+        written = expected[name].size
+        return None if size == written else f"{name} has {size:,} bytes, but {written:,} were written"
+
+    def wrong_content(name: str) -> str | None:
+        same = persistently(content_of, folder / name) == expected[name]
+        return None if same else f"{name} is not what was written: its sha256 is another"
+
+    found = next(filter(None, map(wrong_size, expected)), None)
+    if found is not None or by_size:
+        return found
+    # Hashes of large blocks are made outside of Python's lock: other processes' parts need not wait for each other.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return next(filter(None, pool.map(wrong_content, expected)), None)
+
+
+def persistently(read: Callable[[Path], T], path: Path) -> T:
+    """What ``read`` makes of a path, tried again for ``PATIENCE`` where the system fails to say.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        InputError: it cannot be read, which may pass: a server that is away, too many open files, a right to read.
+    """
+    deadline = monotonic() + PATIENCE
+    while True:
+        try:
+            return read(path)
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-    return None if expected else f"{SEAL} names no file"
+            if monotonic() >= deadline:
+                raise InputError(
+                    f"{path}: cannot be read: {error.strerror}: nothing was changed. Start the run again when it can "
+                    f"be; where it never will, rename the checkpoint's folder to end in .damaged."
+                ) from error
+        sleep(_PAUSE)

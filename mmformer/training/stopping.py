@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from mmformer import collectives
 from mmformer.training.checkpoint import ASKED_EVERY, Checkpoint
@@ -16,6 +17,9 @@ from mmformer.training.processes import is_first
 from mmformer.training.task import TrainingTask
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def _nothing() -> None: ...
 
 
 class Stopping(pl.Callback):
@@ -32,11 +36,17 @@ class Stopping(pl.Callback):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.stopped = checkpoint, False
-        self._signalled = False
+        self._signalled = self._agreed = False
         self._before: dict[signal.Signals, Any] = {}
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave signals to this callback alone: Lightning's own handlers send within, and requeue a job of SLURM's; and
+        before each update of several processes it waits for the device, to hear of a signal.
+        """
+        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Here, because Lightning's own handlers, which do send, are set just before.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
@@ -52,12 +62,17 @@ class Stopping(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         last = trainer.global_step == trainer.max_steps
-        if last or (collectives.world_size() > 1 and trainer.global_step % ASKED_EVERY):
+        if not self._agreed and (last or (collectives.world_size() > 1 and trainer.global_step % ASKED_EVERY)):
             return
-        if collectives.any_rank(self._signalled, pl_module.device):
+        if self.asked(pl_module.device):
             assert isinstance(pl_module, TrainingTask)
             self.checkpoint.save(trainer, pl_module)
             trainer.should_stop = self.stopped = True
+
+    def asked(self, device: torch.device) -> bool:
+        """Whether any process was signalled, in which case all end after this update; all have to ask at once."""
+        self._agreed = self._agreed or collectives.any_rank(self._signalled, device)
+        return self._agreed
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore()

@@ -18,6 +18,7 @@ from mmformer.errors import InputError
 from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.models.model import Model
+from mmformer.surgery.edit import EditSpec, edit_bundle
 from mmformer.types import Batch, Outputs, Text
 
 open_clip = pytest.importorskip("open_clip", reason="the reference")
@@ -115,6 +116,16 @@ def test_gradients(case: Case, tmp_path: Path) -> None:
 def test_the_way_out(case: Case, tmp_path: Path) -> None:
     imported(case, tmp_path / "bundle", "open_clip")
     check_out(case, tmp_path / "bundle", tmp_path / "out")
+
+
+@pytest.mark.parametrize("change", [{"image_size": (48, 48)}, {"context_length": 16}], ids=["picture", "text"])
+def test_an_edited_model_reads_colours_as_before(case: Case, change: dict[str, Any], tmp_path: Path) -> None:
+    imported(case, tmp_path / "bundle", "open_clip")
+    assert edit_bundle(tmp_path / "bundle", tmp_path / "edited", EditSpec(**change)).beside == []
+    export_model(tmp_path / "edited", "open_clip", tmp_path / "out")
+    prepared = opened(tmp_path / "out").visual.preprocess_cfg
+    size = change.get("image_size", (32, 32))
+    assert {key: prepared[key] for key in (*COLOURS, "size")} == {**COLOURS, "size": size}
 
 
 TEXTS = [

@@ -105,7 +105,8 @@ def test_a_language_model_learns_captions_with_lora(tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "vocab_size": bpe.get_vocab_size()}
     reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
-    reference.save_pretrained(tmp_path / "theirs")
+    reference.half().save_pretrained(tmp_path / "theirs")
+    reference.float()
     bpe.save(str(tmp_path / "theirs" / "tokenizer.json"))
     assert main(["import", f"hf:{tmp_path / 'theirs'}", str(tmp_path / "bundle")]) == 0
     data = {
@@ -139,6 +140,12 @@ def test_a_language_model_learns_captions_with_lora(tmp_path: Path) -> None:
     assert moved == {"attn.c_attn.weight"}
     changed = (after["transformer.h.0.attn.c_attn.weight"] - before["transformer.h.0.attn.c_attn.weight"]).split(32, 1)
     assert [int(torch.linalg.matrix_rank(part, atol=1e-5)) for part in changed] == [4, 0, 4], "queries and values"
+    assert main(["merge", *(str(tmp_path / name) for name in ("bundle", "run/adapters", "merged"))]) == 0
+    assert main(["export", str(tmp_path / "merged"), str(tmp_path / "merged_out"), "--to", "hf"]) == 0
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "merged_out").state_dict()
+    for name, value in after.items():
+        assert again[name].dtype == value.dtype == torch.float32, "though they came in float16"
+        assert torch.equal(again[name], value), name
 
 
 def test_an_edited_model_goes_out_in_its_new_size(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from parity import (
 
 from mmformer.errors import InputError
 from mmformer.interop.exporting import export_model
+from mmformer.interop.importing import import_model
+from mmformer.surgery.edit import EditSpec, edit_bundle
 
 transformers = pytest.importorskip("transformers", reason="the reference")
 
@@ -87,6 +90,29 @@ def test_as_many_placeholders_as_patches(case: Case, tmp_path: Path) -> None:
     ids[1, 5] = 7
     with pytest.raises(InputError, match="Row 1 has 3 placeholders, but 4 tokens are to be put"):
         model.logits(ids, image=VALUES)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["version 4", "version 5"])
+def test_what_puts_pictures_into_texts_goes_along_with_an_edit(inside: bool, case: Case, tmp_path: Path) -> None:
+    """Beside how pictures are prepared, or around it: no spec says it, so that no export could."""
+    folder = otherwise(case, tmp_path / "in", weights_of(case.folder)).folder
+    size = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    transformers.CLIPImageProcessor(**size).save_pretrained(folder)
+    said: dict[str, Any] = {"image_token": "<picture>", "patch_size": 8, "processor_class": "LlavaProcessor"}
+    if inside:
+        said["image_processor"] = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps(said))
+    import_model(f"hf:{folder}", tmp_path / "bundle")
+    longer = edit_bundle(tmp_path / "bundle", tmp_path / "longer", EditSpec(context_length=80))
+    finer = edit_bundle(tmp_path / "longer", tmp_path / "finer", EditSpec(image_size=(24, 24), patch=4))
+    assert longer.beside == finer.beside == []
+    export_model(tmp_path / "finer", "hf", tmp_path / "out")
+    found = json.loads((tmp_path / "out/processor_config.json").read_text())
+    assert {**found, "image_processor": None} == {**said, "image_processor": None, "patch_size": 4}
+    assert ("image_processor" in found) == inside == (not (tmp_path / "out/preprocessor_config.json").exists())
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.crop_size["height"], processor.size["shortest_edge"]) == (24, 24)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_a_model_that_was_made_here_goes_out(name: str, tmp_path: Path) -> None:
     model = family.spec(whole, layout, name).build().eval()
     randomise(model)
     save_bundle(tmp_path / "bundle", model, Transforms(), "")
-    assert layout in export_model(tmp_path / "bundle", "hf", tmp_path / "out")
+    assert export_model(tmp_path / "bundle", "hf", tmp_path / "out") == f"{family.name} ({layout})"
     reference = getattr(transformers, layout).from_pretrained(tmp_path / "out").eval()
     decodes = bool(model.decoders)
     with torch.no_grad():

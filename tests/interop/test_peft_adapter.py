@@ -13,6 +13,7 @@ from torch import nn
 
 from mmformer.cli.main import main
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
 from mmformer.interop.importing import import_model
 from mmformer.interop.merging import merge_adapter
 from mmformer.interop.peft_adapter import with_adapter
@@ -117,6 +118,29 @@ def test_an_adapter_that_was_not_trained_changes_nothing(tmp_path: Path, capsys:
     assert told in capsys.readouterr().out
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("bundle", "new"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_merged_into_float16_is_not_rounded_away(tmp_path: Path) -> None:
+    """An adapter changes most values by less than float16 tells apart."""
+    torch.manual_seed(0)
+    base = gpt2()
+    base.half().save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(
+        base.float(), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    )
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            value.mul_(3e-3 if "lora_" in name else 1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted.merge_and_unload().state_dict()
+    import_model(f"hf:{tmp_path / 'base'}", tmp_path / "bundle")
+    assert merge_adapter(tmp_path / "bundle", tmp_path / "adapter", tmp_path / "new")
+    export_model(tmp_path / "new", "hf", tmp_path / "out")
+    found = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").state_dict()
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert found[name].dtype == torch.float32
+    torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=1e-6)
+    assert not torch.equal(expected[name].half().float(), expected[name])
 
 
 def test_a_trunk_takes_what_was_trained_on_a_model_with_it() -> None:

@@ -16,6 +16,8 @@ from mmformer.interop.families.gpt2 import FAMILY as GPT2
 from mmformer.interop.families.llama import LLAMA
 from mmformer.interop.families.llava import LLAVA
 from mmformer.interop.families.marian import FAMILY as MARIAN
+from mmformer.interop.families.t5 import T5
+from mmformer.interop.families.whisper import FAMILY as WHISPER
 from mmformer.interop.family import Family
 from mmformer.interop.ids import read_ids, with_ids, with_special
 from mmformer.interop.origin import Origin
@@ -112,6 +114,15 @@ def test_folders_say_more_than_their_vocabularies(name: str, family: Family, exp
     assert expected(read_ids(found(family, folder, config), vocabulary.ids, 10**6, True, []))
 
 
+def test_a_prompt_may_say_an_id_twice(tmp_path: Path) -> None:
+    """As ``generate`` puts it before a text; ids beyond the table are still none."""
+    said = {"forced_decoder_ids": [[1, 5], [2, 6], [3, 5], [4, 9]], "decoder_start_token_id": 3}
+    notes: list[str] = []
+    ids = read_ids(found(WHISPER, tmp_path, {}, **said), SpecialIds(), 9, True, notes)
+    assert ids.prompt == (3, 5, 6, 5)
+    assert notes == ["an id that texts begin with, 9 is beyond the table of 9 rows: there is no such token"]
+
+
 def test_a_config_says_them_where_its_class_looks() -> None:
     """Of a model that was made here, and of one with other words; what the config says besides stays."""
     data = to_data(parse(ModelSpec, read_yaml("configs/models/llava.yaml"), "llava"))
@@ -135,6 +146,17 @@ def test_ids_of_other_words_are_not_said_any_more() -> None:
     config = with_ids(Origin("hf", "marian", "MarianMTModel", before), parse(ModelSpec, data, "marian")).config
     assert (config["bad_words_ids"], config["forced_eos_token_id"], config["suppress_tokens"]) == (None, None, [4])
     assert (config["eos_token_id"], config["decoder_start_token_id"], config["d_model"]) == (3, 4, 512)
+
+
+@pytest.mark.parametrize(("family", "layout"), [(T5, "T5ForConditionalGeneration"), (MARIAN, "MarianMTModel")])
+def test_ids_of_a_model_without_its_decoder_are_those_of_what_it_reads(family: Family, layout: str) -> None:
+    """An origin says the class that a model came as, which had a decoder, also where an edit has dropped that."""
+    data = to_data(parse(ModelSpec, read_yaml(f"configs/models/{family.template}"), family.name))
+    plain.put(data, "encoders.source.tokenizer.ids", {"eos": [3], "pad": 5})
+    data["decoders"], data["stacks"] = {}, {"reader": data["stacks"]["reader"]}
+    before = Origin("hf", family.name, layout, {"eos_token_id": 1, "pad_token_id": 0})
+    config = with_ids(before, parse(ModelSpec, data, family.name)).config
+    assert (config["eos_token_id"], config["pad_token_id"]) == (3, 5)
 
 
 def test_names_of_languages_are_whispers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import pickle
 import random
 import zipfile
@@ -22,8 +23,11 @@ import mmformer
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.cli.main import main
 from mmformer.errors import InputError
+from mmformer.interop.exporting import export_model
+from mmformer.interop.importing import import_model
 from mmformer.interop.vocabularies import from_folder, from_open_clip, write_folder, write_vocabularies
 from mmformer.models.model import ModelSpec
+from mmformer.surgery.edit import EditSpec, edit_bundle
 from mmformer.tokenizers.archive import Options, pack, unpack
 from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.special import SpecialIds
@@ -246,6 +250,30 @@ def test_a_model_gives_back_the_files_of_all_its_vocabularies(tmp_path: Path) ->
     assert write_vocabularies(spec, tmp_path) == ["merges.txt", "vocab.json"]
     assert (tmp_path / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
     assert write_vocabularies(tiny_model(), tmp_path) == []
+
+
+def test_the_longest_text_is_the_models(tmp_path: Path) -> None:
+    """transformers cuts texts there; what is edited goes out with its own, and what was not as it came."""
+    transformers = pytest.importorskip("transformers", reason="the reference")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": 900}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "in")
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 60}
+    write(tmp_path / "in", tokenizer_config__json=settings, **lists(byte_level("<|endoftext|>")))
+    import_model(f"hf:{tmp_path / 'in'}", tmp_path / "bundle")
+    edit_bundle(tmp_path / "bundle", tmp_path / "longer", EditSpec(context_length=96))
+    for name in ("bundle", "longer"):
+        export_model(tmp_path / name, "hf", tmp_path / "out" / name)
+    files = [folder / "tokenizer_config.json" for folder in (tmp_path / "in", tmp_path / "out" / "bundle")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    cut = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "longer")
+    assert len(cut("a red square " * 99, truncation=True).input_ids) == 96
+    unlimited = {**settings, "model_max_length": 10**30}
+    write(tmp_path / "in", tokenizer_config__json=unlimited)
+    import_model(f"hf:{tmp_path / 'in'}", tmp_path / "free")
+    edit_bundle(tmp_path / "free", tmp_path / "freer", EditSpec(context_length=96))
+    export_model(tmp_path / "freer", "hf", tmp_path / "out" / "freer")
+    assert json.loads((tmp_path / "out/freer/tokenizer_config.json").read_text()) == unlimited
 
 
 def test_the_command_shows_how_they_cut_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,12 @@ def damage() -> None:
     data = part.read_bytes()
     part.write_bytes(bytes([data[0] ^ 1]) + data[1:])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    """Be silent, as a machine that is lost; somebody ends this process at last."""
+    subprocess.Popen(["sh", "-c", f"sleep 40; kill -KILL {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def spoil(kind: str, update: int) -> None:
@@ -77,6 +84,7 @@ ACTS = {
     "usr1": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "hang": lambda: time.sleep(600),
     "damage": damage,
+    "stop": stop,
 }
 
 if __name__ == "__main__":

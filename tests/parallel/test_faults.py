@@ -175,6 +175,29 @@ def test_a_process_that_is_killed_is_named_and_the_others_end(lost: int, shards:
 
 
 @pytest.mark.slow
+def test_a_first_process_that_falls_silent_is_named(shards: Path, tmp_path: Path) -> None:
+    """It keeps what all share, and nobody closes its connections. What waits for it ends it after 40 s."""
+    _, said, _ = faulty(small(shards, steps=100_000, every=None), tmp_path, "stop:0:4")
+    assert said.count("mmformer: ") == 1, said
+    assert "process 0 of this run gave no sign of life for 14 s" in said
+
+
+@pytest.mark.slow
+def test_what_stops_one_before_training_begins_is_told_to_the_others(shards: Path, tmp_path: Path) -> None:
+    """The first process opens its log, while the other waits for it."""
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(small(shards, steps=2)), encoding="utf-8")
+    fit(file, tmp_path / "run", "--parallel.shard", "2")
+    (tmp_path / "run" / "tensorboard").touch()
+    words = ("--parallel.shard", "2", "--trainer.max_steps", "4", "--logging.tensorboard", "true", "--resume")
+    process = start(file, tmp_path / "run", *words)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 2, said
+    assert said.count("mmformer: ") == 1, said
+    assert "tensorboard: File exists" in said
+
+
+@pytest.mark.slow
 def test_a_process_that_hangs_says_where_and_the_others_end(shards: Path, tmp_path: Path) -> None:
     code, said, seconds = faulty(small(shards, steps=100_000, every=None), tmp_path, "hang:1:4", "--watchdog", "5")
     assert code != 0

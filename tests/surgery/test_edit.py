@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from bundles import TRANSFORMS, save_dual, trimodal_model
+from safetensors.torch import load_file, save
 from timm.layers import resample_abs_pos_embed
 from tiny import COLOURS, SIDE, tiny_model
 from torch import Tensor
 
 import mmformer
-from mmformer.bundle import Transforms, load_bundle
+from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.data.image_transform import ImageTransformSpec
 from mmformer.data.sound import AudioTransformSpec
 from mmformer.errors import InputError
@@ -207,6 +208,15 @@ def test_a_bundle_is_read_changed_and_written(tmp_path: Path) -> None:
     card = (tmp_path / "new" / "README.md").read_text()
     assert card.startswith("# A tiny model\n\n## Edited\n")
     assert all(line in card for line in report.lines())
+
+
+def test_weights_that_are_not_read_are_dropped_for_rows_alone(tmp_path: Path) -> None:
+    """A width may be as much as a patch has: DINOv2's token for masks has 768, and so have patches of 16."""
+    model, unread = seeing(LearnedPositionSpec((1, 2), (2, 2))), {"mask_token": torch.ones(1, 3 * 8 * 8)}
+    files = {"origin/unread.safetensors": save(unread | {"places": torch.ones(5, 16)})}
+    save_bundle(tmp_path / "old", model, for_size(16), "", files)
+    assert edit_bundle(tmp_path / "old", tmp_path / "new", EditSpec(patch=4)).beside == ["places"]
+    assert load_file(tmp_path / "new/origin/unread.safetensors").keys() == {"mask_token"}
 
 
 # ------------------------------------------------------------------------------------------------- refusals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,11 @@ from torch import Tensor
 
 from mmformer.bundle import Transforms, load_bundle, save_bundle
 from mmformer.errors import InputError
-from mmformer.interop.origin import Origin
+from mmformer.interop.exporting import export_model
+from mmformer.interop.families.mt5 import MT5
+from mmformer.interop.families.t5 import T5
+from mmformer.interop.family import Family
+from mmformer.interop.origin import Origin, read_origin
 from mmformer.models.encoder import EncoderSpec
 from mmformer.models.language_head import LanguageHeadSpec
 from mmformer.models.model import Model, ModelSpec
@@ -130,10 +135,15 @@ def test_a_bundle_takes_its_new_vocabulary_along(other: str, tmp_path: Path) -> 
     assert tokenizer.words().fingerprint == Vocabulary.load(other).fingerprint
 
 
+PREPARED, ELSEWHERE = ("preprocessor_config.json", "processor_config.json"), "open_clip_config.json"
+"""Which an export to its library mends, and what that does not look at."""
+
+
 def beside(**unread: int) -> dict[str, bytes]:
     """Files that came with a model, and tensors of some lengths that it does not read."""
-    files = {"origin.json": Origin("hf", "none", "None", {}).to_bytes(), "tokenizer.json": b"{}", "more.json": b"{}"}
-    files |= {"generation_config.json": b"{}", "preprocessor_config.json": b"{}"}
+    origin = Origin("hf", "none", "None", {}, dtypes={"": "float16", "counted": "int64"})
+    files = {"origin.json": origin.to_bytes(), "tokenizer.json": b"{}", "more.json": b"{}"}
+    files |= dict.fromkeys(("generation_config.json", *PREPARED, ELSEWHERE), b"{}")
     files |= {"unread.safetensors": save({name: torch.ones(length) for name, length in unread.items()})}
     return {f"origin/{name}": content for name, content in files.items()}
 
@@ -141,9 +151,13 @@ def beside(**unread: int) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("change", "left", "told"),
     [
-        ("vocabulary", ["origin.json"], ["more.json", "generation_config.json", "words"]),
-        ("context_length", ["generation_config.json", "origin.json"], ["more.json"]),
-        ("image_size", ["generation_config.json", "more.json", "origin.json", "tokenizer.json"], []),
+        ("vocabulary", [*PREPARED, "origin.json"], ["more.json", "generation_config.json", ELSEWHERE, "words"]),
+        ("context_length", [*PREPARED, "generation_config.json", "origin.json"], ["more.json", ELSEWHERE]),
+        (
+            "image_size",
+            [*PREPARED, "generation_config.json", "more.json", "origin.json", "tokenizer.json"],
+            [ELSEWHERE],
+        ),
         ("drop", None, []),
     ],
 )
@@ -157,15 +171,37 @@ def test_what_came_with_a_model_stays_as_long_as_it_is_true(
     spec = EditSpec(**{change: values.get(change, ("heads.contrastive",))})
     report = edit_bundle(tmp_path / "old", tmp_path / "new", spec)
     found = sorted(path.name for path in (tmp_path / "new" / "origin").iterdir())
-    assert (
-        found == sorted(name.removeprefix("origin/") for name in files)
-        if left is None
-        else [*left, "unread.safetensors"]
-    )
+    names = [name.removeprefix("origin/") for name in files]
+    assert found == sorted(names if left is None else [*left, "unread.safetensors"])
     assert sorted(report.beside) == sorted(told)
+    origin = read_origin(tmp_path / "new")
+    assert origin is not None
+    half = {"": "float16", "counted": "int64"}
+    assert origin.dtypes == (half | {"": "float32"} if report.remade else half), "what is remade is not rounded"
     assert all(f"dropped  {name}, which came with the model" in report.lines() for name in told)
     kept = load_file(tmp_path / "new/origin/unread.safetensors")
     assert kept.keys() == {"pooler", *({"words"} - set(told))}
+
+
+@pytest.mark.parametrize("family", [T5, MT5], ids=lambda family: family.name)
+def test_other_words_for_a_model_without_its_decoder(family: Family, other: str, tmp_path: Path) -> None:
+    """A T5 that came whole: what is left goes out as its class of an encoder alone, with the new special ids."""
+    whole, alone = family.layouts
+    words = {"vocab_size": 8192, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4}
+    spec = family.spec({**words, "eos_token_id": 1}, whole, "here")
+    tokenizer = TextTokensSpec(VOCABULARY, 16, rows=8192)
+    encoders = {"source": dataclasses.replace(spec.encoders["source"], tokenizer=tokenizer)}
+    decoders = {"target": dataclasses.replace(spec.decoders["target"], tokenizer=tokenizer)}
+    model = dataclasses.replace(spec, encoders=encoders, decoders=decoders).build()
+    model.initialise(0)
+    origin = Origin("hf", family.name, whole, {**words, "eos_token_id": 1})
+    save_bundle(tmp_path / "old", model, Transforms(), "", {"origin/origin.json": origin.to_bytes()})
+    edit_bundle(tmp_path / "old", tmp_path / "new", EditSpec(drop=("decoders.target",), vocabulary=other))
+    assert export_model(tmp_path / "new", "hf", tmp_path / "out") == f"{family.name} ({alone})"
+    eos = Vocabulary.load(other).ids.eos
+    for file in (tmp_path / "new" / "origin" / "origin.json", tmp_path / "out" / "config.json"):
+        said = json.loads(file.read_text())
+        assert [said.get("config", said)["eos_token_id"]] == list(eos)
 
 
 def test_tokens_are_put_in_the_places_of_the_same_piece(other: str) -> None:

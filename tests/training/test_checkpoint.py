@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -19,12 +20,13 @@ from tiny import tiny_run, write_shards
 from torch import Tensor
 
 from mmformer.errors import InputError
-from mmformer.training import checkpoint
+from mmformer.training import checkpoint, sealing
 from mmformer.training.background import Background, HostCopy
 from mmformer.training.checkpoint import newest_checkpoint, whole_checkpoints
 from mmformer.training.fit import fit
+from mmformer.training.output import check_resumed
 from mmformer.training.run import CheckpointSpec, RunSpec
-from mmformer.training.sealing import SEAL, content_of, damage, seal
+from mmformer.training.sealing import SEAL, Content, content_of, damage, seal
 from mmformer.training.task import TrainingTask
 from mmformer.training.writing_state import write_state
 
@@ -83,7 +85,7 @@ def test_a_seal_names_sizes_and_hashes(tmp_path: Path) -> None:
         (lambda folder: (folder / SEAL).write_bytes(b"\xff{"), "whole.json is not what was written"),
         (lambda folder: (folder / SEAL).write_text('{"files": [1]}'), "whole.json is not what was written"),
         (lambda folder: (folder / SEAL).write_text('{"files": {}}'), "whole.json names no file"),
-        (lambda folder: (folder / "two").unlink(), "two cannot be read: No such file or directory"),
+        (lambda folder: (folder / "two").unlink(), "two is not there"),
         (lambda folder: (folder / "two").write_bytes(b"12"), "two has 2 bytes, but 3 were written"),
         (lambda folder: (folder / "two").write_bytes(b"456"), "two is not what was written: its sha256 is another"),
     ],
@@ -92,6 +94,24 @@ def test_what_is_not_as_it_was_written_is_said(spoil: Callable[[Path], None], sa
     folder = write(tmp_path / "a", one=b"12345", two=b"123")
     spoil(folder)
     assert damage(folder) == said
+
+
+def test_files_are_read_at_once_and_not_for_their_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two waits for the other to be read."""
+    folder = write(tmp_path / "a", one=b"12345", two=b"123")
+    (folder / "two").write_bytes(b"456")
+    both = threading.Barrier(2, timeout=60)
+
+    def meets(path: Path) -> Content:
+        both.wait()
+        return content_of(path)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(sealing, "content_of", meets)
+    assert damage(folder) == "two is not what was written: its sha256 is another"
+    assert damage(folder, by_size=True) is None, "or one alone would wait here"
+    (folder / "one").write_bytes(b"1")
+    assert damage(folder, by_size=True) == "one has 1 bytes, but 5 were written"
 
 
 @pytest.mark.parametrize("place", [0, 100, 5000, -1])
@@ -141,13 +161,55 @@ def test_a_folder_without_a_seal_is_none(output: Path) -> None:
     assert [state.parent.name for state in whole_checkpoints(output)] == ["step-000000002", "step-000000004"]
 
 
-def test_what_the_killed_left_is_removed_with_the_next(run: RunSpec, finished: Path, tmp_path: Path) -> None:
-    output = shutil.copytree(finished, tmp_path / "run")
+def failing(
+    monkeypatch: pytest.MonkeyPatch, method: str, name: str, number: int, times: int | None = None
+) -> list[Path]:
+    """Have a method of paths fail for those of a name, so many times (None: always); those it failed for."""
+    monkeypatch.setattr(sealing, "_PAUSE", 0.0)
+    real, failed = getattr(Path, method), []
+
+    def fails(self: Path, *args: Any, **named: Any) -> Any:
+        if self.name == name and (times is None or len(failed) < times):
+            failed.append(self)
+            raise OSError(number, os.strerror(number))
+        return real(self, *args, **named)
+
+    monkeypatch.setattr(Path, method, fails)
+    return failed
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize(("method", "name"), [("open", "state.ckpt"), ("read_bytes", SEAL), ("iterdir", "checkpoints")])
+def test_what_cannot_be_read_for_a_moment_is_not_damaged(
+    method: str, name: str, number: int, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = whole_checkpoints(output)[-1]
+    failed = failing(monkeypatch, method, name, number, times=2)
+    assert newest_checkpoint(output) == (last, {})
+    assert len(failed) == 2
+
+
+@pytest.mark.parametrize(("method", "name"), [("open", "state.ckpt"), ("read_bytes", SEAL), ("iterdir", "checkpoints")])
+def test_what_cannot_be_read_at_all_is_told_and_stays(
+    method: str, name: str, run: RunSpec, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = names(output)
+    monkeypatch.setattr(sealing, "PATIENCE", 0.0)
+    with monkeypatch.context() as patch:
+        failing(patch, method, name, errno.EIO)
+        with pytest.raises(InputError, match=f"{name}: cannot be read: Input/output error: nothing was changed"):
+            check_resumed(run, output)
+    assert names(output) == before
+
+
+def test_what_the_killed_left_is_removed_before_it_goes_on(run: RunSpec, output: Path) -> None:
+    """Beside it, the disk may have no room for the next."""
     shutil.rmtree(output / "checkpoints" / "step-000000006")
     for name in ("step-000000005.partial", "step-000000003.old", "step-000000006.partial"):
         (output / "checkpoints" / name).mkdir()
-    fit(run, output, resume=True)
-    assert names(output) == names(finished) == ["step-000000002", "step-000000004", "step-000000006"]
+    (output / "checkpoints" / "step-000000002.damaged").mkdir()
+    assert check_resumed(run, output) == whole_checkpoints(output)[-1]
+    assert names(output) == ["step-000000002", "step-000000002.damaged", "step-000000004"]
 
 
 def test_some_stay_for_good(run: RunSpec, tmp_path: Path) -> None:

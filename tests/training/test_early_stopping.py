@@ -22,6 +22,7 @@ from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, EarlyStoppingSpec, EvaluationSpec, RunSpec
 
 SCORE = "retrieval/image_to_text/R@1"
+OTHER = "retrieval/text_to_image/R@1"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, float]]:
 
     def told(self: Any, trainer: Any, *args: Any) -> None:
         value = made[trainer.global_step]
-        monkeypatch.setattr(evaluation, "evaluate", lambda *_: {SCORE: Score(value)})
+        monkeypatch.setattr(evaluation, "evaluate", lambda *_: {SCORE: Score(value), OTHER: Score(value)})
         real(self, trainer, *args)
 
     monkeypatch.setattr(evaluation.Evaluation, "on_train_batch_end", told)
@@ -96,6 +97,50 @@ def test_what_it_waited_is_resumed(
     assert steps(tmp_path / "run")[-1] == 6
     fit(dataclasses.replace(run, early_stopping=EarlyStoppingSpec(SCORE, patience=6)), tmp_path / "run", resume=True)
     assert steps(tmp_path / "run")[-1] == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mode": "min"}, "mode: max before, min now"),
+        (
+            {"score": OTHER, "split": "train"},
+            f"score: {SCORE} before, {OTHER} now; data.validation: val before, train now",
+        ),
+    ],
+    ids=["mode", "score and split"],
+)
+def test_scores_of_another_measure_are_not_carried_over(
+    change: dict[str, str],
+    said: str,
+    shards: Path,
+    tmp_path: Path,
+    scores: dict[int, float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first three updates are scored by one measure, the others by one whose numbers are ten times less."""
+    scores |= dict(enumerate([60, 50, 55, 6, 6.5, 5], 1))
+
+    def measured(steps: int, score: str = SCORE, mode: Any = "max", split: str = "val") -> RunSpec:
+        run = measured_every_update(shards, steps=steps)
+        return dataclasses.replace(
+            run,
+            data=dataclasses.replace(run.data, validation=split),
+            checkpoint=CheckpointSpec(every_steps=1, best=score, mode=mode),
+            early_stopping=EarlyStoppingSpec(score, mode=mode, patience=3),
+        )
+
+    fit(measured(2), tmp_path / "run")
+    fit(measured(3), tmp_path / "run", resume=True)
+    assert "anew" not in capsys.readouterr().err
+    fit(measured(6, **change), tmp_path / "run", resume=True)
+    told = capsys.readouterr().err
+    for field in ("checkpoint.best", "early_stopping"):
+        assert (
+            f"mmformer: {field}: the best score begins anew, for those so far are of another measure ({said})." in told
+        )
+    assert steps(tmp_path / "run")[-1] == 6, "it was not stopped by the scores before"
+    assert step_of_bundle(tmp_path / "run" / "best") == ("6" if "mode" in change else "5")
 
 
 def test_the_best_models_are_kept(shards: Path, tmp_path: Path, scores: dict[int, float]) -> None:

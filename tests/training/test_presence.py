@@ -6,14 +6,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch._C._distributed_c10d import HashStore, Store
 
+from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
 from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training import processes
@@ -90,35 +92,86 @@ def test_of_processes_that_one_started_it_knows_the_end(store: Store) -> None:
     watch.end()
 
 
-def test_where_one_fails_the_others_are_told_its_code_and_it_waits_for_them(store: Store) -> None:
-    told: list[int] = []
-    done = threading.Event()
+@pytest.mark.parametrize("first", [0, 2])
+def test_where_one_fails_the_others_are_told_its_code_before_the_store_is_gone(first: int, store: Store) -> None:
+    """Of three processes the first, which keeps the store, leaves last, whichever fails."""
+    told: dict[int, int] = {}
+    watches: list[Watch] = []
 
-    def note(code: int) -> None:
-        told.append(code)
-        watches[1].say_left()
-        done.set()
+    def leaving(own: int) -> Callable[[int], None]:
+        def leave(code: int) -> None:
+            told[own] = code
+            watches[own].say_left()
 
-    watches = [Watch(store, rank, 2, none_is_lost, note, beat=0.1, patience=5) for rank in (0, 1)]
-    watches[1].start()
-    assert watches[0].fail(2) is None, "it is the first"
+        return leave
+
+    for rank in range(3):
+        watches.append(Watch(store, rank, 3, none_is_lost, leaving(rank), beat=0.1, patience=5))
+        if rank != first:
+            watches[rank].start()
+    assert watches[first].fail(2) is None, "it is the first"
+    watches[0].beat = 10  # which it would wait for
     began = time.monotonic()
-    watches[0].beat = 10
-    watches[0].let_others_leave()
+    watches[first].say_left()
+    watches[0].say_left()
     assert time.monotonic() - began < 10, "not longer than it takes them"
-    assert done.wait(10)
-    assert told == [2]
+    assert told.items() >= {other: 2 for other in (1, 2) if other != first}.items()
     assert watches[1].fail(1) == 2, "the first one's reason counts"
 
 
 def test_nobody_is_waited_for_without_end(store: Store) -> None:
-    Watch(store, 0, 2, none_is_lost, none_fails, beat=0.05).let_others_leave()
+    Watch(store, 0, 2, none_is_lost, none_fails, beat=0.05).say_left()
+
+
+class Silent(HashStore):
+    """A store whose machine is gone without a word, or stopped: what it is asked is not answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stopped, self.over = False, threading.Event()
+
+    def check(self, keys: list[str]) -> bool:
+        return self.over.wait() if self.stopped else super().check(keys)
+
+    def add(self, key: str, value: int) -> int:
+        return int(self.over.wait()) if self.stopped else super().add(key, value)
+
+
+def test_a_store_that_is_silent_is_missed() -> None:
+    told: list[tuple[int, str]] = []
+    done, store = threading.Event(), Silent()
+
+    def note(*found: Any) -> None:
+        told.append(found)
+        done.set()
+
+    watch = Watch(store, 1, 2, note, none_fails, beat=0.05, patience=0.5)
+    watch.start()
+    store.stopped = True
+    assert done.wait(10)
+    assert told == [(0, "gave no sign of life for 0.5 s")]
+    with pytest.raises(TimeoutError):
+        watch.fail(2)
+    watch.end()
+    store.over.set()
+
+
+def test_started_processes_that_end_in_order_with_a_code_of_their_own_are_not_lost(store: Store) -> None:
+    """Those with GPUs say theirs."""
+    ended = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in (130, 2)]
+    assert [child.wait(30) for child in ended] == [130, 2]
+    store.set("alive/1", "left")
+    store.set("alive/2", "7")
+    found = [Watch(store, 0, 3, none_is_lost, none_fails, given)._look(1) for given in (ended[:1], ended)]
+    assert found == [None, (2, "ended with code 2")]
+    store.set("code", "2")
+    assert Watch(store, 0, 3, none_is_lost, none_fails, ended)._look(1) == 2
 
 
 @pytest.fixture
 def presence(store: Store) -> Presence:
     """Of the first of two processes."""
-    made = Presence()
+    made = Presence(SingleDeviceStrategy())
     made._watch = Watch(store, 0, 2, made._lose, made._fail, beat=0.05, patience=0.2)
     made._watch.start()
     return made
@@ -162,9 +215,13 @@ class Meeting:
     def join(self, state: Path | None, first: tuple[str, Path | None] | None = None) -> tuple[Path | None, Any]:
         """What a process goes on from, and its store."""
         self.first = first
-        strategy = MeshStrategy(ParallelSpec(shard=2))
-        strategy.cluster_environment = LightningEnvironment()
+        strategy = self.strategy()
         return strategy.of_first(state), strategy.store
+
+    def strategy(self) -> MeshStrategy:
+        made = MeshStrategy(ParallelSpec(shard=2))
+        made.cluster_environment = LightningEnvironment()
+        return made
 
 
 def test_what_the_first_process_goes_on_from_all_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +229,18 @@ def test_what_the_first_process_goes_on_from_all_do(store: Store, monkeypatch: p
     meeting, newest = Meeting(monkeypatch, store), Path("step-000000004", "state.ckpt")
     assert meeting.join(None, ("start", newest))[0] == newest
     assert meeting.join(newest, ("start", None))[0] is None
+
+
+def test_they_are_watched_from_when_they_have_met(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything that one may fail at: what they log to, say."""
+    for name, value in {"rank": 1, "world_size": 2}.items():
+        monkeypatch.setattr(collectives, name, lambda value=value: value)
+    strategy = Meeting(monkeypatch, store).strategy()
+    with pytest.raises(FileExistsError), Presence(strategy).watching():
+        strategy.of_first(None)
+        raise FileExistsError(17, "File exists")
+    assert strategy.store is not None
+    assert (strategy.store.get("code"), strategy.store.get("alive/1")) == (b"2", b"left")
 
 
 def test_what_another_start_left_in_the_store_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import multiprocessing
 import os
 import signal
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from tiny import tiny_run, write_shards
 
-from mmformer.training.checkpoint import newest_checkpoint, step_of
+from mmformer.training.checkpoint import Checkpoint, newest_checkpoint, step_of
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, RunSpec
 from mmformer.training.stopping import Stopping
@@ -93,3 +97,19 @@ def test_a_second_ctrl_c_ends_it_at_once(run: RunSpec, tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         fit(run, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_lightning_takes_no_signals_and_sends_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its handlers send within, and requeue jobs of SLURM; before each update of several processes it broadcasts, and
+    waits for the device. It has both under these names.
+    """
+    for owner, name, caller in (
+        (_SignalConnector, "register_signal_handlers", pl.Trainer._run),
+        (_TrainingEpochLoop, "_broadcast_sigterm_tensor", _TrainingEpochLoop.advance),
+    ):
+        monkeypatch.setattr(owner, name, lambda self: pytest.fail("called"))
+        assert f".{name}()" in inspect.getsource(caller)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    Stopping(Checkpoint(CheckpointSpec(), tmp_path)).setup(trainer, pl.LightningModule(), "fit")
+    trainer._signal_connector.register_signal_handlers()
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()

@@ -15,4 +15,5 @@ MT5 = replace(
     fields=(*t5.FIELDS, always(t5.SCALE, 1.0)),
     defaults={"feed_forward_proj": "gated-gelu", **t5.DEFAULTS},
     ignored=("classifier_dropout", "scale_decoder_outputs"),
+    variant=True,
 )

@@ -115,7 +115,8 @@ def write_folder_pictures(folder: Path, reading: PictureReading, library: str) -
     found = _files(folder)
     kind = (_class(found) or "ViTImageProcessor") if library == "hf" else library
     names = {"hf": "preprocessor_config.json", "open_clip": "open_clip_config.json", "timm": "config.json"}
-    name = next((name for name in found if _PARTS[name] == "image_processor"), names[library])
+    inside = (name for name, said in found.items() if _PARTS[name] == "image_processor" and "image_processor" in said)
+    name = next(inside, names[library])
     told, reading = _as_built_in(kind, reading)
     part, made, data = _PARTS[name], picture_config(kind, reading), found.get(name, {})
     write_json(folder / name, made if part is None else {**data, part: {**data.get(part, {}), **made}})
