@@ -29,7 +29,7 @@ KNOWS: dict[str, set[str]] = {
     "schema": {"errors", "spec"},
     "docstrings": set(),
     "catalogue": {"spec", "docstrings", "nn", "tokenizers", "models"},
-    "plain": {"errors", "schema"},
+    "plain": {"errors", "spec", "schema"},
     "config": {"errors", "spec", "schema", "plain"},
     "nn": BASE,
     "tokenizers": BASE | {"nn"},
