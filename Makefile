@@ -19,6 +19,8 @@ $(STAMP): requirements.lock
 	@echo "Installing into $(VENV) (about 5 GB, once; one to three minutes) ..."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --no-compile -r requirements.lock
+	@# On all cores, where pip has one. Some packages bring files that are no Python for this version.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 

@@ -218,6 +218,7 @@ def sharded(rank: int, folder: str) -> None:
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been checked
 
 
+@pytest.mark.slow
 def test_shards_are_averaged_as_the_whole_is(tmp_path: Path) -> None:
     several.spawn(sharded, (str(tmp_path),), nprocs=2)
     assert (tmp_path / "0").exists()
