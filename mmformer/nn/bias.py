@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmformer.nn.ability import Ability
 from mmformer.nn.position import (
@@ -139,9 +140,10 @@ class RelativeBucketPosition(Position):
         query, key = unexpanded(query_pos), unexpanded(key_pos)
         far = self.spec.max_distance
         # Buckets are found once for each distance, not for each pair.
-        table = self.weight[self._bucket(torch.arange(-far, far + 1, device=query.device))]  # (2 far + 1) H
-        bias = _looked_up(table, _ahead(query, key, self.spec.axis).clamp(-far, far) + far)
-        return bias.masked_fill(_with_special(query, key)[:, None], 0.0)
+        table = self.weight[self._bucket(torch.arange(-far, far + 1, device=query.device))]
+        table = F.pad(table, (0, 0, 0, 1))  # (2 far + 2) H; the last one is of special tokens
+        index = _ahead(query, key, self.spec.axis).clamp(-far, far) + far
+        return _looked_up(table, index.masked_fill(_with_special(query, key), 2 * far + 1))
 
     def _bucket(self, ahead: Tensor) -> Tensor:
         """The bucket of a key so many steps after its query."""
