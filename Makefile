@@ -24,7 +24,7 @@ $(STAMP): requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
-quickstart: $(STAMP)  ## train an image-text model on the embedded emoji (at most 5 minutes on 2 cores) and use it
+quickstart: $(STAMP)  ## train an image-text model on the embedded emoji (5 to 8 minutes on 2 cores) and use it
 	$(BIN)/mmformer fit --config configs/runs/emoji_quickstart.yaml --output $(QUICKSTART) --overwrite
 
 test: $(STAMP)  ## the fast suite

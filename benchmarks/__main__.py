@@ -4,7 +4,7 @@
 
 Writes ``benchmarks/results/beside/ROW.json`` for each row, ``benchmarks/results/beside.md``, the table, and its picture
 ``docs/beside.svg``. With ``--check``, nothing is written: a row whose ratio is below the least that was recorded for it
-fails.
+fails, and one for which nothing was recorded.
 ``DATA=DIR`` names a folder of public sets as they were published, for the rows that read them; without it they are left
 out, with a word.
 """
@@ -65,7 +65,9 @@ def main() -> int:
         before = recorded.get(name)
         if not arguments.check:
             keep(result)
-        elif before is not None and result.ratio < before.least:
+        elif before is None:
+            fallen.append(f"{name}: {result.ratio:.2f}, and nothing was recorded to compare it with")
+        elif result.ratio < before.least:
             fallen.append(f"{name}: {result.ratio:.2f}, recorded {before.ratio:.2f} ({before.least:.2f} at least)")
     if arguments.check:
         print("\n".join(fallen) or "No ratio fell.", file=sys.stderr)
