@@ -98,6 +98,8 @@ class Server:
             for start in range(0, most, 2**16):
                 handler.wfile.write(data[start : min(start + 2**16, most)])
                 time.sleep(fault.slow)
+            if fault.cut is not None:
+                time.sleep(0.5)  # what the reader has not taken yet goes with the connection
         except OSError:  # the reader has given up
             pass
 
