@@ -4,7 +4,7 @@
 
 Writes ``benchmarks/results/beside/ROW.json`` for each row, ``benchmarks/results/beside.md``, the table, and its picture
 ``docs/beside.svg``. With ``--check``, nothing is written: a row whose ratio is below the least that was recorded for it
-fails, and one for which nothing was recorded.
+fails, and one for which nothing was recorded. A row that has no result is told, and the exit code is then 1.
 ``DATA=DIR`` names a folder of public sets as they were published, for the rows that read them; without it they are left
 out, with a word.
 """
@@ -43,6 +43,10 @@ ROWS: dict[str, Row] = {row.name: row for file in FILES for row in file.ROWS}
 TABLE, PLOT = RESULTS.with_suffix(".md"), Path("docs/beside.svg")
 
 
+class RowError(Exception):
+    """A row has no result; the others have theirs."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
@@ -53,13 +57,17 @@ def main() -> int:
         quiet()
         arguments.result.write_text(json.dumps(measure(ROWS[arguments.only[0]]).as_data()), encoding="utf-8")
         return 0
-    recorded, fallen = kept(ROWS), []
+    recorded, fallen, failed = kept(ROWS), [], []
     print(HEAD)
     for name in arguments.only:
         try:
             result = in_a_process(name)
         except NotHereError as error:
             print(f"{name}: not run. {error}", file=sys.stderr)
+            continue
+        except RowError as error:
+            failed.append(name)
+            print(error, file=sys.stderr)
             continue
         print(result.line, flush=True)
         before = recorded.get(name)
@@ -71,10 +79,10 @@ def main() -> int:
             fallen.append(f"{name}: {result.ratio:.2f}, recorded {before.ratio:.2f} ({before.least:.2f} at least)")
     if arguments.check:
         print("\n".join(fallen) or "No ratio fell.", file=sys.stderr)
-        return 1 if fallen else 0
+        return 1 if fallen or failed else 0
     TABLE.write_text(table(kept(ROWS)), encoding="utf-8")
     draw(kept(ROWS))
-    return 0
+    return 1 if failed else 0
 
 
 def in_a_process(name: str) -> Result:
@@ -82,6 +90,7 @@ def in_a_process(name: str) -> Result:
 
     Raises:
         NotHereError: what it reads is not on this machine.
+        RowError: it failed, or the two make different things.
     """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
@@ -92,7 +101,7 @@ def in_a_process(name: str) -> Result:
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     if NotHereError.__name__ in last:
         raise NotHereError(last.partition(": ")[2])
-    raise SystemExit(f"{name} failed: {last}\n\n{done.stderr}")
+    raise RowError(f"{name} failed: {last}\n\n{done.stderr}")
 
 
 def table(results: dict[str, Result]) -> str:

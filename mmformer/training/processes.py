@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +20,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from mmformer import collectives
 from mmformer.errors import InputError
+from mmformer.parallel.meeting import open_own_store
 from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of, stages_of
 from mmformer.training.layouts import by_name, held, load_parts, load_whole
 from mmformer.training.unpickling import as_data
@@ -86,6 +86,7 @@ class MeshStrategy(ModelParallelStrategy):
         self.parallel = parallel
         self.store: Store | None = None  # what the processes share, once they have met
         self.met: Callable[[Store], None] = lambda store: None  # who is told of it then
+        self._meeting: Store | None = None  # as long as it is held here, all find it
         self._state: Path | None = None
 
     def of_first(self, state: Path | None) -> Path | None:
@@ -102,9 +103,10 @@ class MeshStrategy(ModelParallelStrategy):
     def _meet(self) -> None:
         """Once, have the processes meet, and hear from the first one."""
         if self.store is None:
+            self._meeting = open_own_store()
             self._setup_distributed()
-            start, self._state = self.broadcast((uuid4().hex, self._state))
-            self.store = _own_store(start)
+            self._state = self.broadcast(self._state)
+            self.store = _own_store()
             self.met(self.store)
 
     def setup_environment(self) -> None:
@@ -121,6 +123,11 @@ class MeshStrategy(ModelParallelStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Not Lightning's for this kind, which would give data to the parameters that other stages have."""
         ParallelStrategy.setup(self, trainer)
+
+    def _get_process_group_backend(self) -> str:
+        """What is kept in main memory beside GPUs is sent from there, too: LAMB's norms, say, and Adafactor's means."""
+        backend: str = super()._get_process_group_backend()
+        return "cpu:gloo,cuda:nccl" if self.parallel.cpu_offload and backend == "nccl" else backend
 
     def model_to_device(self) -> None:
         """Nothing: the task has built it there, and spread it."""
@@ -162,19 +169,14 @@ def _started() -> tuple[int | None, int]:
     return None, 1
 
 
-def _own_store(start: str) -> Store:
-    """A connection of its own to the store that the processes met by: another thread may wait in the run's.
-
-    Args:
-        start: a name that no other start of the run has: torchrun's store outlasts the processes, and how often it has
-            restarted them it counts on each machine by itself.
-    """
+def _own_store() -> Store:
+    """A connection of its own to the store that the processes met by: another thread may wait in the run's."""
     store = _get_default_store()
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     if isinstance(store, TCPStore):
         store = TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
-    return PrefixStore(f"mmformer/{start}", store)
+    return PrefixStore("mmformer/presence", store)
 
 
 def leave(code: int) -> None:
