@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 
 import pytest
 
@@ -26,6 +27,17 @@ def stand_in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
     load = Vocabulary.load
     monkeypatch.setattr(Vocabulary, "load", lambda path: load(VOCABULARY if str(path).startswith("runs/") else path))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before its fixtures: no test depends on what others have drawn, or on when it runs."""
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)  # noqa: NPY002 - the one that libraries draw from
+    torch.manual_seed(0)
 
 
 def pytest_collection_finish() -> None:

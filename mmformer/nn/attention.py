@@ -133,8 +133,10 @@ class Attention(Mixer):
         plan = view.plans.get(self.pattern)
         if plan is not None:
             return plan.attend(query, seen.key, seen.value, dropout)
-        structure = view.mask._replace(pattern=self.pattern)
-        mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], view.bias, query.device)
+        mask, causal = view.bias, False
+        if mask is None or self.pattern is not None:
+            structure = view.mask._replace(pattern=self.pattern)
+            mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], view.bias, query.device)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
         return attend(query, seen.key, seen.value, mask, causal, dropout)

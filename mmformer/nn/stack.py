@@ -15,7 +15,7 @@ from mmformer.nn.dropout import Dropout
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
 from mmformer.nn.layer import Layer, LayerSpec, LayerState
-from mmformer.nn.mask import Mask
+from mmformer.nn.mask import Mask, masked
 from mmformer.nn.mixer import MixerSpec, View
 from mmformer.nn.position import Heads, PositionSpec
 from mmformer.nn.reversible import INVERTIBLE, is_invertible, run_reversibly
@@ -272,6 +272,9 @@ class Stack(nn.Module):
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment, trailing and state is None)
         tokens, view = self._viewed(tokens, pos, mask)
+        if view.bias is not None:  # once for all layers
+            allowed = mask.dense(tokens.x.shape[1], pos.shape[1], pos.device)
+            view = view._replace(bias=view.bias if allowed is None else masked(allowed, view.bias))
         reading = None
         if memory is not None:
             looking = tokens.segment if media is None else media

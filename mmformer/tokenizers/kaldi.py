@@ -44,17 +44,17 @@ class KaldiFilterbankSpec(SpectrumSpec):
 
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
         length = 1 << (numbers.window - 1).bit_length()
+        window = torch.hann_window(numbers.window, periodic=False, device=samples.device)
+        with torch.device(samples.device):
+            banks, _ = kaldi.get_mel_banks(
+                numbers.bands, length, numbers.rate, numbers.lowest, numbers.top, 100.0, -500.0, 1.0
+            )
+        filters = F.pad(banks, (0, 1)).T  # bins bands
 
         def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
             cut = cut - cut.mean(dim=1, keepdim=True)
             cut = cut - _EMPHASIS * torch.cat((cut[:, :1], cut[:, :-1]), dim=1)
-            cut = cut * torch.hann_window(numbers.window, periodic=False, device=cut.device)
-            power: Tensor = torch.fft.rfft(cut, length).abs().square()  # N bins
-            with torch.device(cut.device):
-                filters, _ = kaldi.get_mel_banks(
-                    numbers.bands, length, numbers.rate, numbers.lowest, numbers.top, 100.0, -500.0, 1.0
-                )
-            power = power @ F.pad(filters, (0, 1)).T  # N bands
-            return power.clamp(min=_FLOOR).log()
+            power = torch.fft.rfft(cut * window, length).abs().square()  # N bins
+            return (power @ filters).clamp(min=_FLOOR).log()
 
         return frame_by_frame(log_mel, samples, lengths, numbers)

@@ -41,11 +41,12 @@ class LogMelSpec(SpectrumSpec):
         return -(-torch.clamp(samples - numbers.window, min=0) // numbers.hop) + 1
 
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
+        # Made on each pass: buffers would be lost when a model is built on the meta device.
+        window = torch.hann_window(numbers.window, device=samples.device)
+        filters = self._filters(numbers, samples.device).repeat_interleave(2, dim=0)  # real and imaginary parts add up
+
         def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
-            # Made on each pass: a buffer would be lost when a model is built on the meta device.
-            cut *= torch.hann_window(numbers.window, device=cut.device)
-            spectrum = torch.view_as_real(torch.fft.rfft(cut)).square().flatten(1)  # N (bins 2)
-            filters = self._filters(numbers, cut.device).repeat_interleave(2, dim=0)  # real and imaginary parts add up
+            spectrum = torch.view_as_real(torch.fft.rfft(cut * window)).square().flatten(1)  # N (bins 2)
             return (spectrum @ filters).clamp(min=_FLOOR).log()
 
         return frame_by_frame(log_mel, samples, lengths, numbers)

@@ -21,6 +21,9 @@ from mmformer.spec import Catalogued, family, require
 if TYPE_CHECKING:
     from mmformer.tokenizers.spectrogram import SpectrogramSpec
 
+_AT_ONCE = 512
+"""Frames that a CPU makes at once: what they are in between stays in its caches."""
+
 
 @family
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def frame_by_frame(
     """What is made of each frame by itself: of those that hold sound alone, for padding would cost as much.
 
     Args:
-        log_mel: N window -> N bands; it may write into what it is handed. Past a sound's end there are zeros.
+        log_mel: N window -> N bands; it does not write into what it is handed, where frames share their samples. Past a
+            sound's end there are zeros.
 
     Returns:
         B T bands, and each sound's frames, no more than ``numbers.frames``.
@@ -70,18 +74,20 @@ def frame_by_frame(
     if numbers.frames is not None:
         frames = frames.clamp(max=numbers.frames)
     count = int(frames.max())
-    missing = (count - 1) * numbers.hop + numbers.window - samples.shape[1]
-    samples = F.pad(samples, (0, missing)) if missing > 0 else samples
-    begin = torch.arange(count, device=samples.device) * numbers.hop  # T
-    there = begin < frames[:, None] * numbers.hop  # B T
-    cut = samples.unfold(1, numbers.window, numbers.hop)[:, :count][there]  # N window
-    left = (lengths[:, None] - begin)[there]  # N: real samples from where a frame begins
-    last = (left < numbers.window).nonzero()[:, 0]
-    beyond = torch.arange(numbers.window, device=samples.device) >= left[last, None]
-    cut[last] = cut[last].masked_fill(beyond, 0.0)
-    made = log_mel(cut)
-    values = made.new_full((len(samples), numbers.frames or count, numbers.bands), numbers.spectrum.past)
-    values[:, :count][there] = made
+    missing = max(0, (count - 1) * numbers.hop + numbers.window - samples.shape[1])
+    beyond = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]
+    samples = F.pad(samples.masked_fill(beyond, 0.0), (0, missing))
+    cut = samples.unfold(1, numbers.window, numbers.hop)[:, :count]  # B T window, of shared memory
+    shape = (len(samples), numbers.frames or count, numbers.bands)
+    values = torch.full(shape, numbers.spectrum.past, device=samples.device)
+    if samples.device.type == "cpu":
+        for row, number in enumerate(frames.tolist()):
+            for first in range(0, number, _AT_ONCE):
+                part = slice(first, min(number, first + _AT_ONCE))
+                values[row, part] = log_mel(cut[row, part])
+    else:
+        there = torch.arange(count, device=samples.device) < frames[:, None]  # B T
+        values[:, :count][there] = log_mel(cut[there])
     return values, frames
 
 
