@@ -93,7 +93,7 @@ class SpectrogramSpec(TokenizerSpec, ABC):
             values, frames = self.spectrum.energies(audio.samples, audio.lengths, self)
             if self.frames is not None:
                 frames = torch.full_like(frames, self.frames)
-            mel = (values - self.mean) / self.std  # B T bands
+            mel = values.sub_(self.mean).div_(self.std)  # B T bands; nobody else has them
             if audio.hidden is not None:
                 # The mean, which is 0 now, says less about what is hidden than silence would.
                 mel = mel.masked_fill(self._hidden(audio.hidden, frames, mel.shape[1]), 0.0)

@@ -73,21 +73,26 @@ def frame_by_frame(
     frames = numbers.spectrum.count(lengths, numbers)  # B
     if numbers.frames is not None:
         frames = frames.clamp(max=numbers.frames)
-    count = int(frames.max())
-    missing = max(0, (count - 1) * numbers.hop + numbers.window - samples.shape[1])
-    beyond = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]
-    samples = F.pad(samples.masked_fill(beyond, 0.0), (0, missing))
-    cut = samples.unfold(1, numbers.window, numbers.hop)[:, :count]  # B T window, of shared memory
-    shape = (len(samples), numbers.frames or count, numbers.bands)
-    values = torch.full(shape, numbers.spectrum.past, device=samples.device)
+    shape = (len(samples), numbers.frames or int(frames.max()), numbers.bands)
+    values = torch.empty(shape, device=samples.device)
+    missing = max(0, (int(frames.max()) - 1) * numbers.hop + numbers.window - samples.shape[1])
     if samples.device.type == "cpu":
-        for row, number in enumerate(frames.tolist()):
+        room = samples.new_zeros(samples.shape[1] + missing)
+        cut = room.unfold(0, numbers.window, numbers.hop)  # frames of one sound, of shared memory
+        for row, (length, number) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
+            room[:length] = samples[row, :length]
+            room[length:] = 0.0
             for first in range(0, number, _AT_ONCE):
                 part = slice(first, min(number, first + _AT_ONCE))
-                values[row, part] = log_mel(cut[row, part])
-    else:
-        there = torch.arange(count, device=samples.device) < frames[:, None]  # B T
-        values[:, :count][there] = log_mel(cut[there])
+                values[row, part] = log_mel(cut[part])
+            values[row, number:] = numbers.spectrum.past
+        return values, frames
+    beyond = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]
+    samples = F.pad(samples.masked_fill(beyond, 0.0), (0, missing))
+    cut = samples.unfold(1, numbers.window, numbers.hop)[:, : shape[1]]  # B T window
+    there = torch.arange(cut.shape[1], device=samples.device) < frames[:, None]  # B T
+    values.fill_(numbers.spectrum.past)
+    values[:, : cut.shape[1]][there] = log_mel(cut[there])
     return values, frames
 
 
