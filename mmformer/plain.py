@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -98,7 +99,12 @@ def _value(hint: Any, value: Any, default: Any, key: str) -> Any:
     if hint in (bool, int, str) and type(value) is hint:
         return value
     if hint is float and (type(value) in (float, int) or (isinstance(value, str) and _NUMBER.fullmatch(value))):
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError as error:
+            raise RefusedError(key, InputError("a whole number of more than 308 digits is too large.")) from error
+        if not isinstance(value, str) or math.isfinite(number):
+            return number
     if hint is int and isinstance(value, str) and _WHOLE.fullmatch(value):
         return int(value)
     if hint is bool and value in ("true", "false"):

@@ -31,7 +31,17 @@ def stand_in_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Before its fixtures: no test depends on what others have drawn, or on when it runs."""
+    """What fixtures draw does not depend on the tests before, but for those that they share one with."""
+    _seed()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """What a test draws depends on none, whichever made its fixtures."""
+    _seed()
+
+
+def _seed() -> None:
     import numpy
     import torch
 

@@ -253,3 +253,8 @@ def test_both_make_the_same_of_every_spec_and_every_file() -> None:
     assert tried > 100
     for spec, file in FILES:
         assert repr(straight(spec, data_of(spec, file))) == repr(by_the_parser(spec, data_of(spec, file))), file
+
+
+def test_a_number_that_is_too_large_is_refused() -> None:
+    with pytest.raises(InputError, match=r"f\.yaml: drop_path.* more than 308 digits is too large"):
+        parse(StackSpec, {"width": 16, "depth": 2, "drop_path": 10**400}, "f.yaml")

@@ -48,13 +48,18 @@ class Origin:
     def in_float32(self) -> Origin:
         """The same of weights that were changed since: they go out as they are now, and are not rounded back."""
         whole = {name: kind for name, kind in self.dtypes.items() if not getattr(torch, kind).is_floating_point}
-        config = self.config | {key: "float32" for key in ("dtype", "torch_dtype") if self.config.get(key)}
-        return dataclasses.replace(self, dtypes={**whole, "": "float32"}, config=config)
+        return dataclasses.replace(self, dtypes={**whole, "": "float32"}, config=_in_float32(self.config))
 
     def restored(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors in the precision that they came in; what came in float16 and was not trained is the same again."""
         common = self.dtypes.get("", "float32")
         return {name: value.to(getattr(torch, self.dtypes.get(name, common))) for name, value in state.items()}
+
+
+def _in_float32(config: dict[str, Any]) -> dict[str, Any]:
+    """A config, and those of parts in it, that say so where they say a precision."""
+    said = {key: _in_float32(value) if isinstance(value, dict) else value for key, value in config.items()}
+    return said | {key: "float32" for key in ("dtype", "torch_dtype") if said.get(key)}
 
 
 def precisions(state: Mapping[str, Tensor]) -> dict[str, str]:

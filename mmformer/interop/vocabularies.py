@@ -140,7 +140,7 @@ def write_vocabularies(spec: ModelSpec, folder: Path) -> list[str]:
     paths = sorted({path for path in named if path is not None and Path(path).suffix in (".zip", ".json")})
     written = {name for path in paths for name in write_folder(Path(path).read_bytes(), folder)}
     if written:
-        _cut_at(known[0].context_length, folder)
+        _cut_at(next(tokenizer.context_length for tokenizer in known if tokenizer.vocabulary in paths), folder)
     return sorted(written)
 
 

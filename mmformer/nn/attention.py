@@ -133,7 +133,7 @@ class Attention(Mixer):
         plan = view.plans.get(self.pattern)
         if plan is not None:
             return plan.attend(query, seen.key, seen.value, dropout)
-        mask, causal = view.bias, False
+        mask, causal = view.masked_bias, False
         if mask is None or self.pattern is not None:
             structure = view.mask._replace(pattern=self.pattern)
             mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], view.bias, query.device)

@@ -33,7 +33,8 @@ class View(NamedTuple):
 
     mask: Mask
     rotary: Rotary | None = None
-    bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores; the mask is in it
+    bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores
+    masked_bias: Tensor | None = None  # the same with the mask in it, once for all layers; None: each makes its own
     memory: Tensor | None = None  # B M D': attend to these instead of to x
     plans: Mapping[PatternSpec | None, Plan] = MappingProxyType({})  # of what is computed by plans; None: no pattern
     canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over

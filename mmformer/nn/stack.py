@@ -272,9 +272,8 @@ class Stack(nn.Module):
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment, trailing and state is None)
         tokens, view = self._viewed(tokens, pos, mask)
-        if view.bias is not None:  # once for all layers
-            allowed = mask.dense(tokens.x.shape[1], pos.shape[1], pos.device)
-            view = view._replace(bias=view.bias if allowed is None else masked(allowed, view.bias))
+        if view.bias is not None and (allowed := mask.dense(tokens.x.shape[1], pos.shape[1], pos.device)) is not None:
+            view = view._replace(masked_bias=masked(allowed, view.bias))
         reading = None
         if memory is not None:
             looking = tokens.segment if media is None else media

@@ -25,33 +25,47 @@ _ONE_TRY = 5.0
 """Seconds that one connection may take."""
 
 
-def open_own_store(patience: float = 300.0) -> TCPStore | None:
+def open_own_store(patience: float) -> TCPStore | None:
     """Where torchrun's store would be used, have this start's first process keep one, and name it in its place in the
     environment, where torch looks (MASTER_PORT).
 
     Args:
-        patience: seconds within which the first process has to be found.
+        patience: seconds within which the first process has to be found, which may have checkpoints to look at first.
 
     Returns:
         The store, which is there as long as the first process keeps this; None: torchrun has not started this process,
         or shares no store.
 
     Raises:
-        InputError: the first process is not found.
+        InputError: torchrun's store, or the first process, is not found.
     """
     environment = os.environ
     if environment.get(_SHARED) != str(True):
         return None
     host, rank = environment["MASTER_ADDR"], int(environment["RANK"])
-    shared = _connect(host, int(environment["MASTER_PORT"]), patience)
-    store = _found(shared, host, patience) if rank else _kept(shared, host)
+    try:
+        shared = _connect(host, int(environment["MASTER_PORT"]), _ONE_TRY)
+        store = _found(shared, host, patience) if rank else _kept(shared, host)
+    except (DistError, TimeoutError) as error:
+        raise InputError(
+            f"Process {rank} cannot reach {host}, where torchrun keeps what its processes share: {error} Let all "
+            f"machines reach all of its ports, by that name."
+        ) from error
     environment |= {"MASTER_PORT": str(store.port), _SHARED: str(False)}
     return store
 
 
+def let_no_more_in(store: TCPStore) -> None:
+    """To be said by the first process when all have met: one that is started again before this one has noticed waits
+    for the next start, and does not meet what is left of this.
+    """
+    store.delete_key(_KEY)
+
+
 def _kept(shared: TCPStore, host: str) -> TCPStore:
     """One that this process keeps. torch takes it, too: it opens none at a port that this process listens at."""
-    store = TCPStore(host, 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    patience = timedelta(seconds=_ONE_TRY)
+    store = TCPStore(host, 0, is_master=True, timeout=patience, wait_for_workers=False, multi_tenant=True)
     name = uuid4().hex
     store.set(_KEY, name)
     shared.set(_KEY, f"{store.port} {name}")
@@ -62,9 +76,10 @@ def _found(shared: TCPStore, host: str, patience: float) -> TCPStore:
     """The first process's. What torchrun's store names may be an earlier start's, until that process has come."""
     deadline = monotonic() + patience
     while True:
+        named = shared.get(_KEY).decode() if shared.check([_KEY]) else ""
         with suppress(OSError, DistError, TimeoutError):
-            if shared.check([_KEY]):
-                port, name = shared.get(_KEY).decode().split()
+            if named:
+                port, name = named.split()
                 socket.create_connection((host, int(port)), _ONE_TRY).close()  # torch would try on where all is refused
                 store = _connect(host, int(port), _ONE_TRY)
                 if store.check([_KEY]) and store.get(_KEY).decode() == name:

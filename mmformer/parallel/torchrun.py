@@ -26,6 +26,8 @@ def main(words: Sequence[str]) -> None:
         InputError: the seconds are no whole number above 0.
     """
     grace, rest = GRACE, list(words)
+    if rest[:1] and rest[0].startswith("--grace="):
+        rest[:1] = rest[0].split("=", 1)
     if rest[:1] == ["--grace"]:
         told = "".join(rest[1:2])
         if not told.isdecimal() or int(told) == 0:

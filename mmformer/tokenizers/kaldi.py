@@ -49,12 +49,12 @@ class KaldiFilterbankSpec(SpectrumSpec):
             banks, _ = kaldi.get_mel_banks(
                 numbers.bands, length, numbers.rate, numbers.lowest, numbers.top, 100.0, -500.0, 1.0
             )
-        filters = F.pad(banks, (0, 1)).T  # bins bands
+        filters: Tensor = F.pad(banks, (0, 1)).T  # bins bands
 
         def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
             cut = cut - cut.mean(dim=1, keepdim=True)
             cut = cut - _EMPHASIS * torch.cat((cut[:, :1], cut[:, :-1]), dim=1)
-            power = torch.fft.rfft(cut * window, length).abs().square()  # N bins
+            power: Tensor = torch.fft.rfft(cut * window, length).abs().square()  # N bins
             return (power @ filters).clamp(min=_FLOOR).log()
 
         return frame_by_frame(log_mel, samples, lengths, numbers)

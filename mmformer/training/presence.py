@@ -141,7 +141,7 @@ class Watch:
         """Wait for them; those that have not left after some beats will not."""
         deadline = monotonic() + 3 * self.beat
         while self._asked(lambda: self.store.add("left", 0)) < self._present and monotonic() < deadline:
-            if self.started and all(process.poll() is not None for process in self.started.values()):
+            if self.started and all(process.poll() is not None for process in list(self.started.values())):
                 return
             sleep(_LOOK / 10)
 

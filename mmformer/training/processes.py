@@ -16,11 +16,11 @@ from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from pytorch_lightning.utilities import rank_zero_only
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
-from torch.distributed.distributed_c10d import _get_default_store
+from torch.distributed.distributed_c10d import _get_default_store, default_pg_timeout
 
 from mmformer import collectives
 from mmformer.errors import InputError
-from mmformer.parallel.meeting import open_own_store
+from mmformer.parallel.meeting import let_no_more_in, open_own_store
 from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of, stages_of
 from mmformer.training.layouts import by_name, held, load_parts, load_whole
 from mmformer.training.unpickling import as_data
@@ -86,7 +86,7 @@ class MeshStrategy(ModelParallelStrategy):
         self.parallel = parallel
         self.store: Store | None = None  # what the processes share, once they have met
         self.met: Callable[[Store], None] = lambda store: None  # who is told of it then
-        self._meeting: Store | None = None  # as long as it is held here, all find it
+        self._meeting: TCPStore | None = None  # as long as it is held here, all find it
         self._state: Path | None = None
 
     def of_first(self, state: Path | None) -> Path | None:
@@ -103,9 +103,11 @@ class MeshStrategy(ModelParallelStrategy):
     def _meet(self) -> None:
         """Once, have the processes meet, and hear from the first one."""
         if self.store is None:
-            self._meeting = open_own_store()
+            self._meeting = open_own_store((self._timeout or default_pg_timeout).total_seconds())
             self._setup_distributed()
             self._state = self.broadcast(self._state)
+            if self._meeting is not None and is_first():
+                let_no_more_in(self._meeting)
             self.store = _own_store()
             self.met(self.store)
 

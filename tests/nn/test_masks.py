@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.kernel import attend
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.mask import Mask, masked
+from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import View
 from mmformer.nn.rotary import RotaryPosition, RotaryPositionSpec
 from mmformer.nn.stack import StackSpec
@@ -136,15 +136,6 @@ def joined_heads(module: torch.nn.Module, x: Tensor, view: View) -> tuple[Tensor
     return seen[0], y
 
 
-def with_mask(mask: Mask, bias: Tensor | None) -> Tensor | None:
-    """A bias as a view has it."""
-    if bias is None:
-        return None
-    dense = mask.dense(*bias.shape[2:])
-    assert dense is not None
-    return masked(dense, bias)
-
-
 @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("dropout", [0.0, 0.5], ids=["", "dropout"])
@@ -160,8 +151,7 @@ def test_a_row_that_sees_nothing_is_zero(
     memory = torch.randn(2, 6, 24, generator=draw).to(dtype).requires_grad_() if cross else None
     valid = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]]).bool()
     scores = torch.randn(1, 4, 6, 6, generator=draw).to(dtype) if bias else None
-    mask = Mask(causal=True, valid=valid)
-    joined, y = joined_heads(module, x, View(mask, bias=with_mask(mask, scores), memory=memory))
+    joined, y = joined_heads(module, x, View(Mask(causal=True, valid=valid), bias=scores, memory=memory))
     blind = torch.tensor([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
     assert bool((joined[blind] == 0).all())
     if dropout == 0:
@@ -199,7 +189,7 @@ def test_attention_is_its_loops(mixer: str, bias_shape: tuple[int, int] | None, 
     bias = None if bias_shape is None else torch.randn(*bias_shape, 5, 5, generator=draw, dtype=torch.float64)
     where = RotaryPositionSpec(axes=(0, 2), base=10.0)
     table = RotaryPosition(where, 2).rotary(pos) if rotary else None
-    _, y = joined_heads(module, x, View(mask, table, with_mask(mask, bias)))
+    _, y = joined_heads(module, x, View(mask, table, bias))
 
     dense = mask.dense(5, 5)
     assert dense is not None

@@ -34,7 +34,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize(("words", "grace"), [([], GRACE), (["--grace", "45"], 45)])
+@pytest.mark.parametrize(("words", "grace"), [([], GRACE), (["--grace", "45"], 45), (["--grace=45"], 45)])
 def test_torchrun_gives_so_long(words: list[str], grace: int, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
     monkeypatch.setattr(PContext, "close", PContext.close)  # what it replaces is put back

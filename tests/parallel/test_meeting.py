@@ -9,7 +9,8 @@ import pytest
 from torch.distributed import TCPStore
 
 from mmformer.errors import InputError
-from mmformer.parallel.meeting import open_own_store
+from mmformer.parallel import meeting
+from mmformer.parallel.meeting import let_no_more_in, open_own_store
 
 
 @pytest.fixture
@@ -55,6 +56,31 @@ def test_one_that_is_gone_is_not_taken_for_the_first(shared: TCPStore, monkeypat
         opened(1, shared.port, monkeypatch, patience=0.3)
 
 
+def test_who_comes_late_waits_for_the_next_start(shared: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of this one is there still, and has not noticed that another was started again."""
+    first = opened(0, shared.port, monkeypatch)
+    assert first is not None
+    assert opened(1, shared.port, monkeypatch) is not None
+    let_no_more_in(first)
+    with pytest.raises(InputError, match="was not found"):
+        opened(1, shared.port, monkeypatch, patience=0.3)
+    following = opened(0, shared.port, monkeypatch)
+    late = opened(1, shared.port, monkeypatch)
+    assert following is not None
+    assert late is not None
+    assert late.port == following.port != first.port
+
+
+def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "_ONE_TRY", 0.3)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match=r"Process 1 cannot reach 127\.0\.0\.1, .* Let all machines reach"):
+        opened(1, port, monkeypatch)
+
+
 def test_another_that_listens_there_now_is_not_either(shared: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     stranger = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared.set("mmformer/meeting", f"{stranger.port} earlier")
@@ -65,5 +91,5 @@ def test_another_that_listens_there_now_is_not_either(shared: TCPStore, monkeypa
 def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    assert open_own_store() is None
+    assert open_own_store(1.0) is None
     assert os.environ["MASTER_PORT"] == "1"
