@@ -20,7 +20,7 @@ from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
 from mmformer.nn.canvas import Canvas
 from mmformer.nn.initialisation import Part
-from mmformer.nn.mask import Mask
+from mmformer.nn.mask import Mask, masked
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, Sparse
 from mmformer.nn.position import Heads, Rotary
@@ -38,6 +38,13 @@ class View(NamedTuple):
     memory: Tensor | None = None  # B M D': attend to these instead of to x
     plans: Mapping[PatternSpec | None, Plan] = MappingProxyType({})  # of what is computed by plans; None: no pattern
     canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over
+
+    def with_masked_bias(self, queries: int, keys: int) -> View:
+        """The same for mixers that put the mask into the bias; where either is nothing, as it is."""
+        allowed = None if self.bias is None else self.mask.dense(queries, keys, self.bias.device)
+        if self.bias is None or allowed is None:
+            return self
+        return self._replace(masked_bias=masked(allowed, self.bias))
 
 
 State = tuple[Tensor, ...]

@@ -15,7 +15,7 @@ from mmformer.nn.dropout import Dropout
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
 from mmformer.nn.layer import Layer, LayerSpec, LayerState
-from mmformer.nn.mask import Mask, masked
+from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import MixerSpec, View
 from mmformer.nn.position import Heads, PositionSpec
 from mmformer.nn.reversible import INVERTIBLE, is_invertible, run_reversibly
@@ -272,14 +272,12 @@ class Stack(nn.Module):
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment, trailing and state is None)
         tokens, view = self._viewed(tokens, pos, mask)
-        if view.bias is not None and (allowed := mask.dense(tokens.x.shape[1], pos.shape[1], pos.device)) is not None:
-            view = view._replace(masked_bias=masked(allowed, view.bias))
+        view = view.with_masked_bias(tokens.x.shape[1], pos.shape[1])
         reading = None
         if memory is not None:
             looking = tokens.segment if media is None else media
             seen = Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment)
             reading = View(seen, memory=memory.x)
-
         x = tokens.x  # B L D
         if span.start == 0:
             x = self.input_dropout(self.input_norm(self.embedding_dropout(self.position.embed(x, tokens.pos))))
