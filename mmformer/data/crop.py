@@ -51,12 +51,13 @@ class RandomResizedCropSpec:
         return left, top, left + wide, top + tall
 
     def reduce(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """A picture as small as it may be kept: its smallest part still has the pixels of the size."""
-        scale = max(size) / math.sqrt(self.area[0]) / min(image.shape[:2])
-        if scale >= 1:
-            return image
-        smaller = (math.ceil(image.shape[1] * scale), math.ceil(image.shape[0] * scale))
-        return np.array(Image.fromarray(image).resize(smaller, Image.Resampling.BICUBIC))
+        """A picture to keep: whole times smaller, as long as its smallest part still has the pixels of the size.
+
+        Boxes of pixels are averaged. One that is not twice as large as it has to be stays: to make it smaller takes as
+        long as to make its parts.
+        """
+        times = int(min(image.shape[:2]) * math.sqrt(self.area[0]) / max(size))
+        return image if times < 2 else np.array(Image.fromarray(image).reduce(times))
 
     def __call__(self, image: NDArray[np.uint8], target: Target, random: Generator) -> NDArray[np.uint8]:
         """A random part, made into the target's size for parts of its size: uint8 H W 3."""

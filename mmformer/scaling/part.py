@@ -43,7 +43,8 @@ class PartOfAttention(Attention):
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         bias = None if view.bias is None else self._of_heads(view.bias)
         rotary = None if view.rotary is None else Rotary(*map(self._of_heads, view.rotary))
-        return super().forward(x, view._replace(bias=bias, rotary=rotary), state, keep)
+        view = view._replace(bias=bias, masked_bias=None, rotary=rotary)
+        return super().forward(x, view, state, keep)
 
     def _of_heads(self, table: Tensor) -> Tensor:
         return table if table.shape[1] == 1 else table.narrow(1, 0, self.heads)

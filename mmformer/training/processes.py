@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytorch_lightning as pl
 import torch
@@ -105,10 +106,10 @@ class MeshStrategy(ModelParallelStrategy):
         if self.store is None:
             self._meeting = open_own_store((self._timeout or default_pg_timeout).total_seconds())
             self._setup_distributed()
-            self._state = self.broadcast(self._state)
+            start, self._state = self.broadcast((uuid4().hex, self._state))
             if self._meeting is not None and is_first():
                 let_no_more_in(self._meeting)
-            self.store = _own_store()
+            self.store = _own_store(start)
             self.met(self.store)
 
     def setup_environment(self) -> None:
@@ -171,14 +172,18 @@ def _started() -> tuple[int | None, int]:
     return None, 1
 
 
-def _own_store() -> Store:
-    """A connection of its own to the store that the processes met by: another thread may wait in the run's."""
+def _own_store(start: str) -> Store:
+    """A connection of its own to the store that the processes met by: another thread may wait in the run's.
+
+    Args:
+        start: a name that no other start of the run has, should the store outlast the processes.
+    """
     store = _get_default_store()
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     if isinstance(store, TCPStore):
         store = TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
-    return PrefixStore("mmformer/presence", store)
+    return PrefixStore(f"mmformer/{start}", store)
 
 
 def leave(code: int) -> None:

@@ -62,7 +62,8 @@ def test_a_part_is_that_part_of_the_picture() -> None:
 def test_a_large_picture_is_kept_as_small_as_its_smallest_part_allows() -> None:
     spec = RandomResizedCropSpec((0.25, 1.0))
     large = np.zeros((300, 500, 3), np.uint8)
-    assert spec.reduce(large, (32, 32)).shape == (64, 107, 3)
+    assert spec.reduce(large, (32, 32)).shape == (75, 125, 3), "four times smaller: half of its 75 rows are 32 or more"
+    assert spec.reduce(large, (80, 80)) is large, "not twice as large"
     assert spec.reduce(large, (200, 100)) is large
 
 
