@@ -76,6 +76,10 @@ class AttentionSpec(MixerSpec):
     def sparse(self) -> Sparse | None:
         return None if self.pattern is None else Sparse(self.pattern, self.dropout)
 
+    @property
+    def asks_pairs(self) -> bool:
+        return self.pattern is None
+
     def heads_of(self, width: int) -> Heads:
         return even_heads(self, width, self.heads) if self.head_width is None else Heads(self.heads, self.head_width)
 
@@ -99,8 +103,7 @@ class Attention(Mixer):
         self.key_value_heads = spec.key_value_heads or spec.heads
         self.head_width = spec.heads_of(width).width
         self.dropout, self.pattern = spec.dropout, spec.pattern
-        # Kernels divide by the root of the head's width: what differs from that, queries are multiplied by.
-        self.query_scale = None if spec.scale is None else spec.scale * self.head_width**0.5
+        self.scale = spec.scale
         inner, key_value = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
         if memory_width is None:
             self.qkv = nn.Linear(width, inner + key_value, bias=spec.bias)
@@ -129,17 +132,17 @@ class Attention(Mixer):
 
     def _attended(self, query: Tensor, seen: KeyValue, view: View) -> Tensor:
         dropout = self.dropout if self.training else 0.0
-        query = query if self.query_scale is None else query * self.query_scale
         plan = view.plans.get(self.pattern)
-        if plan is not None:
+        if plan is not None:  # which divides by the root of the head's width
+            query = query if self.scale is None else query * (self.scale * self.head_width**0.5)
             return plan.attend(query, seen.key, seen.value, dropout)
-        mask, causal = view.masked_bias, False
+        mask, causal = view.pairs, False
         if mask is None or self.pattern is not None:
             structure = view.mask._replace(pattern=self.pattern)
             mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], view.bias, query.device)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
-        return attend(query, seen.key, seen.value, mask, causal, dropout)
+        return attend(query, seen.key, seen.value, mask, causal, dropout, self.scale)
 
     def _attend_to_self(self, x: Tensor, view: View, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         width, shared = self.heads * self.head_width, self.key_value_heads * self.head_width

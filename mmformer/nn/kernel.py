@@ -7,13 +7,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmformer.nn.dropout import drop
+from mmformer.nn.mask import hiding
+from mmformer.nn.precision import product_dtype
 
 PLAIN_KEYS = 512
 """Longest key sequence that is weighed by plain matrix products, whose weights are held in memory."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """softmax(q kᵀ / √width) v. A query that may see nothing gets zero.
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(scale q kᵀ) v. A query that may see nothing gets zero.
 
     Args:
         query: B H Q width of a head.
@@ -22,22 +32,45 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
         mask: (B or 1) (H or 1) (Q or 1) K: booleans, True where a query sees a key, or a bias to add; or None.
         causal: query i sees keys 0 to i; then Q = K, and the mask is None.
         dropout: on the weights.
+        scale: None: one over the root of the head's width.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[2] <= PLAIN_KEYS:
-        # PyTorch's fused CPU kernel has a bfloat16 backward that makes it 1.5 to 8 times as slow as plain products
-        # (benchmarks/results/attention.md).
-        return _plain(query, key, value, mask, causal, dropout)
+    if _is_plain(query.device, query.dtype, key.shape[2]):
+        return _plain(query, key, value, mask, causal, dropout, scale)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+def lowered(mask: Tensor, x: Tensor, keys: int) -> Tensor:
+    """A mask as ``attend`` takes it fastest, for layers that are applied to x: the fused kernel would make a bias of
+    booleans each time.
+    """
+    dtype = product_dtype(x)
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return mask if _is_plain(x.device, dtype, keys) else hiding(mask, dtype)
+
+
+def _is_plain(device: torch.device, dtype: torch.dtype, keys: int) -> bool:
+    # PyTorch's fused CPU kernel has a bfloat16 backward that makes it 1.5 to 8 times as slow as plain products
+    # (benchmarks/results/attention.md).
+    return device.type == "cpu" and dtype == torch.bfloat16 and keys <= PLAIN_KEYS
+
+
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    dropout: float,
+    scale: float | None = None,
+) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # B H Q K
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-1, -2)  # B H Q K
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     weights = weigh(scores, mask)

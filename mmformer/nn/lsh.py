@@ -153,7 +153,7 @@ class LSHAttention(Mixer):
         place = torch.arange(keys, device=query.device)
         scores = scores.masked_fill(place == place[-queries:, None], ALONE)
         key = F.normalize(seen.shared, dim=-1)
-        return attend(query * self.head_width**0.5, key, seen.value, scores, False, 0.0)
+        return attend(query, key, seen.value, scores, False, 0.0, scale=1.0)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

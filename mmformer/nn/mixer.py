@@ -20,7 +20,8 @@ from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
 from mmformer.nn.canvas import Canvas
 from mmformer.nn.initialisation import Part
-from mmformer.nn.mask import Mask, masked
+from mmformer.nn.kernel import lowered
+from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, Sparse
 from mmformer.nn.position import Heads, Rotary
@@ -34,17 +35,19 @@ class View(NamedTuple):
     mask: Mask
     rotary: Rotary | None = None
     bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores
-    masked_bias: Tensor | None = None  # the same with the mask in it, once for all layers; None: each makes its own
+    pairs: Tensor | None = None  # mask and bias as a kernel takes them, once for all layers; None: each makes its own
     memory: Tensor | None = None  # B M D': attend to these instead of to x
     plans: Mapping[PatternSpec | None, Plan] = MappingProxyType({})  # of what is computed by plans; None: no pattern
     canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over
 
-    def with_masked_bias(self, queries: int, keys: int) -> View:
-        """The same for mixers that put the mask into the bias; where either is nothing, as it is."""
-        allowed = None if self.bias is None else self.mask.dense(queries, keys, self.bias.device)
-        if self.bias is None or allowed is None:
-            return self
-        return self._replace(masked_bias=masked(allowed, self.bias))
+    def with_pairs(self, x: Tensor, keys: int) -> View:
+        """The same for mixers that ask for ``pairs``, where there is anything to hide or to add.
+
+        Args:
+            x: B Q D, what is to look.
+        """
+        pairs, _ = self.mask.sdpa(x.shape[1], keys, self.bias, x.device)
+        return self if pairs is None else self._replace(pairs=lowered(pairs, x, keys))
 
 
 State = tuple[Tensor, ...]
@@ -71,6 +74,11 @@ class MixerSpec(Catalogued, ABC):
     def asks_order(self) -> bool:
         """Whether it asks how many real tokens of its segment stand before each (``Mask.order``)."""
         return self.sparse is not None
+
+    @property
+    def asks_pairs(self) -> bool:
+        """Whether it weighs all pairs of a view by what is in ``View.pairs``."""
+        return False
 
     @property
     def lays_out(self) -> tuple[int, ...] | None:

@@ -102,7 +102,7 @@ class StackSpec:
         # A mixer that reads some of what a position gives has to read all of it.
         for mixer in [mixer for mixer in mixers if needed & mixer.abilities] or mixers[:1]:
             require_abilities("StackSpec.layer.mixer", mixer, sorted(needed), type(self.position).__name__)
-        for mixer in (*mixers, *(layer.cross for layer in self.layers if layer.cross is not None)):
+        for mixer in (*mixers, *self.crosses):
             mixer.heads_of(self.width)  # refuses heads that do not fit it
 
     def _require_deep(self) -> None:
@@ -134,6 +134,11 @@ class StackSpec:
         return [layer.mixer for layer in self.layers if layer.mixer is not None]
 
     @property
+    def crosses(self) -> list[MixerSpec]:
+        """Those that read a memory, application by application."""
+        return [layer.cross for layer in self.layers if layer.cross is not None]
+
+    @property
     def branches(self) -> int:
         """How many residual branches tokens go through."""
         return sum(layer.branches for layer in self.layers)
@@ -141,7 +146,7 @@ class StackSpec:
     @property
     def reads_memory(self) -> bool:
         """Whether its layers have cross mixers."""
-        return any(layer.cross is not None for layer in self.layers)
+        return bool(self.crosses)
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -188,7 +193,7 @@ class Stack(nn.Module):
     def __init__(self, spec: StackSpec) -> None:
         super().__init__()
         self.spec, self.abilities = spec, spec.abilities
-        self.viewing = Viewing(spec.mixers, "bias" in spec.position.needs)
+        self.viewing = Viewing(spec.mixers, spec.crosses, "bias" in spec.position.needs)
         self.position = spec.position.build(spec.width, spec.heads())
         last, firsts = max(1, spec.depth - 1), dict(zip(spec.applied, spec.layers, strict=True))
         self.drop_path = [spec.drop_path * index / last for index in range(spec.depth)]
@@ -259,7 +264,6 @@ class Stack(nn.Module):
         """
         span = range(self.spec.depth) if span is None else span
         self._check(causal, prefix, memory, intermediates, span)
-        _check_media(media, memory, tokens)
         self._check_span(span, state)
         self._check_abilities(tokens, causal, prefix, state)
         past = state or StackState(())
@@ -272,12 +276,8 @@ class Stack(nn.Module):
         pos, valid, segment = described(past, tokens)
         mask = Mask(causal, prefix, valid, tokens.segment, segment, trailing and state is None)
         tokens, view = self._viewed(tokens, pos, mask)
-        view = view.with_masked_bias(tokens.x.shape[1], pos.shape[1])
-        reading = None
-        if memory is not None:
-            looking = tokens.segment if media is None else media
-            seen = Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment)
-            reading = View(seen, memory=memory.x)
+        view = self.viewing.complete(view, tokens.x, pos.shape[1])
+        reading = self.viewing.reading(tokens, memory, media)
         x = tokens.x  # B L D
         if span.start == 0:
             x = self.input_dropout(self.input_norm(self.embedding_dropout(self.position.embed(x, tokens.pos))))
@@ -350,11 +350,3 @@ class Stack(nn.Module):
         }
         if not self.abilities >= {ability for ability, wanted in asked.items() if wanted}:
             self.spec.require_able("StackSpec", [ability for ability, wanted in asked.items() if wanted], "This pass")
-
-
-def _check_media(media: Tensor | None, memory: Tokens | None, tokens: Tokens) -> None:
-    if media is not None and (memory is None or memory.segment is None or tokens.segment is not None):
-        raise InputError(
-            "Media say which segment of a memory each token sees: hand in a memory that has segments, and tokens that "
-            "have none."
-        )

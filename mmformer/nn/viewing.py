@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mmformer.errors import InputError
 from mmformer.nn.canvas import Canvas, make_canvas
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import MixerSpec, View
@@ -19,9 +20,11 @@ from mmformer.types import Tokens
 class Viewing:
     """Makes the views of some mixers, under one position."""
 
-    def __init__(self, mixers: Sequence[MixerSpec], biases: bool) -> None:
-        """Args: biases: whether the position has a bias."""
+    def __init__(self, mixers: Sequence[MixerSpec], crosses: Sequence[MixerSpec], biases: bool) -> None:
+        """Args: crosses: those that read a memory; biases: whether the position has a bias."""
         self.biases = biases
+        self.asks_pairs = any(mixer.asks_pairs for mixer in mixers)
+        self.reads_pairs = any(mixer.asks_pairs for mixer in crosses)
         self.asks_order = any(mixer.asks_order for mixer in mixers)
         self.asks_lengths = any(mixer.sparse is not None and mixer.sparse.pattern.over_lengths for mixer in mixers)
         self.laid_out = {axes for mixer in mixers if (axes := mixer.lays_out) is not None}
@@ -48,6 +51,31 @@ class Viewing:
         whole = any(pattern not in plans for pattern in self.biased)
         bias = position.bias(tokens.pos, pos) if whole else None
         return View(mask, position.rotary(tokens.pos), bias, plans=plans, canvases=self._canvases(mask, pos))
+
+    def complete(self, view: View, x: Tensor, keys: int) -> View:
+        """A view with what is made of it once for all layers: of x, B Q D, at so many keys."""
+        return view.with_pairs(x, keys) if self.asks_pairs and None not in view.plans else view
+
+    def reading(self, tokens: Tokens, memory: Tokens | None, media: Tensor | None) -> View | None:
+        """What tokens may look at in a memory, where there is one.
+
+        Args:
+            media: B L, int64: which of its segments each sees; None: that of the token's own.
+
+        Raises:
+            InputError: there are no segments for media.
+        """
+        if media is not None and (memory is None or memory.segment is None or tokens.segment is not None):
+            raise InputError(
+                "Media say which segment of a memory each token sees: hand in a memory that has segments, and tokens "
+                "that have none."
+            )
+        if memory is None:
+            return None
+        looking = tokens.segment if media is None else media
+        mask = Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment)
+        view = View(mask, memory=memory.x)
+        return view.with_pairs(tokens.x, memory.x.shape[1]) if self.reads_pairs else view
 
     def _canvases(self, mask: Mask, pos: Tensor) -> dict[tuple[int, ...], Canvas]:
         made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}

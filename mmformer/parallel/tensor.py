@@ -88,7 +88,7 @@ class SharedAttention(Attention):
         bias = None if view.bias is None else own_heads(view.bias, self.mesh)
         rotary = None if view.rotary is None else Rotary(*(own_heads(table, self.mesh) for table in view.rotary))
         # The mask goes in here: with it, rows have biases of their own, whose gradients would all be sent.
-        return super().forward(x, view._replace(bias=bias, masked_bias=None, rotary=rotary), state, keep)
+        return super().forward(x, view._replace(bias=bias, pairs=None, rotary=rotary), state, keep)
 
     def _normalise(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:  # type: ignore[override]  # one gain for all
         if norm is None:

@@ -76,3 +76,36 @@ def test_dropout_drops_weights_on_every_route() -> None:
         assert abs(float(y.mean()) - 1) < 0.02
         # of 20 weights of 1/20, each kept with 3/4 and scaled by 4/3: the variance is (4/3 - 1) / 20
         assert abs(float(y.var()) * 60 - 1) < 0.15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["boolean", "keys", "bias"])
+def test_a_mask_that_is_lowered_once_means_the_same(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, x = make_mask(kind, torch.float32), torch.empty(2, QUERIES, 32, dtype=dtype)
+    assert mask is not None
+    for longest in (KEYS, KEYS - 1):  # plain and fused, where the precision is bfloat16
+        monkeypatch.setattr(kernel, "PLAIN_KEYS", longest)
+        made = kernel.lowered(mask, x, KEYS)
+        plain = dtype == torch.bfloat16 and longest == KEYS
+        assert made.dtype == (torch.bool if plain and kind != "bias" else dtype)
+        given = mask if mask.dtype == torch.bool else mask.to(dtype)
+        inputs = tensors(4, QUERIES, KEYS, dtype)
+        assert torch.equal(*(kernel.attend(*inputs, each, False, 0.0) for each in (made, given)))
+
+
+def test_a_mask_is_lowered_to_what_autocast_computes_in() -> None:
+    mask, x = make_mask("boolean", torch.float32), torch.empty(2, QUERIES, 32)
+    assert mask is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kernel.lowered(mask, x, kernel.PLAIN_KEYS + 1).dtype == torch.bfloat16
+        assert kernel.lowered(mask, x, kernel.PLAIN_KEYS).dtype == torch.bool
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_scale_stands_in_for_the_root_of_the_heads_width(dtype: torch.dtype) -> None:
+    query, key, value = tensors(4, QUERIES, KEYS, dtype)
+    expected = (0.7 * query.double() @ key.double().mT).softmax(-1) @ value.double()
+    y = kernel.attend(query, key, value, None, False, 0.0, scale=0.7)
+    assert_close(y.double(), expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-2)

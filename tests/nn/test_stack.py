@@ -140,6 +140,30 @@ def test_the_position_is_asked_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(calls) == ["bias", "embed", "rotary"]
 
 
+@pytest.mark.parametrize("position", ["rotary", "relative_bucket"])
+def test_what_all_layers_may_look_at_is_made_once_and_means_what_each_would_make(
+    position: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = dataclasses.replace(CASE, position=position, mixer="attention", packed=True)
+    stack, inputs, calls, lower = make_stack(case.spec), make_inputs(case), [], Mask.sdpa
+    monkeypatch.setattr(Mask, "sdpa", lambda *args: (calls.append(1), lower(*args))[1])
+    once = inputs(stack)
+    assert len(calls) == 2, "of its own tokens and of the memory"
+    stack.viewing.asks_pairs = stack.viewing.reads_pairs = False
+    equal(once, inputs(stack))
+    assert len(calls) == 2 + 2 * stack.spec.depth
+
+
+@pytest.mark.parametrize("mixer", ["attention_window", "linear"])
+def test_pairs_that_no_layer_weighs_are_not_made(mixer: str) -> None:
+    case = dataclasses.replace(CASE, mixer=mixer, position="nowhere", cross="none")
+    stack, inputs, views = make_stack(case.spec), make_inputs(case), list[View]()
+    run = stack._run
+    stack._run = lambda x, view, *rest: (views.append(view), run(x, view, *rest))[1]  # type: ignore[method-assign]
+    inputs(stack)
+    assert views[0].pairs is None
+
+
 def test_intermediates_are_what_left_each_layer() -> None:
     stack, inputs = make_stack(CASE.spec), make_inputs(CASE)
     seen: list[Tensor] = []

@@ -11,6 +11,7 @@ from tiny import tiny_model, tiny_run
 from benchmarks.plan import Case, measured, planned
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
+from mmformer.nn.bias import RelativeBucketPositionSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.scaling.cost import memory
@@ -57,6 +58,15 @@ def test_fewer_heads_and_units_of_each_process() -> None:
     whole, half = PlannedRun(run_of(), TEXTS), PlannedRun(run_of(), TEXTS, tensor=2)
     assert whole.sizes().layer == pytest.approx(2 * half.sizes().layer, rel=0.05)
     assert whole.cost(8).flops > half.cost(8).flops > whole.cost(8).flops / 2
+
+
+def test_a_bias_of_positions_and_padding_are_of_each_process_alone() -> None:
+    model = tiny_model(width=32)
+    text = dataclasses.replace(model.stacks["text"], position=RelativeBucketPositionSpec())
+    model = dataclasses.replace(model, stacks={**model.stacks, "text": text})
+    biased = tiny_run(Path("nowhere"), model=model, objectives={"contrastive": ContrastiveSpec()})
+    flops = [PlannedRun(biased, TEXTS, tensor=tensor).cost(8).flops for tensor in (1, 2)]
+    assert flops[0] > flops[1] > flops[0] / 2
 
 
 @pytest.mark.slow
