@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from mmformer.generation.decoding import Decoding, select
+from mmformer.generation.decoding import Decoding
 from mmformer.generation.generation import GenerationSpec, Written, begin_history, least, log_probabilities, room
 from mmformer.spec import require
 from mmformer.types import Text
@@ -51,7 +51,7 @@ class BeamSpec(GenerationSpec):
         logits, progress = decoding.begin(prompt)
         each = torch.arange(self.beams, device=decoding.device)
         rows = torch.arange(decoding.rows, device=decoding.device).repeat_interleave(self.beams)
-        logits, progress, decoding = logits[rows], select(progress, rows), decoding.select(rows)
+        logits, progress = logits[rows], progress.select(rows)  # beams read their input together
         for written in range(int(limit.max())):
             short = (written < search.least).repeat_interleave(self.beams)
             log_probability = log_probabilities(logits, search.history.flatten(0, 1), short, self, ends)
@@ -61,11 +61,12 @@ class BeamSpec(GenerationSpec):
             going = (~over).nonzero()[:, 0]
             if not len(going):
                 break
+            left = None
             if len(going) < len(over):  # inputs that have their text cost nothing
-                rows = (going[:, None] * self.beams + each).flatten()
-                search, decoding = search.select(going), decoding.select(rows)
+                rows, left = (going[:, None] * self.beams + each).flatten(), going
+                search, decoding = search.select(going), decoding.select(going)
                 chosen, source = chosen[rows], source[rows]
-            logits, progress = decoding.step(chosen, select(progress, source))
+            logits, progress = decoding.step(chosen, progress.select(source, left))
         return [found[row] for row in range(len(limit))]
 
 

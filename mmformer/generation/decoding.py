@@ -11,6 +11,7 @@ from torch import Tensor
 from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
+from mmformer.nn.layer import LayerState
 from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
@@ -20,6 +21,22 @@ class Progress(NamedTuple):
 
     stack: StackState
     lengths: Tensor  # B, int64: ids so far, bos with them
+
+    def select(self, rows: Tensor, inputs: Tensor | None = None) -> Progress:
+        """The same over some texts, which may be there several times.
+
+        Args:
+            inputs: those that the texts are of, each of as many; None: all that there are, and what was made of them is
+                not copied.
+        """
+
+        def layer(state: LayerState) -> LayerState:
+            cross = state.cross if inputs is None else select(state.cross, inputs)
+            return LayerState(select(state.mixer, rows), cross)
+
+        layers = tuple(layer(state) for state in self.stack.layers)
+        rest = select(self.stack._replace(layers=()), rows)
+        return Progress(rest._replace(layers=layers), self.lengths.index_select(0, rows))
 
 
 class Decoding:
@@ -79,7 +96,7 @@ class Decoding:
         return self._logits(decoded.x), Progress(decoded.state, progress.lengths + 1)
 
     def select(self, rows: Tensor) -> Decoding:
-        """The same over some rows, which may be there several times."""
+        """The same over some of the inputs."""
         other = object.__new__(Decoding)
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
         other.memory = select(self.memory, rows)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmformer.generation.decoding import Decoding, select
+from mmformer.generation.decoding import Decoding
 from mmformer.generation.generation import GenerationSpec, Written, begin_history, least, log_probabilities, room
 from mmformer.spec import require
 from mmformer.types import Text
@@ -54,7 +54,7 @@ class _OneByOneSpec(GenerationSpec):
             if len(going) < len(rows):  # texts that have ended cost nothing
                 rows, limit, wanted = rows[going], limit[going], wanted[going]
                 history, chosen = history[going], chosen[going]
-                decoding, progress = decoding.select(going), select(progress, going)
+                decoding, progress = decoding.select(going), progress.select(going, going)
             logits, progress = decoding.step(chosen, progress)
         return [Written(*pair) for pair in zip(ids, scores, strict=True)]
 

@@ -36,9 +36,15 @@ class View(NamedTuple):
     rotary: Rotary | None = None
     bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores
     pairs: Tensor | None = None  # mask and bias as a kernel takes them, once for all layers; None: each makes its own
-    memory: Tensor | None = None  # B M D': attend to these instead of to x
+    memory: Tensor | None = None  # B M D': attend to these instead of to x; see together
     plans: Mapping[PatternSpec | None, Plan] = MappingProxyType({})  # of what is computed by plans; None: no pattern
     canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over
+
+    def together(self, x: Tensor) -> Tensor:
+        """Rows that read one row of the memory, in one: n·B L D -> B n·L D. They follow one another, as beams do, and
+        what a token makes of a memory does not hang on the others beside it.
+        """
+        return x if self.memory is None or len(x) == len(self.memory) else x.reshape(len(self.memory), -1, x.shape[2])
 
     def with_pairs(self, x: Tensor, keys: int) -> View:
         """The same for mixers that ask for ``pairs``, where there is anything to hide or to add.

@@ -246,7 +246,8 @@ class Stack(nn.Module):
             causal: a token sees itself and those before it.
             prefix: B, int64; with causal, the first prefix[b] tokens are seen by all. With a state, it is handed in at
                 the first call, whose tokens hold all of it, and remembered.
-            memory: read by the layers' cross mixers; needed when they have them, refused when not.
+            memory: read by the layers' cross mixers; needed when they have them, refused when not. Where it has fewer
+                rows, each is read by as many rows of tokens that follow one another.
             media: B L, int64: which segment of the memory each token sees, none where there is none of that number
                 (Flamingo's pictures, from 1; see ``models/media.py``). None: those of its own segment.
             state: what the last call returned, or ``empty_state()`` to begin.

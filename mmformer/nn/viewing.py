@@ -63,7 +63,7 @@ class Viewing:
             media: B L, int64: which of its segments each sees; None: that of the token's own.
 
         Raises:
-            InputError: there are no segments for media.
+            InputError: there are no segments for media; rows that do not share the memory's out evenly.
         """
         if media is not None and (memory is None or memory.segment is None or tokens.segment is not None):
             raise InputError(
@@ -72,10 +72,13 @@ class Viewing:
             )
         if memory is None:
             return None
+        rows, asking = len(memory.x), len(tokens.x)
+        if not rows or asking % rows:
+            raise InputError(f"Rows of a memory are read by as many rows each, but {asking} rows would read {rows}.")
         looking = tokens.segment if media is None else media
-        mask = Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment)
-        view = View(mask, memory=memory.x)
-        return view.with_pairs(tokens.x, memory.x.shape[1]) if self.reads_pairs else view
+        looking = None if looking is None else looking.reshape(rows, -1)
+        view = View(Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment), memory=memory.x)
+        return view.with_pairs(view.together(tokens.x), memory.x.shape[1]) if self.reads_pairs else view
 
     def _canvases(self, mask: Mask, pos: Tensor) -> dict[tuple[int, ...], Canvas]:
         made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}
