@@ -30,8 +30,9 @@ from benchmarks.machine import describe
 
 THREADS = 2
 RESULTS = Path("benchmarks/results/beside")
-LEAST_REPEATS, MOST_REPEATS, SECONDS = 7, 15, 60.0
-"""A row is repeated so often that it takes about so many seconds, but at least seven times."""
+LEAST_ROUNDS, MOST_ROUNDS, SECONDS = 4, 15, 60.0
+"""A B B A is a round. A row has so many that they take about so many seconds, and both are timed eight times at least:
+seven are asked for."""
 
 
 class Work(NamedTuple):
@@ -139,12 +140,12 @@ HEAD = (
 )
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[list[float], list[float]]:
+def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of two calls, in the order A B B A."""
     times: tuple[list[float], list[float]] = ([], [])
     for call in (ours, theirs):
         call()
-    for _ in range(repeats):
+    for _ in range(rounds):
         for which in (0, 1, 1, 0):
             began = time.perf_counter()
             (ours, theirs)[which]()
@@ -168,8 +169,8 @@ def measure(row: Row) -> Result:
     work.ours()
     work.theirs()
     taken = 2 * (time.perf_counter() - began)
-    repeats = max(LEAST_REPEATS, min(MOST_REPEATS, int(SECONDS / taken)))
-    mine, other = compare(work.ours, work.theirs, repeats)
+    rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / taken)))
+    mine, other = compare(work.ours, work.theirs, rounds)
     ratios = sorted(b / a for a, b in zip(mine, other, strict=True))
     seconds = statistics.median(mine)
     return Result(
@@ -186,7 +187,7 @@ def measure(row: Row) -> Result:
         work.difference,
         None if row.dtype is None else _flops(work.ours) / seconds / product_rate(row.dtype),
         row.because,
-        repeats,
+        len(mine),
         describe(),
         f"python -m benchmarks --only {row.name}",
         None if row.memory is None else row.memory(),

@@ -2,20 +2,22 @@
 
     python -m benchmarks.captioning
 
-open_clip's CoCa is decoded as it is: the picture is read once, its text for each id anew, for it has no cache.
-transformers' BLIP has one. No caption ends early.
+open_clip's CoCa is decoded as it is: the picture is read once, its text for each id anew, for it has no cache; its own
+beam search reads the picture for each beam (``open_clip_beams.py``). transformers' BLIP has one. No caption ends early.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.beside import Row, Work, main
+from benchmarks.open_clip_beams import OpenClipBeams
 from benchmarks.systems.case import open_clip_model, transformers_model
 from benchmarks.systems.imported import imported
 from mmformer.generation.beam import BeamSpec
@@ -67,6 +69,27 @@ def coca(pictures: int) -> Work:
     return Work(ours, theirs, unequal(ours(), theirs()))
 
 
+def coca_beams(pictures: int, beams: int) -> Work:
+    """Captions by beams of CoCa ViT-B-32.
+
+    open_clip adds up logits, not their log-probabilities: ids are compared with ours doing that too, and timed as
+    users have them, with log-probabilities.
+    """
+    name = "coca_ViT-B-32"
+    reference, model = imported(open_clip_model(name))
+    image = torch.randn(pictures, 3, 224, 224)
+    theirs = OpenClipBeams(name, reference.state_dict(), image, NEW, beams)
+    ours = writer(model, BeamSpec(NEW, NEW, beams=beams), image, 49406)
+    with patch("mmformer.generation.beam.log_probabilities", _logits):
+        difference = unequal(ours(), theirs())
+    return Work(ours, theirs, difference)
+
+
+def _logits(logits: Tensor, history: Tensor, short: Tensor, spec: GenerationSpec, ends: Sequence[int]) -> Tensor:
+    logits[:, list(ends)] = float("-inf")
+    return logits
+
+
 def blip(pictures: int, beams: int) -> Work:
     """Captions by BLIP in its published size, at 224 pixels; by beams, or greedy where there is one."""
     sizes: dict[str, Any] = {"vision_config": {"image_size": 224}}
@@ -97,6 +120,18 @@ ROWS = [
         0.0,
         partial(coca, 32),
         "what was written is kept, not read again for each id",
+        dtype=None,
+    ),
+    Row(
+        "captioning_coca_beams",
+        f"CoCa B/32, 8 pictures, {NEW} ids each, 6 beams",
+        "open_clip_torch",
+        8,
+        "captions",
+        25.0,
+        0.0,
+        partial(coca_beams, 8, 6),
+        "pictures are read once, not for each beam; what was written is kept; beams read their picture together",
         dtype=None,
     ),
     *(

@@ -88,6 +88,8 @@ def open_clip_model(name: str, **changes: dict[str, Any]) -> Reference:
         if "hf_tokenizer_name" not in config["text_cfg"]:
             (folder / MERGES).write_bytes(Path(open_clip.__file__).with_name(MERGES).read_bytes())
         reference = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        if hasattr(reference, "text_decoder"):  # which open_clip leaves as memory happens to be, often zero
+            torch.nn.init.normal_(reference.text_decoder.text_projection, std=0.05)
         save_file(reference.state_dict(), folder / WEIGHTS[0])
         return reference
 
