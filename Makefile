@@ -56,6 +56,7 @@ bench: $(STAMP)  ## repeat the recorded numbers (an hour or two; OPENMOJI=DIR fo
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.prepacking
 	$(BIN)/python -m benchmarks
 
 bench-check: $(STAMP)  ## fail where mmformer is less ahead of its peers than was recorded (DATA=DIR for all rows)

@@ -59,7 +59,7 @@ def pages() -> dict[str, str]:
     written = {"runs.md": runs_page(), "configs.md": configs_page(), "commands.md": commands_page()}
     written |= {"parts.md": parts_page(), "systems.md": systems_page()}
     written["systems_speed.md"] = (RESULTS / "systems.md").read_text(encoding="utf-8")
-    measured = ("growth", "order", "peers")
+    measured = ("growth", "order", "peers", "beside")
     written |= {f"{name}.md": (RESULTS / f"{name}.md").read_text(encoding="utf-8") for name in measured}
     return {**written, "api/index.md": index, **api}
 

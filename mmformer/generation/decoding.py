@@ -12,6 +12,8 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
 from mmformer.nn.layer import LayerState
+from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked
+from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
@@ -42,6 +44,9 @@ class Progress(NamedTuple):
 class Decoding:
     """A decoder over a batch of inputs; it holds what it reads of them, and no progress.
 
+    On a CPU it holds the decoder's weights a second time from the second id on, packed (``nn/prepacked.py``): what
+    becomes of the model's then is not seen.
+
     Args:
         model: in evaluation mode.
         name: of the decoder.
@@ -64,6 +69,7 @@ class Decoding:
         self.decoder, self.stack = decoder, model.stack_of(decoder.spec.stack)
         self.memory = {read: memory[read] for read in decoder.spec.reads}
         self.rows = rows
+        self._fast: _Fast | None = None  # from the first step on
 
     @property
     def context_length(self) -> int:
@@ -91,7 +97,10 @@ class Decoding:
     def step(self, ids: Tensor, progress: Progress) -> tuple[Tensor, Progress]:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
         text = Text(ids[:, None], torch.ones_like(ids))
-        decoded = self.decoder(text, self.memory, self.stack, progress.lengths, progress.stack)
+        if self._fast is None and not torch.is_grad_enabled():
+            self._fast = _Fast.of(self.decoder, self.stack, len(ids))
+        stack = self.stack if self._fast is None or torch.is_grad_enabled() else self._fast.stack
+        decoded = self.decoder(text, self.memory, stack, progress.lengths, progress.stack)
         assert decoded.state is not None
         return self._logits(decoded.x), Progress(decoded.state, progress.lengths + 1)
 
@@ -99,13 +108,27 @@ class Decoding:
         """The same over some of the inputs."""
         other = object.__new__(Decoding)
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
-        other.memory = select(self.memory, rows)
+        other.memory, other._fast = select(self.memory, rows), self._fast
         return other
 
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
-        logits = self.decoder.logits(x[:, 0]).float()
+        packed = None if self._fast is None or torch.is_grad_enabled() else self._fast.pieces
+        logits = self.decoder.logits(x[:, 0], packed).float()
         logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
         return logits
+
+
+class _Fast(NamedTuple):
+    """What each id goes through, with weights as products of few rows read them fastest."""
+
+    stack: Stack
+    pieces: PackedLinear | None  # the vocabulary's; None: as they are
+
+    @staticmethod
+    def of(decoder: Decoder, stack: Stack, rows: int) -> _Fast:
+        packs = can_pack(decoder.pieces, rows)
+        pieces = PackedLinear.of(decoder.pieces, decoder.logit_bias, rows) if packs else None
+        return _Fast(prepacked(stack, rows), pieces)
 
 
 def select(value: Any, rows: Tensor) -> Any:

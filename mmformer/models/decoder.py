@@ -19,6 +19,7 @@ from mmformer.models.projection import ProjectionSpec
 from mmformer.models.transform import TransformSpec
 from mmformer.nn.cross_entropy import linear_cross_entropy
 from mmformer.nn.packing import pack, pack_beside
+from mmformer.nn.prepacked import PackedLinear
 from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.spec import require, require_probability
@@ -216,9 +217,10 @@ class Decoder(nn.Module):
         weight = self.tokenizer.table if self.output is None else self.output.weight
         return weight[: self.tokenizer.size]
 
-    def logits(self, x: Tensor) -> Tensor:
-        """... D -> ... V."""
-        return F.linear(self._transformed(x), self.pieces, self.logit_bias)
+    def logits(self, x: Tensor, packed: PackedLinear | None = None) -> Tensor:
+        """... D -> ... V; ``packed`` has the same pieces and bias, as products of few rows read them fastest."""
+        x = self._transformed(x)
+        return F.linear(x, self.pieces, self.logit_bias) if packed is None else packed(x)
 
     def loss(
         self, text: Text, memory: Mapping[str, Tokens], stack: Stack, begun: Begun | None = None

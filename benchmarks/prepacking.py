@@ -1,0 +1,75 @@
+"""Products of few rows with packed weights, and with weights as they are.
+
+    python -m benchmarks.prepacking
+
+Writes ``benchmarks/results/prepacking.md``. Each shape has so many weights that they do not stay in the caches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.beside import THREADS, compare
+from benchmarks.machine import describe
+from mmformer.nn.prepacked import PackedLinear
+
+RESULT = Path("benchmarks/results/prepacking.md")
+SHAPES = ((512, 512), (2048, 512), (512, 2048), (3072, 768), (768, 3072), (49408, 512))
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+ELEMENTS = 80_000_000
+ROUNDS = 4
+
+
+def line(dtype: torch.dtype, out: int, inner: int) -> str:
+    """Of the table: how many times as fast packed weights are, and how many products packing takes as long as."""
+    number = max(1, ELEMENTS // (out * inner))
+    weights = [torch.randn(out, inner).to(dtype) for _ in range(number)]
+    bias = torch.randn(out).to(dtype)
+    ratios, cost = [], 0.0
+    for rows in ROWS:
+        x = torch.randn(rows, inner).to(dtype)
+        began = time.perf_counter()
+        packed = [PackedLinear.of(weight, bias, rows) for weight in weights]
+        packing = time.perf_counter() - began
+
+        def ours(packed: list[PackedLinear] = packed, x: torch.Tensor = x) -> None:
+            for linear in packed:
+                linear(x)
+
+        def plain(x: torch.Tensor = x) -> None:
+            for weight in weights:
+                F.linear(x, weight, bias)
+
+        mine, other = compare(ours, plain, ROUNDS)
+        ratios.append(statistics.median(b / a for a, b in zip(mine, other, strict=True)))
+        cost = packing / statistics.median(other)
+    name = str(dtype).removeprefix("torch.")
+    return f"| {name} | {out} × {inner} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {cost:.1f} |"
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    lines = [
+        "# Packed weights",
+        "",
+        f"`python -m benchmarks.prepacking`. {describe()}; {THREADS} threads. Times as fast as `F.linear`, by rows; "
+        f"and how many of its products of {ROWS[-1]} rows packing takes as long as.",
+        "",
+        f"| precision | weight | {' | '.join(map(str, ROWS))} | packing |",
+        f"|---|---|{'---|' * (len(ROWS) + 1)}",
+    ]
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            for shape in SHAPES:
+                lines.append(line(dtype, *shape))
+                print(lines[-1], flush=True)
+    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

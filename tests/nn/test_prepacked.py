@@ -1,0 +1,86 @@
+"""Packed weights make what weights make, and leave the module that they are of alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contract import Case, make_inputs, make_stack
+from torch import nn
+from torch.testing import assert_close
+
+from mmformer.nn import prepacked as packing
+from mmformer.nn.feedforward import SwiGLUFeedForwardSpec
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked
+from mmformer.nn.sharing import SharingSpec
+from mmformer.nn.stack import StackSpec
+
+CASE = Case("attention_grouped", "rotary", "causal", True, False, "layer_norm", "pre", "geglu", "other_width", False)
+pytestmark = pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()), reason="PyTorch without MKL"
+)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 24), (4, 2, 24), (8, 1, 24), (3, 24), (5, 7, 24)])
+def test_a_packed_map_is_the_map(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+    """For as many rows as it was packed for, in any shape, and for others."""
+    linear, x = nn.Linear(24, 40, bias=bias, dtype=dtype), torch.randn(shape, dtype=dtype)
+    with torch.no_grad():
+        packed = PackedLinear.of(linear.weight, linear.bias, rows=8)
+        y = packed(x)
+    assert y.shape == (*shape[:-1], 40)
+    assert y.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    assert_close(y, linear(x), rtol=tolerance, atol=tolerance)
+    assert packed.weight.data_ptr() == linear.weight.data_ptr()
+
+
+def test_a_map_is_packed_in_what_autocast_computes_in() -> None:
+    linear, x = nn.Linear(24, 40), torch.randn(2, 24)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        y = PackedLinear.of(linear.weight, linear.bias, rows=2)(x)
+        assert y.dtype == torch.bfloat16
+        assert_close(y, linear(x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_packed_stack_is_the_stack_and_shares_all_but_its_maps() -> None:
+    stack, inputs = make_stack(CASE.spec, torch.float32), make_inputs(CASE, torch.float32)
+    with torch.no_grad():
+        packed = prepacked(stack, rows=27)
+        assert_close(inputs(packed), inputs(stack), rtol=1e-5, atol=1e-5)
+    kinds = {type(part) for part in packed.modules()}
+    assert PackedLinear in kinds
+    assert nn.Linear not in kinds
+    assert not any(isinstance(part, PackedLinear) for part in stack.modules())
+    own = {value.data_ptr() for value in stack.parameters()}
+    assert own == {value.data_ptr() for value in packed.parameters()}
+
+
+def test_layers_that_share_weights_are_packed_once() -> None:
+    layer = LayerSpec(feedforward=SwiGLUFeedForwardSpec())
+    stack = StackSpec(32, 4, layer, sharing=SharingSpec(distinct=2)).build()
+    with torch.no_grad():
+        packed = prepacked(stack, rows=4)
+    maps = [part for part in packed.modules() if isinstance(part, PackedLinear)]
+    assert len(maps) == sum(type(part) is nn.Linear for part in stack.modules())
+
+
+def test_what_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = StackSpec(32, 2).build()
+    assert prepacked(stack, rows=4) is stack, "a gradient may be wanted"
+    with torch.no_grad():
+        assert prepacked(stack, rows=3) is stack, "so few rows are as fast"
+        assert prepacked(stack, rows=4) is not stack
+        assert prepacked(stack.double(), rows=4) is stack
+        stack.float()
+        hook = stack.layers[0].register_forward_pre_hook(lambda module, args: None)
+        assert prepacked(stack, rows=4) is stack, "what a hook would do, it would do to another"
+        hook.remove()
+        stack.layers[1]._compiled_call_impl = stack.layers[1].forward
+        assert prepacked(stack, rows=4) is stack, "what is compiled is of the module that it was made of"
+        stack.layers[1]._compiled_call_impl = None
+        assert not can_pack(torch.empty(3, 3, device="meta"), 4)
+        monkeypatch.setattr(packing, "MOST", 1000)
+        assert prepacked(stack, rows=4) is stack, "it would take too much memory"
