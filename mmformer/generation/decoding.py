@@ -12,10 +12,13 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
 from mmformer.nn.layer import LayerState
-from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked
+from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked, weights_to_pack
 from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
+
+PATIENCE = 4
+"""Ids that are written before weights are packed, which takes about as long as so many."""
 
 
 class Progress(NamedTuple):
@@ -28,8 +31,8 @@ class Progress(NamedTuple):
         """The same over some texts, which may be there several times.
 
         Args:
-            inputs: those that the texts are of, each of as many; None: all that there are, and what was made of them is
-                not copied.
+            inputs: those that stay; each has as many texts, which follow one another. None: all, and what was made of
+                what they read is not copied: a row then takes the place of another of its own input.
         """
 
         def layer(state: LayerState) -> LayerState:
@@ -44,8 +47,8 @@ class Progress(NamedTuple):
 class Decoding:
     """A decoder over a batch of inputs; it holds what it reads of them, and no progress.
 
-    On a CPU it holds the decoder's weights a second time from the second id on, packed (``nn/prepacked.py``): what
-    becomes of the model's then is not seen.
+    On a CPU, texts of more than a few ids are written with weights that are packed (``nn/prepacked.py``). It holds them
+    beside the model's, and does not see what becomes of those before it begins again.
 
     Args:
         model: in evaluation mode.
@@ -69,7 +72,8 @@ class Decoding:
         self.decoder, self.stack = decoder, model.stack_of(decoder.spec.stack)
         self.memory = {read: memory[read] for read in decoder.spec.reads}
         self.rows = rows
-        self._fast: _Fast | None = None  # from the first step on
+        self._steps = 0
+        self._packed: _Packed | None = None
 
     @property
     def context_length(self) -> int:
@@ -87,6 +91,7 @@ class Decoding:
 
     def begin(self, prompt: Text) -> tuple[Tensor, Progress]:
         """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""
+        self._steps, self._packed = 0, None
         decoded = self.decoder(prompt, self.memory, self.stack, state=self.stack.empty_state())
         last = (prompt.lengths - 1)[:, None, None].expand(-1, 1, decoded.x.shape[2])
         assert decoded.state is not None
@@ -97,9 +102,11 @@ class Decoding:
     def step(self, ids: Tensor, progress: Progress) -> tuple[Tensor, Progress]:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
         text = Text(ids[:, None], torch.ones_like(ids))
-        if self._fast is None and not torch.is_grad_enabled():
-            self._fast = _Fast.of(self.decoder, self.stack, len(ids))
-        stack = self.stack if self._fast is None or torch.is_grad_enabled() else self._fast.stack
+        self._steps += 1
+        if self._steps == PATIENCE:
+            self._packed = _Packed.of(self.decoder, self.stack, len(ids))
+        packed = None if torch.is_grad_enabled() else self._packed
+        stack = self.stack if packed is None else packed.stack
         decoded = self.decoder(text, self.memory, stack, progress.lengths, progress.stack)
         assert decoded.state is not None
         return self._logits(decoded.x), Progress(decoded.state, progress.lengths + 1)
@@ -108,27 +115,30 @@ class Decoding:
         """The same over some of the inputs."""
         other = object.__new__(Decoding)
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
-        other.memory, other._fast = select(self.memory, rows), self._fast
+        other.memory = select(self.memory, rows)
+        other._steps, other._packed = self._steps, self._packed
         return other
 
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
-        packed = None if self._fast is None or torch.is_grad_enabled() else self._fast.pieces
-        logits = self.decoder.logits(x[:, 0], packed).float()
+        packed = None if torch.is_grad_enabled() else self._packed
+        logits = self.decoder.logits(x[:, 0], None if packed is None else packed.pieces).float()
         logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
         return logits
 
 
-class _Fast(NamedTuple):
+class _Packed(NamedTuple):
     """What each id goes through, with weights as products of few rows read them fastest."""
 
     stack: Stack
-    pieces: PackedLinear | None  # the vocabulary's; None: as they are
+    pieces: PackedLinear  # the vocabulary's
 
     @staticmethod
-    def of(decoder: Decoder, stack: Stack, rows: int) -> _Fast:
-        packs = can_pack(decoder.pieces, rows)
-        pieces = PackedLinear.of(decoder.pieces, decoder.logit_bias, rows) if packs else None
-        return _Fast(prepacked(stack, rows), pieces)
+    def of(decoder: Decoder, stack: Stack, rows: int) -> _Packed | None:
+        """None: that would not be faster, or cannot be done."""
+        weights = weights_to_pack(stack)
+        if weights is None or not can_pack([*weights, decoder.pieces], rows):
+            return None
+        return _Packed(prepacked(stack, rows), PackedLinear.of(decoder.pieces, decoder.logit_bias, rows))
 
 
 def select(value: Any, rows: Tensor) -> Any:

@@ -128,21 +128,20 @@ def log_probabilities(
         there = there.scatter_add(1, history.clamp(min=0), history >= 0)
         punished = torch.where(logits > 0, logits / spec.repetition_penalty, logits * spec.repetition_penalty)
         logits = torch.where(there, punished, logits)
-    free = logits.log_softmax(-1)
-    allowed = free
-    size = spec.no_repeat_ngram
+    allowed = logits.log_softmax(-1)
+    size, ending = spec.no_repeat_ngram, allowed[:, list(ends)]  # B E, a copy
+    held_back = bool(spec.min_length or spec.total_min_length)
     if size and history.shape[1] >= size:
         runs = history.unfold(1, size, 1)  # B runs size
         same = (runs[..., :-1] == history[:, None, history.shape[1] - size + 1 :]).all(-1)
         last = runs[..., -1]
-        banned = torch.zeros_like(free, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
+        banned = torch.zeros_like(allowed, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
         allowed = allowed.masked_fill(banned, float("-inf"))
-    eos = torch.zeros(free.shape[1], dtype=torch.bool, device=free.device)
-    eos[list(ends)] = True
-    if spec.min_length or spec.total_min_length:
-        allowed = allowed.masked_fill(short[:, None] & eos, float("-inf"))
-    if allowed is free:
-        return free
+    elif not held_back:
+        return allowed
+    if held_back:
+        allowed[:, list(ends)] = allowed[:, list(ends)].masked_fill(short[:, None], float("-inf"))
     # Where nothing is left to write, the text ends.
-    stuck = allowed.isneginf().all(1, keepdim=True)
-    return torch.where(stuck & eos, free, allowed)
+    stuck = allowed.amax(1, keepdim=True).isneginf()
+    allowed[:, list(ends)] = torch.where(stuck, ending, allowed[:, list(ends)])
+    return allowed

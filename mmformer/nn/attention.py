@@ -7,13 +7,14 @@ Vaswani et al. 2017 §3.2; grouped queries as in Ainslie et al. 2023; query–ke
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmformer.nn.ability import MEANINGS, Ability
+from mmformer.nn.cache import KeyValue
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import attend
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
@@ -77,7 +78,7 @@ class AttentionSpec(MixerSpec):
         return None if self.pattern is None else Sparse(self.pattern, self.dropout)
 
     @property
-    def asks_pairs(self) -> bool:
+    def takes_lowered_mask(self) -> bool:
         return self.pattern is None
 
     def heads_of(self, width: int) -> Heads:
@@ -85,13 +86,6 @@ class AttentionSpec(MixerSpec):
 
     def build(self, width: int, memory_width: int | None = None) -> Attention:
         return Attention(self, width, memory_width)
-
-
-class KeyValue(NamedTuple):
-    """The keys and values of the tokens that a layer has seen, rotated already."""
-
-    key: Tensor  # B Hk L width of a head
-    value: Tensor  # B Hk L width of a head
 
 
 class Attention(Mixer):
@@ -136,7 +130,7 @@ class Attention(Mixer):
         if plan is not None:  # which divides by the root of the head's width
             query = query if self.scale is None else query * (self.scale * self.head_width**0.5)
             return plan.attend(query, seen.key, seen.value, dropout)
-        mask, causal = view.pairs, False
+        mask, causal = view.lowered, False
         if mask is None or self.pattern is not None:
             structure = view.mask._replace(pattern=self.pattern)
             mask, causal = structure.sdpa(query.shape[2], seen.key.shape[2], view.bias, query.device)
@@ -151,10 +145,7 @@ class Attention(Mixer):
         query, key = self._normalise(query, self.query_norm), self._normalise(key, self.key_norm)
         if view.rotary is not None:
             query, key = rotate(query, view.rotary), rotate(key, view.rotary)
-        if past is not None:
-            key = torch.cat((past.key, key), dim=2)
-            value = torch.cat((past.value, value), dim=2)
-        return query, KeyValue(key, value)
+        return query, KeyValue(key, value) if past is None else past.followed_by(key, value)
 
     def _attend_to_memory(self, x: Tensor, memory: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         query = self._normalise(self._split(self.q(x)), self.query_norm)

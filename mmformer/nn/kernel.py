@@ -42,14 +42,15 @@ def attend(
     )
 
 
-def lowered(mask: Tensor, x: Tensor, keys: int) -> Tensor:
-    """A mask as ``attend`` takes it fastest, for layers that are applied to x: the fused kernel would make a bias of
-    booleans each time.
+def lower(mask: Tensor, x: Tensor, keys: int) -> Tensor:
+    """A mask as ``attend`` takes it fastest, for layers that are applied to x: on a CPU the fused kernel would make a
+    bias of booleans each time.
     """
     dtype = product_dtype(x)
-    if mask.dtype != torch.bool:
-        return mask.to(dtype)
-    return mask if _is_plain(x.device, dtype, keys) else hiding(mask, dtype)
+    if mask.dtype != torch.bool:  # of one that is learned, layers' gradients are to be added up in its own precision
+        return mask if mask.requires_grad else mask.to(dtype)
+    as_it_is = x.device.type != "cpu" or _is_plain(x.device, dtype, keys)
+    return mask if as_it_is else hiding(mask, dtype)
 
 
 def _is_plain(device: torch.device, dtype: torch.dtype, keys: int) -> bool:

@@ -192,9 +192,9 @@ class Layer(nn.Module):
         if self.cross is not None and self.cross_residual is not None and memory is not None:
             if self.memory_norm is not None and past.cross is None and memory.memory is not None:
                 memory = memory._replace(memory=self.memory_norm(memory.memory))
-            asked = memory.together(self.cross_residual.enter(x))
+            asked = memory.merged(self.cross_residual.enter(x))
             y, cross_state, more = self.cross(asked, memory, past.cross, keep)
-            y = y.view(x.shape)
+            y = y.reshape(x.shape)
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
         if self.feedforward is not None and self.feedforward_residual is not None:

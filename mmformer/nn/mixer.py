@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from mmformer.errors import InputError
 from mmformer.nn.ability import Ability
 from mmformer.nn.canvas import Canvas
 from mmformer.nn.initialisation import Part
-from mmformer.nn.kernel import lowered
+from mmformer.nn.kernel import lower
 from mmformer.nn.mask import Mask
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Plan, Sparse
@@ -35,30 +35,30 @@ class View(NamedTuple):
     mask: Mask
     rotary: Rotary | None = None
     bias: Tensor | None = None  # (B or 1) (H or 1) queries keys, added to scores
-    pairs: Tensor | None = None  # mask and bias as a kernel takes them, once for all layers; None: each makes its own
-    memory: Tensor | None = None  # B M D': attend to these instead of to x; see together
+    lowered: Tensor | None = None  # mask and bias as a kernel takes them, once for all layers; None: each makes its own
+    memory: Tensor | None = None  # B M D': attend to these instead of to x; see merged
     plans: Mapping[PatternSpec | None, Plan] = MappingProxyType({})  # of what is computed by plans; None: no pattern
     canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over
 
-    def together(self, x: Tensor) -> Tensor:
-        """Rows that read one row of the memory, in one: n·B L D -> B n·L D. They follow one another, as beams do, and
-        what a token makes of a memory does not hang on the others beside it.
+    def merged(self, x: Tensor) -> Tensor:
+        """Rows that read one row of the memory as one row: n·B L D -> B n·L D. They follow one another, as beams do. A
+        cross mixer treats each query by itself, and does not see whose it is.
         """
         return x if self.memory is None or len(x) == len(self.memory) else x.reshape(len(self.memory), -1, x.shape[2])
 
-    def with_pairs(self, x: Tensor, keys: int) -> View:
-        """The same for mixers that ask for ``pairs``, where there is anything to hide or to add.
+    def with_lowered_mask(self, x: Tensor, keys: int) -> View:
+        """The same for mixers that take ``lowered``, where there is anything to hide or to add.
 
         Args:
             x: B Q D, what is to look.
         """
-        pairs, _ = self.mask.sdpa(x.shape[1], keys, self.bias, x.device)
-        return self if pairs is None else self._replace(pairs=lowered(pairs, x, keys))
+        mask, _ = self.mask.sdpa(x.shape[1], keys, self.bias, x.device)
+        return self if mask is None else self._replace(lowered=lower(mask, x, keys))
 
 
-State = tuple[Tensor, ...]
-"""What a mixer carries from one call to the next when decoding: batch first, so that beams can reorder it. Mixers name
-its members in a NamedTuple of their own."""
+State = tuple[Any, ...]
+"""What a mixer carries from one call to the next when decoding: tensors, batch first, so that beams can reorder them,
+and what is none, which goes along as it is. Mixers name its members in a NamedTuple of their own."""
 
 
 @family
@@ -82,8 +82,8 @@ class MixerSpec(Catalogued, ABC):
         return self.sparse is not None
 
     @property
-    def asks_pairs(self) -> bool:
-        """Whether it weighs all pairs of a view by what is in ``View.pairs``."""
+    def takes_lowered_mask(self) -> bool:
+        """Whether it weighs all pairs of a view by what is in ``View.lowered``."""
         return False
 
     @property

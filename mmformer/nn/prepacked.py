@@ -6,18 +6,20 @@ the rest (``benchmarks/results/prepacking.md``). Here that order is kept. It tak
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 from mmformer.nn.precision import product_dtype
 
 FEWEST = {torch.float32: 4, torch.bfloat16: 1}
 """Rows from which it is worth it."""
-MOST = 4 * 2**30
-"""Bytes of packed weights at most; a larger module is left as it is."""
+MOST = 2 * 2**30
+"""Bytes of packed weights at most; more are left as they are."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -25,9 +27,10 @@ M = TypeVar("M", bound=nn.Module)
 class PackedLinear(nn.Linear):
     """A linear map that shares another's weight, and holds it packed beside it. It has no gradient."""
 
+    bias: nn.Parameter | None  # type: ignore[assignment]  # as nn.Linear's is
     packed: Tensor
     rows: int
-    """Of which products are fast in float32; others are as they were."""
+    """Of which products are fast in float32: exactly as many. Fewer are filled up, or as they were."""
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, rows: int) -> PackedLinear:
@@ -45,42 +48,56 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor
-        if self.packed.dtype == torch.float32:
-            made = _mkl._mkl_linear(x.float(), self.packed, self.weight, self.bias, self.rows)
-        else:
+        if self.packed.dtype != torch.float32:
             made = _mkldnn._linear_pointwise(x.to(self.packed.dtype), self.packed, self.bias, "none", [], "")
-        return made
+            return made
+        flat = x.reshape(-1, self.in_features)
+        number = len(flat)
+        if self.rows > number >= self.rows / 2:  # texts that have ended
+            flat = F.pad(flat, (0, 0, 0, self.rows - number))
+        made = _mkl._mkl_linear(flat.float(), self.packed, self.weight, self.bias, self.rows)
+        return made[:number].view(*x.shape[:-1], self.out_features)
 
 
-def can_pack(weight: Tensor, rows: int) -> bool:
-    """Whether packing a weight would make products of so many rows faster, where no gradient is wanted."""
-    fewest = FEWEST.get(product_dtype(weight)) if weight.device.type == "cpu" else None
-    if fewest is None or rows < fewest or weight.numel() * product_dtype(weight).itemsize > MOST:
+def can_pack(weights: Sequence[Tensor], rows: int) -> bool:
+    """Whether packing weights would make products of so many rows faster, and takes no more than ``MOST``."""
+    dtypes = {product_dtype(weight) for weight in weights}
+    plain = all(type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" for weight in weights)
+    size = sum(weight.numel() * product_dtype(weight).itemsize for weight in weights)
+    if not weights or not plain or size > MOST or torch.is_grad_enabled():
         return False
-    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and not torch.is_grad_enabled()
+    there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if torch.bfloat16 in dtypes:
+        there = there and bool(_mkldnn._is_mkldnn_bf16_supported())
+    return there and all(dtype in FEWEST and rows >= FEWEST[dtype] for dtype in dtypes)
+
+
+def weights_to_pack(module: nn.Module) -> list[Tensor] | None:
+    """The weights of a module's linear maps; None: it is more than it seems (sharded, compiled, with hooks)."""
+    if any(_is_more(part) for part in module.modules()):
+        return None
+    return [part.weight for part in module.modules() if type(part) is nn.Linear]
 
 
 def prepacked(module: M, rows: int) -> M:
     """A copy of a module whose linear maps are packed for products of so many rows; it shares all else.
 
-    Where that is not faster, or the module is more than it seems (sharded, compiled, with hooks), it is returned as it
-    is.
+    What it packs is to be asked for first: ``weights_to_pack``, ``can_pack``.
     """
-    parts = [part for part in module.modules() if type(part) is nn.Linear]
-    size = sum(part.weight.numel() * product_dtype(part.weight).itemsize for part in parts)
-    if not parts or size > MOST or not all(can_pack(part.weight, rows) for part in parts):
-        return module
-    if any(_is_more(part) for part in module.modules()):
-        return module
-    return _copied(module, rows, {})
+    copy: M = _copied(module, rows, {})
+    return copy
 
 
 def _is_more(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl is not None
-    return bool(hooked) or any(isinstance(value, DTensor) for value in module.parameters(recurse=False))
+    # Where parallel/compiling.py puts its programs, which are of the module that they were made of.
+    compiled = module._compiled_call_impl is not None or bool({"forward", "computed"} & module.__dict__.keys())
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return compiled or bool(hooked) or any(isinstance(value, DTensor) for value in module.parameters(recurse=False))
 
 
 def _copied(module: Any, rows: int, made: dict[nn.Module, nn.Module]) -> Any:
+    if module is None:
+        return None
     if module not in made:
         if type(module) is nn.Linear:
             made[module] = PackedLinear.of(module.weight, module.bias, rows)

@@ -45,7 +45,8 @@ def run_reversibly(
 
     Where a gradient is wanted, what a layer takes and makes is kept only at intermediates that are asked for.
     """
-    view = view._replace(pairs=None)  # which may be made of another of its tensors: one of the two has the gradient
+    if view.bias is not None:  # which the lowered mask is made of: one of the two has the gradient
+        view = view._replace(lowered=None)
     if past is not None or not torch.is_grad_enabled():
         return _run_plainly(x, steps, view, past, intermediates)
     one, two, aux, kept = x, x, Aux(), dict[int, Tensor]()

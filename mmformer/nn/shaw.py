@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmformer.nn.ability import Ability
-from mmformer.nn.attention import KeyValue
+from mmformer.nn.cache import KeyValue
 from mmformer.nn.dropout import drop
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import weigh
@@ -98,11 +98,9 @@ class ShawAttention(Mixer):
 
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         query, key, value = (self._split(part) for part in self.qkv(x).chunk(3, dim=-1))
-        if state is not None:
-            past = KeyValue(*state)
-            key, value = torch.cat((past.key, key), dim=2), torch.cat((past.value, value), dim=2)
-        y = self.out(self._attended(query, key, value, view).transpose(1, 2).flatten(2))  # B L D
-        return y, (KeyValue(key, value) if keep else None), {}
+        seen = KeyValue(key, value) if state is None else KeyValue(*state).followed_by(key, value)
+        y = self.out(self._attended(query, seen.key, seen.value, view).transpose(1, 2).flatten(2))  # B L D
+        return y, (seen if keep else None), {}
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, view: View) -> Tensor:
         queries, keys = query.shape[2], key.shape[2]

@@ -246,8 +246,8 @@ class Stack(nn.Module):
             causal: a token sees itself and those before it.
             prefix: B, int64; with causal, the first prefix[b] tokens are seen by all. With a state, it is handed in at
                 the first call, whose tokens hold all of it, and remembered.
-            memory: read by the layers' cross mixers; needed when they have them, refused when not. Where it has fewer
-                rows, each is read by as many rows of tokens that follow one another.
+            memory: read by the layers' cross mixers; needed when they have them, refused when not. With a state
+                it may have fewer rows, each for as many rows of tokens that follow one another: beams of one input.
             media: B L, int64: which segment of the memory each token sees, none where there is none of that number
                 (Flamingo's pictures, from 1; see ``models/media.py``). None: those of its own segment.
             state: what the last call returned, or ``empty_state()`` to begin.
@@ -278,7 +278,7 @@ class Stack(nn.Module):
         mask = Mask(causal, prefix, valid, tokens.segment, segment, trailing and state is None)
         tokens, view = self._viewed(tokens, pos, mask)
         view = self.viewing.complete(view, tokens.x, pos.shape[1])
-        reading = self.viewing.reading(tokens, memory, media)
+        reading = self.viewing.reading(tokens, memory, media, state is not None)
         x = tokens.x  # B L D
         if span.start == 0:
             x = self.input_dropout(self.input_norm(self.embedding_dropout(self.position.embed(x, tokens.pos))))

@@ -23,8 +23,8 @@ class Viewing:
     def __init__(self, mixers: Sequence[MixerSpec], crosses: Sequence[MixerSpec], biases: bool) -> None:
         """Args: crosses: those that read a memory; biases: whether the position has a bias."""
         self.biases = biases
-        self.asks_pairs = any(mixer.asks_pairs for mixer in mixers)
-        self.reads_pairs = any(mixer.asks_pairs for mixer in crosses)
+        self.lowers_own = any(mixer.takes_lowered_mask for mixer in mixers)
+        self.lowers_memory = any(mixer.takes_lowered_mask for mixer in crosses)
         self.asks_order = any(mixer.asks_order for mixer in mixers)
         self.asks_lengths = any(mixer.sparse is not None and mixer.sparse.pattern.over_lengths for mixer in mixers)
         self.laid_out = {axes for mixer in mixers if (axes := mixer.lays_out) is not None}
@@ -54,16 +54,17 @@ class Viewing:
 
     def complete(self, view: View, x: Tensor, keys: int) -> View:
         """A view with what is made of it once for all layers: of x, B Q D, at so many keys."""
-        return view.with_pairs(x, keys) if self.asks_pairs and None not in view.plans else view
+        return view.with_lowered_mask(x, keys) if self.lowers_own and None not in view.plans else view
 
-    def reading(self, tokens: Tokens, memory: Tokens | None, media: Tensor | None) -> View | None:
+    def reading(self, tokens: Tokens, memory: Tokens | None, media: Tensor | None, shared: bool) -> View | None:
         """What tokens may look at in a memory, where there is one.
 
         Args:
             media: B L, int64: which of its segments each sees; None: that of the token's own.
+            shared: it may have fewer rows, each for as many of the tokens' that follow one another.
 
         Raises:
-            InputError: there are no segments for media; rows that do not share the memory's out evenly.
+            InputError: there are no segments for media; the memory has another number of rows.
         """
         if media is not None and (memory is None or memory.segment is None or tokens.segment is not None):
             raise InputError(
@@ -73,12 +74,13 @@ class Viewing:
         if memory is None:
             return None
         rows, asking = len(memory.x), len(tokens.x)
-        if not rows or asking % rows:
-            raise InputError(f"Rows of a memory are read by as many rows each, but {asking} rows would read {rows}.")
+        if asking != rows and not (shared and rows and asking % rows == 0):
+            told = ", or a divisor of their number" if shared else ""
+            raise InputError(f"A memory has a row for each row of tokens{told}, but {asking} would read {rows}.")
         looking = tokens.segment if media is None else media
         looking = None if looking is None else looking.reshape(rows, -1)
         view = View(Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment), memory=memory.x)
-        return view.with_pairs(view.together(tokens.x), memory.x.shape[1]) if self.reads_pairs else view
+        return view.with_lowered_mask(view.merged(tokens.x), memory.x.shape[1]) if self.lowers_memory else view
 
     def _canvases(self, mask: Mask, pos: Tensor) -> dict[tuple[int, ...], Canvas]:
         made = {axes: make_canvas(mask, axes, pos.shape[1], pos.device) for axes in self.laid_out}

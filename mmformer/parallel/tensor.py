@@ -87,8 +87,9 @@ class SharedAttention(Attention):
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         bias = None if view.bias is None else own_heads(view.bias, self.mesh)
         rotary = None if view.rotary is None else Rotary(*(own_heads(table, self.mesh) for table in view.rotary))
-        # The mask goes in here: with it, rows have biases of their own, whose gradients would all be sent.
-        return super().forward(x, view._replace(bias=bias, pairs=None, rotary=rotary), state, keep)
+        # The mask goes into a bias here: with it, rows have biases of their own, whose gradients would all be sent.
+        lowered = view.lowered if bias is None else None
+        return super().forward(x, view._replace(bias=bias, lowered=lowered, rotary=rotary), state, keep)
 
     def _normalise(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:  # type: ignore[override]  # one gain for all
         if norm is None:

@@ -43,7 +43,7 @@ class PartOfAttention(Attention):
     def forward(self, x: Tensor, view: View, state: State | None, keep: bool) -> tuple[Tensor, State | None, Aux]:
         bias = None if view.bias is None else self._of_heads(view.bias)
         rotary = None if view.rotary is None else Rotary(*map(self._of_heads, view.rotary))
-        view = view._replace(bias=bias, pairs=None, rotary=rotary)
+        view = view._replace(bias=bias, lowered=view.lowered if bias is None else None, rotary=rotary)
         return super().forward(x, view, state, keep)
 
     def _of_heads(self, table: Tensor) -> Tensor:

@@ -83,24 +83,36 @@ def test_dropout_drops_weights_on_every_route() -> None:
 def test_a_mask_that_is_lowered_once_means_the_same(
     kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mask, x = make_mask(kind, torch.float32), torch.empty(2, QUERIES, 32, dtype=dtype)
+    """As in float64, by the plain and the fused way."""
+    mask, x = make_mask(kind, torch.float64), torch.empty(2, QUERIES, 32, dtype=dtype)
     assert mask is not None
-    for longest in (KEYS, KEYS - 1):  # plain and fused, where the precision is bfloat16
+    inputs = tensors(4, QUERIES, KEYS, dtype)
+    expected = kernel.attend(*(each.double() for each in inputs), mask, False, 0.0)
+    for longest in (KEYS, KEYS - 1):
         monkeypatch.setattr(kernel, "PLAIN_KEYS", longest)
-        made = kernel.lowered(mask, x, KEYS)
+        made = kernel.lower(mask, x, KEYS)
         plain = dtype == torch.bfloat16 and longest == KEYS
         assert made.dtype == (torch.bool if plain and kind != "bias" else dtype)
-        given = mask if mask.dtype == torch.bool else mask.to(dtype)
-        inputs = tensors(4, QUERIES, KEYS, dtype)
-        assert torch.equal(*(kernel.attend(*inputs, each, False, 0.0) for each in (made, given)))
+        y = kernel.attend(*inputs, made, False, 0.0)
+        tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+        assert_close(y.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_gradients_of_a_learned_bias_are_added_up_as_precisely_as_it_is() -> None:
+    """Over layers, whose queries autocast has in bfloat16."""
+    bias, x = torch.zeros(1, 4, QUERIES, KEYS, requires_grad=True), torch.empty(2, QUERIES, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = kernel.lower(bias, x, KEYS)
+    (gradient,) = torch.autograd.grad((made * 256.0).sum() + sum((made * 0.5).sum() for _ in range(8)), bias)
+    assert torch.equal(gradient, torch.full_like(gradient, 260.0)), "in bfloat16 the small ones would be lost"
 
 
 def test_a_mask_is_lowered_to_what_autocast_computes_in() -> None:
     mask, x = make_mask("boolean", torch.float32), torch.empty(2, QUERIES, 32)
     assert mask is not None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert kernel.lowered(mask, x, kernel.PLAIN_KEYS + 1).dtype == torch.bfloat16
-        assert kernel.lowered(mask, x, kernel.PLAIN_KEYS).dtype == torch.bool
+        assert kernel.lower(mask, x, kernel.PLAIN_KEYS + 1).dtype == torch.bfloat16
+        assert kernel.lower(mask, x, kernel.PLAIN_KEYS).dtype == torch.bool
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

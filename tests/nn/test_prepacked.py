@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from mmformer.nn import prepacked as packing
 from mmformer.nn.feedforward import SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked
+from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked, weights_to_pack
 from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import StackSpec
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(8, 24), (4, 2, 24), (8, 1, 24), (3, 24), (5, 7, 24)])
+@pytest.mark.parametrize("shape", [(8, 24), (4, 2, 24), (8, 1, 24), (3, 24), (4, 24), (5, 1, 24), (5, 7, 24), (0, 24)])
 def test_a_packed_map_is_the_map(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
     """For as many rows as it was packed for, in any shape, and for others."""
     linear, x = nn.Linear(24, 40, bias=bias, dtype=dtype), torch.randn(shape, dtype=dtype)
@@ -68,19 +68,37 @@ def test_layers_that_share_weights_are_packed_once() -> None:
 
 
 def test_what_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = StackSpec(32, 2).build()
-    assert prepacked(stack, rows=4) is stack, "a gradient may be wanted"
+    weights = [torch.randn(8, 8), torch.randn(8, 4)]
+    assert not can_pack(weights, 4), "a gradient may be wanted"
     with torch.no_grad():
-        assert prepacked(stack, rows=3) is stack, "so few rows are as fast"
-        assert prepacked(stack, rows=4) is not stack
-        assert prepacked(stack.double(), rows=4) is stack
-        stack.float()
-        hook = stack.layers[0].register_forward_pre_hook(lambda module, args: None)
-        assert prepacked(stack, rows=4) is stack, "what a hook would do, it would do to another"
-        hook.remove()
-        stack.layers[1]._compiled_call_impl = stack.layers[1].forward
-        assert prepacked(stack, rows=4) is stack, "what is compiled is of the module that it was made of"
-        stack.layers[1]._compiled_call_impl = None
-        assert not can_pack(torch.empty(3, 3, device="meta"), 4)
-        monkeypatch.setattr(packing, "MOST", 1000)
-        assert prepacked(stack, rows=4) is stack, "it would take too much memory"
+        assert can_pack(weights, 4)
+        assert not can_pack(weights, 3), "so few rows are as fast"
+        assert not can_pack([weight.double() for weight in weights], 4)
+        assert not can_pack([weights[0], torch.empty(3, 3, device="meta")], 4)
+        assert not can_pack([weights[0].as_subclass(Odd)], 4), "it may hold what it does not seem to"
+        monkeypatch.setattr(packing, "MOST", 4 * 95)
+        assert not can_pack(weights, 4), "96 numbers take too much memory together"
+
+
+class Odd(torch.Tensor):
+    """A tensor that is more than it seems."""
+
+
+@pytest.mark.parametrize("name", ["forward", "computed", "_compiled_call_impl"])
+def test_a_module_that_is_more_than_it_seems(name: str) -> None:
+    """As ``parallel/compiling.py`` and ``nn.Module.compile`` leave one."""
+    stack = StackSpec(32, 2).build()
+    hook = stack.layers[0].register_forward_pre_hook(lambda module, args: None)
+    assert weights_to_pack(stack) is None, "what a hook would do, it would do to another"
+    hook.remove()
+    assert len(weights_to_pack(stack) or ()) == 8
+    setattr(stack.layers[1], name, stack.layers[1].forward)
+    assert weights_to_pack(stack) is None, "a program is of the module that it was made of"
+
+
+def test_a_child_that_is_not_there() -> None:
+    module = nn.Sequential(nn.Linear(8, 8))
+    module.register_module("missing", None)
+    with torch.no_grad():
+        packed = prepacked(module, 4)
+    assert isinstance(packed[0], PackedLinear)

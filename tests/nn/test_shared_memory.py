@@ -44,7 +44,7 @@ def test_rows_may_share_a_row_of_memory(case: Case) -> None:
     """Values, and gradients of what is read."""
     made, (shared, own) = make_stack(case.spec), both(case)
     assert shared.memory is not None
-    left = [each(made) for each in (shared, own)]
+    left = [each.run(made, state=made.empty_state()).tokens.x for each in (shared, own)]
     assert_close(*left, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(x.square().sum(), shared.memory.x)[0] for x in left]
     assert_close(*gradients, rtol=1e-10, atol=1e-10)
@@ -63,7 +63,7 @@ def test_what_was_made_of_a_shared_row_serves_later_calls(cross: str) -> None:
             output = each._replace(tokens=tokens).run(made, state=state)
             state, parts = output.state, [*parts, output.tokens.x]
         left.append(torch.cat(parts, 1))
-        held = {len(value) for layer in state.layers for value in layer.cross}
+        held = {len(value) for layer in state.layers for value in layer.cross if value is not None}
         assert held == {len(each.memory.x)}, "no row is held twice"  # type: ignore[union-attr]
     assert_close(*left, rtol=1e-12, atol=1e-12)
 
@@ -75,13 +75,24 @@ def test_each_row_has_its_own_part_of_what_is_shared() -> None:
     media = torch.stack((MEDIA[0], MEDIA[1], MEDIA[1].flip(0), MEDIA[0]))
     more = Tokens(x, tokens.pos.repeat(EACH, 1, 1))
     own = Tokens(*(twice(value) for value in memory))  # type: ignore[arg-type]
-    left = [made(more, causal=True, memory=each, media=media).tokens.x for each in (memory, own)]
+    left = [
+        made(more, causal=True, memory=each, media=media, state=made.empty_state()).tokens.x for each in (memory, own)
+    ]
     assert_close(*left, rtol=1e-12, atol=1e-12)
-    assert not torch.equal(left[0], made(more, causal=True, memory=memory, media=media.flip(0)).tokens.x)
+    assert not torch.equal(left[0], made(more, causal=True, memory=own, media=media.flip(0)).tokens.x)
 
 
 def test_rows_that_do_not_share_evenly() -> None:
     made, (tokens, memory) = stack(SEES), inputs()
     three = Tokens(tokens.x[[0, 0, 1]], tokens.pos[[0, 0, 1]])
-    with pytest.raises(InputError, match="as many rows each, but 3 rows would read 2"):
-        made(three, causal=True, memory=memory)
+    with pytest.raises(InputError, match="or a divisor of their number, but 3 would read 2"):
+        made(three, causal=True, memory=memory, state=made.empty_state())
+
+
+def test_rows_share_only_where_something_is_written() -> None:
+    made, (tokens, memory) = stack(SEES), inputs()
+    four = Tokens(tokens.x[[0, 0, 1, 1]], tokens.pos[[0, 0, 1, 1]])
+    with pytest.raises(InputError, match="a row for each row of tokens, but 4 would read 2"):
+        made(four, causal=True, memory=memory)
+    none = Tokens(tokens.x[:0], tokens.pos[:0])
+    assert made(none, causal=True, memory=Tokens(memory.x[:0], memory.pos[:0])).tokens.x.shape == (0, 7, 16)

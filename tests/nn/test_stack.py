@@ -13,7 +13,8 @@ from contract_checks import decode
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from mmformer.nn.attention import AttentionSpec, KeyValue
+from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.cache import KeyValue
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec, SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
 from mmformer.nn.mask import Mask
@@ -149,7 +150,7 @@ def test_what_all_layers_may_look_at_is_made_once_and_means_what_each_would_make
     monkeypatch.setattr(Mask, "sdpa", lambda *args: (calls.append(1), lower(*args))[1])
     once = inputs(stack)
     assert len(calls) == 2, "of its own tokens and of the memory"
-    stack.viewing.asks_pairs = stack.viewing.reads_pairs = False
+    stack.viewing.lowers_own = stack.viewing.lowers_memory = False
     equal(once, inputs(stack))
     assert len(calls) == 2 + 2 * stack.spec.depth
 
@@ -161,7 +162,7 @@ def test_pairs_that_no_layer_weighs_are_not_made(mixer: str) -> None:
     run = stack._run
     stack._run = lambda x, view, *rest: (views.append(view), run(x, view, *rest))[1]  # type: ignore[method-assign]
     inputs(stack)
-    assert views[0].pairs is None
+    assert views[0].lowered is None
 
 
 def test_intermediates_are_what_left_each_layer() -> None:
