@@ -164,6 +164,9 @@ def _tar_members(path: Path) -> Iterator[tuple[str, int, int]]:
                 end = tar.offset
                 if info.issparse():
                     raise InputError(f"{path}: '{info.name}' is a sparse file. Pack it again without --sparse.")
+                stored = os.pread(file.fileno(), 8, info.offset_data - tarfile.BLOCKSIZE + 148)
+                if not stored.strip(b" \0"):  # tarfile takes none for zero, and sums of signed bytes may be zero
+                    raise tarfile.ReadError("a header has no checksum")
                 if info.isreg():
                     yield info.name, info.offset_data, info.size
             end = tar.offset

@@ -207,6 +207,8 @@ def pax(*records: bytes) -> bytes:
 
 
 END = bytes(1024)
+ADDS_UP = 1795362656
+"""A time at which the first block of a gzip's bytes, signed, add up to the checksum that is not there."""
 TARS: dict[str, Callable[[], bytes]] = {
     "a member of 10 TB": lambda: member("a.txt", 10 * 10**12) + b"a" * 512 + END,
     "a name of 10 TB": lambda: member("././@LongLink", 10 * 10**12, tarfile.GNUTYPE_LONGNAME) + b"a" * 512 + END,
@@ -218,7 +220,8 @@ TARS: dict[str, Callable[[], bytes]] = {
     "a header of digits": lambda: (
         member("././@PaxHeader", 60_000, tarfile.XHDTYPE) + padded(b"1" * 60_000) + member("a.txt") + END
     ),
-    "gzip of zeros": lambda: gzip.compress(bytes(50_000_000), 9),
+    "gzip of zeros": lambda: gzip.compress(bytes(50_000_000), 9, mtime=0),
+    "gzip of zeros whose bytes add up": lambda: gzip.compress(bytes(50_000_000), 9, mtime=ADDS_UP),
     "a name that leads out": lambda: member("../../evil.txt", 3) + padded(b"abc") + END,
     "a name that is somewhere": lambda: member("/etc/evil.txt", 3) + padded(b"abc") + END,
     "a sparse file of a terabyte": lambda: (
