@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mmformer.nn.precision import product_dtype
 
-FEWEST = {torch.float32: 4, torch.bfloat16: 1}
+FEWEST = {torch.float32: 4, torch.bfloat16: 32}
 """Rows from which it is worth it."""
 MOST = 2 * 2**30
 """Bytes of packed weights at most; more are left as they are."""

@@ -78,7 +78,7 @@ class Viewing:
             told = ", or a divisor of their number" if shared else ""
             raise InputError(f"A memory has a row for each row of tokens{told}, but {asking} would read {rows}.")
         looking = tokens.segment if media is None else media
-        looking = None if looking is None else looking.reshape(rows, -1)
+        looking = looking if looking is None or rows == asking else looking.reshape(rows, -1)
         view = View(Mask(valid=memory.valid, query_segment=looking, key_segment=memory.segment), memory=memory.x)
         return view.with_lowered_mask(view.merged(tokens.x), memory.x.shape[1]) if self.lowers_memory else view
 

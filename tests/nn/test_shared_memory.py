@@ -96,3 +96,5 @@ def test_rows_share_only_where_something_is_written() -> None:
         made(four, causal=True, memory=memory)
     none = Tokens(tokens.x[:0], tokens.pos[:0])
     assert made(none, causal=True, memory=Tokens(memory.x[:0], memory.pos[:0])).tokens.x.shape == (0, 7, 16)
+    numbered = Tokens(*(None if value is None else value[:0] for value in memory))  # type: ignore[arg-type]
+    assert made(none, causal=True, memory=numbered, media=MEDIA[:0]).tokens.x.shape == (0, 7, 16)
