@@ -86,9 +86,10 @@ def open_manifest(source: str | os.PathLike[str], cache: CacheSpec | None = None
 
     def beside(name: str) -> Path:
         """The table of very many shards, whose name has the first digits of its hash."""
-        if not (root / name).exists():
-            digits = name.removeprefix("manifest-").removesuffix(".table")
-            copy(join_url(url, name), root / name, cache.patience, Expected(digits))
+        with _alone(root / ".table.lock"):  # a run's processes come to a new one at about one time
+            if not (root / name).exists():
+                digits = name.removeprefix("manifest-").removesuffix(".table")
+                copy(join_url(url, name), root / name, cache.patience, Expected(digits))
         return root / name
 
     # Anew in every run: it may have changed.

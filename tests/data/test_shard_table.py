@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from hypothesis import strategies as st
 from tiny import tiny_data, write_shards
 
 from mmformer.data import manifest as manifest_module
+from mmformer.data import remote
 from mmformer.data.dataset import MixedDataset
 from mmformer.data.manifest import FilterRecord, Manifest, Shard
 from mmformer.data.opening import open_samples
+from mmformer.data.remote import open_manifest
 from mmformer.data.shard_table import ShardTable
 from mmformer.data.shards import ShardReader, verify
+from mmformer.data.transfer import copy
 from mmformer.errors import InputError
 
 ROW = Shard("a-train-000000.tar", "train", 2, 4096, "0123456789abcdef" * 4, "a-train-000000.index.json")
@@ -117,6 +122,21 @@ def test_samples_are_read_by_a_table_here_and_elsewhere(far: tuple[Path, str]) -
     data = tiny_data(folder, cache_mib=0)
     worker = pickle.loads(pickle.dumps(MixedDataset(data, 3)))
     assert [worker[position].key for position in range(20)] == [MixedDataset(data, 3)[p].key for p in range(20)]
+
+
+def test_several_readers_copy_a_table_once(far: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+
+    def slowly(url: str, *rest: Any) -> str:
+        copied.append(Path(url).suffix)
+        time.sleep(0.2)
+        return copy(url, *rest)
+
+    monkeypatch.setattr(remote, "copy", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(open_manifest, [far[1]] * 4))
+    assert all(each.shards == found[0].shards for each in found)
+    assert copied.count(".table") == 1
 
 
 def test_a_table_elsewhere_that_is_another_is_refused(far: tuple[Path, str]) -> None:
