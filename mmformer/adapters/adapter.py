@@ -106,13 +106,7 @@ class LinearAdapterSpec(AdapterSpec, ABC):
         if isinstance(linear, Adapted):
             raise InputError(f"{name} is adapted twice, but can be once: name its rows in one adapter.")
         assert isinstance(linear, nn.Linear), "one of _maps"
-        adapter = self.build(linear, blocks)
-        adapt(linear, adapter)
-        for path, module in adapter.named_modules(prefix=f"{name}.adapter"):
-            reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-            if reset is not None:
-                with own_stream(seed, path):
-                    reset()
+        adapt(linear, begun(name, linear, self, blocks, seed))
 
 
 class Adapter(nn.Module, ABC):
@@ -149,8 +143,25 @@ def adapt(linear: nn.Linear, adapter: Adapter) -> None:
     linear.adapter = adapter
 
 
+def begun(name: str, linear: nn.Linear, spec: LinearAdapterSpec, blocks: Sequence[Block], seed: int) -> Adapter:
+    """The adapter of a linear map, with its first weights: drawn by (seed, its name), or made of the map's weight.
+
+    Args:
+        name: of the map in the model.
+    """
+    adapter = spec.build(linear, blocks)
+    for path, module in adapter.named_modules(prefix=f"{name}.adapter"):
+        reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            with own_stream(seed, path):
+                reset()
+    return adapter
+
+
 def attach(model: nn.Module, adapters: Mapping[str, AdapterSpec], seed: int) -> None:
     """Have adapters train, and nothing else. To be done once the model has the weights that are adapted.
+
+    Adapters of a model without data have none either: see ``begun``.
 
     Raises:
         InputError: a pattern that nothing fits, or what it fits cannot be adapted, or is already.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmformer.adapters.adapter import Adapted, adapt
+from mmformer.adapters.adapter import Adapted, adapt, begun
 from mmformer.errors import InputError
 from mmformer.models.model import Model
 
@@ -20,13 +20,17 @@ def adapted(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
             yield name, module
 
 
-def adapt_alike(copy: nn.Module, model: nn.Module) -> None:
-    """Give a model of the same spec the adapters that another one has, without their weights."""
+def adapt_alike(copy: nn.Module, model: nn.Module, seed: int = 0) -> None:
+    """Give a model of the same spec the adapters that another one has, with first weights instead of theirs.
+
+    Args:
+        seed: of what is drawn; nothing is where the copy has no data.
+    """
     for name, module in adapted(model):
         twin = copy.get_submodule(name)
         assert isinstance(twin, nn.Linear)
         if not isinstance(twin, Adapted):
-            adapt(twin, module.adapter.spec.build(twin, module.adapter.blocks))
+            adapt(twin, begun(name, twin, module.adapter.spec, module.adapter.blocks, seed))
 
 
 @contextmanager

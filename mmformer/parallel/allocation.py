@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from mmformer.adapters.adapter import Adapted, begun
+from mmformer.adapters.merge import adapt_alike, adapted
 from mmformer.models.first_weights import drawn
 from mmformer.models.model import Model
 from mmformer.nn.layer import LayerSpec
-from mmformer.parallel.sharding import local_part, pipeline_of, sharded_as
+from mmformer.parallel.sharding import local_part, pipeline_of, sharded_as, whole
 
 
 def allocate(model: Model, seed: int, device: torch.device, offloaded: bool = False) -> None:
@@ -40,6 +44,21 @@ def allocate(model: Model, seed: int, device: torch.device, offloaded: bool = Fa
             give(own[name], value)
 
 
+def allocate_adapters(model: Model, seed: int) -> None:
+    """Give the adapters of a model that is spread their first weights: this process's parts of one process's.
+
+    To be done once it has the weights that are adapted, of which some adapters are made, and by all processes: these
+    bring the weight of one linear map at a time together.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Adapted):
+            linear = nn.Linear(module.in_features, module.out_features, device="meta")
+            linear.weight = nn.Parameter(whole(module.weight.detach()).cpu())
+            own, adapter = module.adapter, begun(name, linear, module.adapter.spec, module.adapter.blocks, seed)
+            for key, value in adapter.named_parameters():
+                give(own.get_parameter(key), value)
+
+
 @torch.no_grad()
 def give(own: Tensor, value: Tensor) -> None:
     """Copy a whole tensor into one that may be spread, of which each process has a part; nothing is sent."""
@@ -49,18 +68,21 @@ def give(own: Tensor, value: Tensor) -> None:
 def folded(model: Model, seed: int) -> Model:
     """A model that runs as another one, which may have no data, with weights of its own: layers of a kind share them.
 
-    It takes the memory of one layer of each kind. What trains of any of them trains.
+    It takes the memory of one layer of each kind, of which those are that are adapted alike. What trains of any of them
+    trains.
     """
     with torch.device("meta"):
         small = model.spec.build()
     for name, stack in model.spec.stacks.items():
         layers = small.stack_of(name).layers
         specs = dict(zip(stack.applied, stack.layers, strict=True))
-        firsts: dict[LayerSpec, nn.Module] = {}
-        for index in range(len(layers)):
-            layers[index] = firsts.setdefault(specs[index], layers[index])
+        firsts: dict[tuple[LayerSpec, Any], nn.Module] = {}
+        for index, layer in enumerate(model.stack_of(name).layers):
+            adapters = tuple((path, each.adapter.spec, each.adapter.blocks) for path, each in adapted(layer))
+            layers[index] = firsts.setdefault((specs[index], adapters), layers[index])
     small.to_empty(device="cpu")
     small.initialise(seed)
+    adapt_alike(small, model, seed)
     small.requires_grad_(False)
     parameters = dict(small.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -25,7 +25,7 @@ from mmformer.models.model import Model
 from mmformer.nn.performer import redraw
 from mmformer.nn.router import rebalance, take_excess
 from mmformer.objectives.objective import Objective
-from mmformer.parallel.allocation import allocate
+from mmformer.parallel.allocation import allocate, allocate_adapters
 from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.compiling import compile_layers
@@ -67,11 +67,8 @@ class TrainingTask(pl.LightningModule):
 
     @property
     def in_parts(self) -> bool:
-        """Whether the model has no data before it is spread, and is never held whole.
-
-        With adapters it is at first: some are made of the weights that they adapt.
-        """
-        return self.run.parallel.processes > 1 and not self.run.adapters
+        """Whether the model has no data before it is spread, and is never held whole."""
+        return self.run.parallel.processes > 1
 
     def configure_model(self) -> None:
         """Build the model; once there are several processes, spread it over them. Both are done once."""
@@ -93,14 +90,12 @@ class TrainingTask(pl.LightningModule):
             return
         if self.device_mesh is not None:
             device, dtype = self.trainer.strategy.root_device, self.run.trainer.dtype
-            if not self.in_parts:
-                self.model.to(device)
             parallel = self.run.parallel
             offloaded = parallel.cpu_offload
             spread(self.model, self.device_mesh, dtype, parallel.context_method, parallel.compile, offloaded)
-            if self.in_parts:
-                allocate(self.model, self.run.seed, device, offloaded)
-                self.loaded.give(self.model)
+            allocate(self.model, self.run.seed, device, offloaded)
+            self.loaded.give(self.model)
+            allocate_adapters(self.model, self.run.seed)
         if self.run.ema is not None:
             self.average = self.run.ema.build(self.model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mmformer.adapters.adapter import AdapterSpec, attach
+from mmformer.adapters.dora import DoRASpec
+from mmformer.adapters.ia3 import IA3Spec
+from mmformer.adapters.lora import LoRASpec
+from mmformer.adapters.merge import used_adapters
+from mmformer.adapters.whole import WholeSpec
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.first_weights import drawn
 from mmformer.models.model import Model, ModelSpec
@@ -28,16 +35,29 @@ from mmformer.nn.moe import MixtureOfExpertsSpec
 from mmformer.nn.performer import PerformerSpec
 from mmformer.nn.position import LearnedPositionSpec
 from mmformer.nn.stack import StackSpec
-from mmformer.parallel.allocation import allocate, folded
+from mmformer.parallel.allocation import allocate, allocate_adapters, folded
 from mmformer.parallel.mesh import ParallelSpec, make_mesh
 from mmformer.parallel.sharding import local_part, spread, whole_model, whole_state
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.tokenizers.vocabulary import SpecialIds
-from mmformer.training.initial import InitialSpec, choose_initial
+from mmformer.training.initial import InitialSpec, choose_initial, load_initial
 
 WORLD, SEED, WIDTH, DEPTH = 2, 3, 64, 40
 TEXTS = ["a red square", "blue"]
-LAYOUTS = ({"shard": WORLD}, {"tensor": WORLD})
+ADAPTERS: dict[str, AdapterSpec] = {  # of weights that a file gives, and of drawn ones
+    "given": DoRASpec(("stacks.text.*",), None, rank=2),
+    "drawn": DoRASpec(("stacks.caption.*",), rank=2),
+    "low": LoRASpec(("encoders.*",), None, rank=3),
+    "scaled": IA3Spec(("stacks.image.layers.2.*",), None),
+    "whole": WholeSpec(("heads.*",)),
+}
+CASES: dict[str, tuple[dict[str, int], dict[str, AdapterSpec]]] = {
+    "shard": ({"shard": WORLD}, {}),
+    "tensor": ({"tensor": WORLD}, {}),
+    "adapters": ({"shard": WORLD}, ADAPTERS),
+    "adapters of replicas": ({"data": WORLD}, ADAPTERS),
+}
+SHARDED = ("shard", "adapters")
 
 
 def spec() -> ModelSpec:
@@ -97,72 +117,98 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    found: list[Any] = []
-    for layout in LAYOUTS:
+    found: dict[str, Any] = {}
+    for case, (layout, adapters) in CASES.items():
         model = empty()
-        loaded = choose_initial(model, InitialSpec(f"{folder}/few.safetensors", ("stacks.text.*",)))
+        loaded = choose_initial(model, initial(folder))
+        if adapters:
+            attach(model, adapters, SEED)
         spread(model, make_mesh(ParallelSpec(**layout), "cpu"))
         with Held() as held:
             allocate(model, SEED, torch.device("cpu"))
             loaded.give(model)
+            allocate_adapters(model, SEED)
         with Held() as gathering:
             gathered = whole_model(model)
-        found.append(
-            (
-                {name: value.clone() for name, value in whole_state(model)},
-                held.most,
-                *sizes(model),
-                None if gathered is None else gathered.state_dict(),
-                gathering.most,
-            )
+        found[case] = (
+            {name: value.clone() for name, value in whole_state(model)},
+            held.most,
+            *sizes(model),
+            None if gathered is None else gathered.state_dict(),
+            gathering.most,
         )
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # gloo's threads may abort a process that leaves in order; all that counts has been written
 
 
-def expected() -> dict[str, Tensor]:
-    """One process's first weights, with others for a stack."""
-    state = built().state_dict()
-    return {name: value + 1 if name.startswith("stacks.text.") else value for name, value in state.items()}
+def initial(folder: Path | str) -> InitialSpec:
+    return InitialSpec(f"{folder}/few.safetensors", ("stacks.text.*",))
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a file that has other weights for a stack."""
     folder = tmp_path_factory.mktemp("allocated")
-    few = {name: value for name, value in expected().items() if name.startswith("stacks.text.")}
+    state = built().state_dict()
+    few = {name: value + 1 for name, value in state.items() if name.startswith("stacks.text.")}
     save_file(few, folder / "few.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """What one process begins with, case by case."""
+    found = {}
+    for case, (_, adapters) in CASES.items():
+        model = built()
+        load_initial(model, initial(folder))
+        if adapters:
+            attach(model, adapters, SEED)
+        found[case] = model.state_dict()
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> list[Any]:
     several.spawn(work, (str(folder),), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(len(LAYOUTS)), ids=lambda index: next(iter(LAYOUTS[index])))
-def test_weights_are_those_of_one_process_to_the_bit(index: int, told: list[Any]) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_weights_are_those_of_one_process_to_the_bit(
+    case: str, told: list[Any], expected: dict[str, dict[str, Tensor]]
+) -> None:
     for each in told:
-        state, *_ = each[index]
-        assert state.keys() == expected().keys()
-        for name, value in expected().items():
+        state, *_ = each[case]
+        assert state.keys() == expected[case].keys()
+        for name, value in expected[case].items():
             assert torch.equal(state[name], value), name
 
 
 @pytest.mark.slow
-def test_no_process_holds_the_whole(told: list[Any]) -> None:
-    total = sum(value.nbytes for value in built().state_dict().values())
+@pytest.mark.parametrize("case", SHARDED)
+def test_no_process_holds_the_whole(case: str, told: list[Any], expected: dict[str, dict[str, Tensor]]) -> None:
+    total = sum(value.nbytes for value in expected[case].values())
     for each in told:
-        _, most, own, largest, *_ = each[0]
+        _, most, own, largest, *_ = each[case]
         assert own < 0.6 * total
         # A module as it is drawn, and as it is cut.
         assert most < own + 2 * largest < total
 
 
 @pytest.mark.slow
-def test_one_process_alone_brings_the_whole_together(told: list[Any]) -> None:
+@pytest.mark.parametrize("case", SHARDED)
+def test_one_process_alone_brings_the_whole_together(
+    case: str, told: list[Any], expected: dict[str, dict[str, Tensor]]
+) -> None:
     """The others hold a tensor at a time, as it is gathered and as it is whole."""
-    (*_, state, most), (*_, nothing, least) = (each[0] for each in told)
-    assert state.keys() == expected().keys() and all(torch.equal(state[name], v) for name, v in expected().items())
+    (*_, state, most), (*_, nothing, least) = (each[case] for each in told)
+    assert state.keys() == expected[case].keys()
+    assert all(torch.equal(state[name], value) for name, value in expected[case].items())
     assert nothing is None
-    total, largest = (how(value.nbytes for value in expected().values()) for how in (sum, max))
+    total, largest = (how(value.nbytes for value in expected[case].values()) for how in (sum, max))
     assert most >= total and least <= 3 * largest < 0.6 * total
 
 
@@ -190,6 +236,38 @@ def test_a_model_without_data_draws_what_one_with_data_does() -> None:
     for name, value in (*built().named_parameters(), *built().named_buffers()):
         assert torch.equal(found.pop(name), value), name
     assert not found and all(value.is_meta for value in (*model.parameters(), *model.buffers()))
+
+
+def test_adapters_of_a_model_without_data_begin_as_those_of_one_with_data(
+    folder: Path, expected: dict[str, dict[str, Tensor]]
+) -> None:
+    model = empty()
+    loaded = choose_initial(model, initial(folder))
+    attach(model, ADAPTERS, SEED)
+    assert all(value.is_meta for value in model.state_dict().values())
+    allocate(model, SEED, torch.device("cpu"))
+    loaded.give(model)
+    allocate_adapters(model, SEED)
+    state = model.state_dict()
+    assert state.keys() == expected["adapters"].keys()
+    assert all(torch.equal(state[name], value) for name, value in expected["adapters"].items())
+
+
+def test_layers_that_are_adapted_alike_are_one() -> None:
+    """And each adapter is run."""
+    model = empty()
+    few = LoRASpec(tuple(f"stacks.text.layers.{index}.*" for index in (1, 3)), rank=2)
+    attach(model, {"few": few, "other": IA3Spec(("stacks.text.layers.2.*",))}, SEED)
+    small = folded(model, SEED)
+    text = small.stack_of("text").layers
+    assert len(set(text)) == 3 and text[1] is text[3] and text[0] is text[4]
+    trains, wanted = (
+        {name for name, own in each.named_parameters(remove_duplicate=False) if own.requires_grad}
+        for each in (small, model)
+    )
+    assert trains == wanted
+    with used_adapters(small):
+        assert small(tiny_batch(TEXTS)).embedding["text"].isfinite().all()
 
 
 def test_folded_layers_of_a_kind_are_one() -> None:

@@ -26,13 +26,16 @@ from mmformer.errors import InputError
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
+from mmformer.parallel.allocation import folded
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec
 from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training.average import EMASpec
 from mmformer.training.fit import fit
 from mmformer.training.initial import InitialSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
+from mmformer.training.rehearsal import rehearse
 from mmformer.training.run import RunSpec
+from mmformer.training.task import TrainingTask
 
 ADAPTERS = {"lora": LoRASpec(rank=2, dropout=0.1), "head": WholeSpec(("heads.colour.*",))}
 OBJECTIVES = {"contrastive": ContrastiveSpec(), "colour": ClassificationSpec(head="colour")}
@@ -131,6 +134,19 @@ def test_micro_batches_have_the_gradient_of_the_batch(shards: Path, base: Path, 
     fit(dataclasses.replace(run, trainer=trainer), tmp_path / "four")
     one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
     assert all(torch.allclose(one[name], four[name], atol=1e-5) for name in one)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "DoRA"])
+def test_several_processes_begin_without_data(kind: str, shards: Path, base: Path) -> None:
+    """And rehearse the run all the same, with a small model of the same shape."""
+    run = adapted(shards, base, parallel=ParallelSpec(shard=2))
+    if kind == "DoRA":
+        run = dataclasses.replace(run, adapters={"dora": DoRASpec(rank=2), "temperature": WholeSpec(("heads.*",))})
+    task = TrainingTask(run)
+    task.configure_model()
+    assert all(value.is_meta for value in task.built.state_dict().values())
+    assert any("adapter" in name for name in task.built.state_dict())
+    rehearse(run, folded(task.built, run.seed))
 
 
 def test_what_cannot_train_is_refused(shards: Path, base: Path, tmp_path: Path) -> None:
