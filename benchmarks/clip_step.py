@@ -23,7 +23,7 @@ from torch import Tensor
 import mmformer
 from benchmarks.beside import Row, Work, main, quiet
 from benchmarks.captions import emoji_names, multi30k
-from benchmarks.growth import peak
+from benchmarks.memory import peak
 from benchmarks.peers import RETURNED
 from benchmarks.systems.case import open_clip_model
 from benchmarks.systems.imported import imported

@@ -16,7 +16,6 @@ import gc
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import describe
+from benchmarks.memory import peak, resident
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.convolution import ConvolutionSpec
 from mmformer.nn.layer import LayerSpec
@@ -182,16 +182,6 @@ def one_pass(module: Callable[[Tensor], Tensor], length: int) -> float:
     began = time.perf_counter()
     torch.autograd.backward(module(x).square().mean())
     return time.perf_counter() - began
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def peak() -> int:
-    """The most that there were."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def exponent(values: dict[int, float]) -> float:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.beside import Row, Work, main
-from benchmarks.growth import peak, resident
+from benchmarks.memory import peak, resident
 from benchmarks.peers import RETURNED
 from mmformer.nn.cross_entropy import linear_cross_entropy
 from mmformer.objectives.contrastive import contrastive_loss

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 
 from benchmarks import shuffling
 from benchmarks.machine import describe
+from benchmarks.memory import own_pages, peak, resident
 from mmformer.data.manifest import Manifest, Shard
 from mmformer.data.order import Order, OrderSpec
 from mmformer.data.shards import ShardReader
@@ -102,14 +102,15 @@ def be_rank(folder: Path, rank: int, lanes: int) -> dict[str, float]:
     OrderSpec(lanes=2).build([5, 6, 7], 0).locate(3)  # what a library takes at its first call is none of the order's
     before = resident()
     reader, order, first, cpu = start(folder, rank, lanes)
-    peak = most_resident()
+    most = peak()
     held = resident() - before
     turns = 200_000
     worked = time.process_time()
     for turn in range(turns):
         order.locate(turn * lanes + rank)
     walked = time.process_time() - worked
-    took = {"cpu": cpu, "held": held, "peak": peak - before, "after": resident() - before}
+    memory = {"held": held, "peak": most - before, "after": resident() - before}
+    took = {"cpu": cpu, **{name: value / 2**20 for name, value in memory.items()}}
     with multiprocessing.get_context("fork").Pool(WORKERS, _adopt, (order, lanes, rank)) as pool:
         workers = pool.map(_work, range(WORKERS), chunksize=1)
     exact = sum(whole_epoch(order, lane, epoch) for lane, epoch in ((rank, 0), (rank, 5), (0, 1), (lanes - 1, 2)))
@@ -163,23 +164,6 @@ def whole_epoch(order: Order, lane: int, epoch: int) -> int:
         seen[starts[place.shard] - 1 - place.row] = True
     assert seen.all(), "as many turns as samples, and each sample was read: each once"
     return length
-
-
-def resident() -> float:
-    """MiB of this process that are in memory, those of mapped files among them."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def most_resident() -> float:
-    """The most that there were. (What getrusage says may be the process's that started this one.)"""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def own_pages() -> float:
-    """MiB that this process alone has written."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
 
 
 def microseconds(lanes: int, shards: int, count: int, block: int) -> float:

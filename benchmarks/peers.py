@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.attention import compare
-from benchmarks.growth import THREADS, one_pass, peak, resident
+from benchmarks.growth import THREADS, one_pass
 from benchmarks.machine import describe
+from benchmarks.memory import peak, resident
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
