@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.initialisation import Part, Roles, Rows
+from mmformer.nn.recomputed import product_of_units
 from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
 
@@ -120,7 +121,11 @@ class PlainFeedForward(FeedForward):
         return {"up": (Rows("inner"),), "down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        return self.down(self.dropout(self.spec.units(self.up(x)))), {}
+        return product_of_units(self.up(x), self.spec.units, self._out), {}
+
+    def _out(self, units: Tensor) -> Tensor:
+        y: Tensor = self.down(self.dropout(units))
+        return y
 
 
 class GatedFeedForward(FeedForward):
@@ -136,7 +141,11 @@ class GatedFeedForward(FeedForward):
         return {"gate_up": (hidden, hidden), "down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        return self.down(self.dropout(self.spec.units(self.gate_up(x)))), {}
+        return product_of_units(self.gate_up(x), self.spec.units, self._out), {}
+
+    def _out(self, units: Tensor) -> Tensor:
+        y: Tensor = self.down(self.dropout(units))
+        return y
 
 
 @dataclass(frozen=True)
