@@ -28,6 +28,9 @@ class Fault(NamedTuple):
     ends: int | None = None  # it ends in order after so many bytes, and does not say how many were meant
     stalls: float = 0.0  # seconds before its bytes
     slow: float = 0.0  # seconds after each 64 KiB
+    declares: int | None = None  # how many bytes it says that there are, in place of their number
+    endless: bytes = b""  # come after its own again and again, for as long as they are read
+    encoding: str = ""  # it says that they are packed so
 
 
 Choose = Callable[[int, Asked], Fault | None]
@@ -84,8 +87,10 @@ class Server:
         whole = len(data)
         data = data[first : None if last is None else last + 1]
         handler.send_response(206 if self.ranges and part else 200)
-        if fault.ends is None:
-            handler.send_header("Content-Length", str(len(data)))
+        if fault.ends is None and (not fault.endless or fault.declares is not None):
+            handler.send_header("Content-Length", str(len(data) if fault.declares is None else fault.declares))
+        if fault.encoding:
+            handler.send_header("Content-Encoding", fault.encoding)
         if self.ranges and part:
             handler.send_header("Content-Range", f"bytes {first}-{first + len(data) - 1}/{whole}")
         handler.send_header("Connection", "close")
@@ -98,6 +103,8 @@ class Server:
             for start in range(0, most, 2**16):
                 handler.wfile.write(data[start : min(start + 2**16, most)])
                 time.sleep(fault.slow)
+            while fault.endless:
+                handler.wfile.write(fault.endless)
             if fault.cut is not None:
                 time.sleep(0.5)  # what the reader has not taken yet goes with the connection
         except OSError:  # the reader has given up

@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 
 from mmformer.data.packed import PackedRows, PackedTexts
 from mmformer.data.shard_row import Shard, checked_fields, parse_shard, refuse_repeats
-from mmformer.data.shard_table import ShardTable, name_urls, parse_layout, rows_of, split_names, write_table
+from mmformer.data.shard_table import Layout, ShardTable, name_urls, parse_layout, rows_of, split_names, write_table
 from mmformer.errors import InputError, nearest
 from mmformer.files import write_whole
 from mmformer.resources import where_to_get
@@ -243,12 +243,12 @@ class Manifest:
         return index
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], beside: Callable[[str], Path] | None = None) -> Manifest:
+    def load(cls, path: str | os.PathLike[str], table: Callable[[Layout], Path] | None = None) -> Manifest:
         """Read the manifest of a folder of shards; the file itself may be named as well.
 
         Args:
             path: of the folder, or of the file.
-            beside: where a file that stands beside it can be opened, by its name; None: beside it.
+            table: where the file of its rows can be opened, where it has one; None: beside it.
 
         Raises:
             InputError: the folder or the manifest is missing, broken, or newer than this program.
@@ -270,7 +270,7 @@ class Manifest:
             shards = _parse_rows(content.get("shards"), file, fix)
         else:
             layout = parse_layout(content.get("table"), f"{file}: table")
-            shards = ShardTable((beside or file.with_name)(layout.file), layout)
+            shards = ShardTable(file.with_name(layout.file) if table is None else table(layout), layout)
         steps = content.get("history", [])
         if not isinstance(steps, list):
             raise InputError(f"{file}: 'history' must be a list of what filters did, but is {steps!r:.60}.")

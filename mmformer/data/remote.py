@@ -21,10 +21,38 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
+from mmformer.data.shard_table import Layout
 from mmformer.data.tar import index_shard
-from mmformer.data.transfer import FETCHING, Expected, Patience, ask, copy, is_missing, reason, remove_left
+from mmformer.data.transfer import FETCHING, AtMost, Expected, Patience, ask, copy, is_missing, reason, remove_left
 from mmformer.errors import InputError
 from mmformer.spec import require
+
+MOST_MANIFEST = AtMost(
+    2**25,
+    "a manifest",
+    "Check the address. Where it is right, have mmformer write the manifest: of more than 10,000 shards it has a table "
+    "beside it.",
+)
+"""10,000 rows of 3,300 bytes: the longest keys of stores have 1,024. Parsed, the worst that it may be takes 1.2 GiB."""
+
+MOST_TABLE = AtMost(2**32, "a table beside a manifest", "Check the address, or divide the set into several.")
+"""Ten million rows of 400 bytes."""
+
+_MOST_INDEX = 2**25
+"""Bytes of an index: half a million members of 64."""
+
+
+def most_index(shard: Shard) -> AtMost:
+    """How long a shard's index may be.
+
+    A member takes 512 bytes of the tar, and of the index at most six for each byte of its name and some eighty more:
+    less than eight times the tar. Filters list samples several times.
+    """
+    return AtMost(
+        min(_MOST_INDEX, 2**16 + 8 * shard.bytes + 2**12 * shard.samples),
+        f"the index of {shard.samples} samples in {shard.bytes} bytes",
+        "Restore it there, or index the tar again: mmformer shards index. Very many samples need several tars.",
+    )
 
 
 def is_remote(source: str | os.PathLike[str]) -> bool:
@@ -84,17 +112,20 @@ def open_manifest(source: str | os.PathLike[str], cache: CacheSpec | None = None
     url = _moved(str(source), lambda place: place.removesuffix(MANIFEST_NAME).rstrip("/"))
     root = Path(cache.folder).expanduser() / hashlib.sha256(url.encode()).hexdigest()[:16]
 
-    def beside(name: str) -> Path:
-        """The table of very many shards, whose name has the first digits of its hash."""
+    def table(layout: Layout) -> Path:
+        """That of very many shards, whose name has the first digits of its hash."""
+        name, place = layout.file, join_url(url, layout.file)
+        if layout.bytes > MOST_TABLE.bytes:
+            raise MOST_TABLE.refused(place, f"{layout.bytes} bytes by its manifest")
         with _alone(root / ".table.lock"):  # a run's processes come to a new one at about one time
             if not (root / name).exists():
                 digits = name.removeprefix("manifest-").removesuffix(".table")
-                copy(join_url(url, name), root / name, cache.patience, Expected(digits))
+                copy(place, root / name, cache.patience, Expected(digits, layout.bytes))
         return root / name
 
     # Anew in every run: it may have changed.
-    copy(join_url(url, MANIFEST_NAME), root / MANIFEST_NAME, cache.patience)
-    manifest = Manifest.load(root, beside)
+    copy(join_url(url, MANIFEST_NAME), root / MANIFEST_NAME, cache.patience, MOST_MANIFEST)
+    manifest = Manifest.load(root, table)
     return RemoteManifest(root, manifest.shards, manifest.history, url, cache)
 
 
@@ -131,21 +162,18 @@ class RemoteManifest(Manifest):
 
     def beside(self, name: str) -> Path:
         if self.url:
-            copy(self._at(name), self.root / name, self.cache.patience)
+            copy(self._at(name), self.root / name, self.cache.patience, MOST_TABLE)
         return self.root / name
 
     def index(self, shard: Shard) -> ShardIndex:
         if not self.url:
             return super().index(shard)
         path = self.root / f"{shard.sha256[:32]}-{hashlib.sha256(shard.index.encode()).hexdigest()[:8]}.index.json"
-        if not path.exists():
-            copy(self._at(shard.index), path, self.cache.patience)
-        try:
-            return self._checked(ShardIndex.load(path), shard, path)
-        except InputError:
-            path.unlink(missing_ok=True)  # it may be that of an older set: fetched again, it may be right
-            copy(self._at(shard.index), path, self.cache.patience)
-            return self._checked(ShardIndex.load(path), shard, path)
+        if path.exists():
+            with suppress(InputError):  # it may be that of an older set: fetched again, it may be right
+                return self._checked(ShardIndex.load(path), shard, path)
+        copy(self._at(shard.index), path, self.cache.patience, most_index(shard))
+        return self._checked(ShardIndex.load(path), shard, path)
 
     def _at(self, path: str) -> str:
         """Where what the manifest names is; derived sets name tars that lie in other folders."""

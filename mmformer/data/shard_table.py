@@ -57,6 +57,11 @@ class Layout:
         names = {"path": f"S{self.path}", "index": f"S{self.index}"}
         return {"samples": "<i8", "bytes": "<i8", "sha256": "V32", "split": "<u2"} | names
 
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+        return self.shards * sum(np.dtype(kind).itemsize for kind in self.columns.values())
+
 
 class ShardTable(Sequence[Shard]):
     """The rows of a file of columns, or those of one split; each is made when it is asked for.
@@ -123,7 +128,7 @@ class ShardTable(Sequence[Shard]):
 
 def _mapped(path: Path, layout: Layout) -> dict[str, NDArray[Any]]:
     """The columns of a file, whose numbers can be right."""
-    size = layout.shards * sum(np.dtype(kind).itemsize for kind in layout.columns.values())
+    size = layout.bytes
     try:
         with path.open("rb") as file:
             if (found := os.fstat(file.fileno()).st_size) != size or not size:

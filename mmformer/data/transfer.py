@@ -48,19 +48,47 @@ class Expected(NamedTuple):
     """What a file must be."""
 
     sha256: str  # in hexadecimal, or its first digits
-    bytes: int | None = None  # its size; None: not known
+    bytes: int  # its size
+
+    def refused(self, url: str, found: str) -> ShardError:
+        """What to say of another one."""
+        return ShardError(
+            f"{url} has {found}, but the manifest says {self.bytes} and {self.sha256[:12]}…: it was changed or cut. "
+            f"Restore it there.",
+            "changed shard",
+        )
+
+
+class AtMost(NamedTuple):
+    """How long a file may be that nothing else is known of: whoever sends it may never end."""
+
+    bytes: int
+    what: str  # it is, with its article
+    fix: str  # a sentence
+
+    def refused(self, url: str, found: str) -> ShardError:
+        """What to say of a longer one."""
+        return ShardError(
+            f"{url} has {found}, but of {self.what} at most {self.bytes} are read. {self.fix}", "changed shard"
+        )
 
 
 class _OtherFileError(Exception):
-    """A file of another size than was expected."""
+    """A file of another size than it may have."""
 
 
 class _CutError(OSError):
     """A file ended early."""
 
 
-def copy(url: str, target: Path, patience: Patience, expected: Expected | None = None) -> str:
+def copy(url: str, target: Path, patience: Patience, expected: Expected | AtMost | None = None) -> str:
     """Copy a file from elsewhere, whole or not at all; its SHA-256.
+
+    Args:
+        url: of the file.
+        target: where it goes.
+        patience: with what fails.
+        expected: what it must be, or how long it may be: no more of it is asked for. None: whatever it is.
 
     Raises:
         ShardError: it is missing, cannot be reached, or is not what was expected.
@@ -71,19 +99,19 @@ def copy(url: str, target: Path, patience: Patience, expected: Expected | None =
     try:
         with os.fdopen(descriptor, "wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # by which it is told from what was left
-            for block in blocks(url, patience, None if expected is None else expected.bytes):
+            for block in blocks(url, patience, expected):
                 digest.update(block)
                 size += len(block)
                 file.write(block)  # an error of our own disk is not the address's
             file.flush()
             os.fsync(file.fileno())  # its name says that it is whole
-        if expected is not None and not digest.hexdigest().startswith(expected.sha256):
-            raise _changed(url, f"{size} bytes and the SHA-256 {digest.hexdigest()[:12]}…", expected)
+        if isinstance(expected, Expected) and not digest.hexdigest().startswith(expected.sha256):
+            raise expected.refused(url, f"{size} bytes and the SHA-256 {digest.hexdigest()[:12]}…")
         Path(name).replace(target)
         return digest.hexdigest()
     except _OtherFileError as error:
         assert expected is not None
-        raise _changed(url, f"{error} bytes", expected) from error
+        raise expected.refused(url, f"{error} bytes") from error
     finally:
         Path(name).unlink(missing_ok=True)
 
@@ -97,23 +125,27 @@ def remove_left(folder: Path) -> None:
                 path.unlink()
 
 
-def blocks(url: str, patience: Patience, size: int | None = None) -> Iterator[bytes]:
+def blocks(url: str, patience: Patience, expected: Expected | AtMost | None = None) -> Iterator[bytes]:
     """The bytes of a file elsewhere, one after the other, whatever fails on the way.
 
     Args:
         url: of the file.
         patience: with what fails.
-        size: of the file; None: not known, and its end is where the answer ends.
+        expected: what it must be. Where its size is not known, its end is where the answer ends.
     """
     done = failed = 0
-    parts = True  # until a server says that it sends whole files alone
+    size = expected.bytes if isinstance(expected, Expected) else None
+    most = None if expected is None else expected.bytes
+    # Until a server says that it sends whole files alone. fsspec holds what is sent as a part, however long it is: one
+    # that ends where it likes is asked for the whole.
+    parts = not isinstance(expected, AtMost)
     while True:
         try:
             # A whole file is one answer of a web server, and what it lacks at the end another one, of a part.
-            for block in _timed(_blocks(url, done, not (done and parts), size), patience.timeout):
+            for block in _timed(_blocks(url, done, not (done and parts), expected), patience.timeout):
                 done, failed = done + len(block), 0
-                if size is not None and done > size:  # not to be written down without end
-                    raise _OtherFileError(f"more than {size}")
+                if most is not None and done > most:  # not to be written down without end
+                    raise _OtherFileError(f"more than {most}")
                 yield block
             if size is None or done == size:
                 return
@@ -154,7 +186,7 @@ def _wait(failed: int) -> None:
     sleep(_WAIT * 2 ** (failed - 1) * random.SystemRandom().uniform(0.5, 1))
 
 
-def _blocks(url: str, start: int, streamed: bool, size: int | None) -> Iterator[bytes]:
+def _blocks(url: str, start: int, streamed: bool, expected: Expected | AtMost | None) -> Iterator[bytes]:
     """The bytes of a file from one on; of a web server in one answer where it is ``streamed``, or else in parts."""
     import fsspec
 
@@ -162,12 +194,22 @@ def _blocks(url: str, start: int, streamed: bool, size: int | None) -> Iterator[
     if url.startswith(("http://", "https://")):  # fsspec's cache takes an answer that ends early for a whole one
         options = {"block_size": 0} if streamed else {"cache_type": "none"}
     with fsspec.open(url, "rb", **options) as remote:
-        found = getattr(remote, "size", None)
-        if None not in (size, found) and found != size:
-            raise _OtherFileError(found)
+        _check_declared(remote, expected)
         _pass(remote, start)
         while block := remote.read(_BLOCK):
             yield block
+
+
+def _check_declared(remote: Any, expected: Expected | AtMost | None) -> None:
+    """Refuse a file by the size that it says it has, where it says one, before any of it is read."""
+    found = getattr(remote, "size", None)
+    if isinstance(expected, AtMost):
+        if found is None:  # fsspec leaves that of a web server's answer with the answer
+            found = getattr(getattr(remote, "r", None), "content_length", None)
+        if found is not None and found > expected.bytes:
+            raise _OtherFileError(found)
+    elif expected is not None and found not in (None, expected.bytes):
+        raise _OtherFileError(found)
 
 
 def _pass(remote: BinaryIO, start: int) -> None:
@@ -241,15 +283,6 @@ def is_missing(error: BaseException) -> bool:
     """Whether there is no such file."""
     origin, status = _origin(error)
     return status in (404, 410) or (status is None and isinstance(origin, FileNotFoundError))
-
-
-def _changed(url: str, found: str, expected: Expected) -> ShardError:
-    size = "" if expected.bytes is None else f"{expected.bytes} and "
-    return ShardError(
-        f"{url} has {found}, but the manifest says {size}{expected.sha256[:12]}…: it was changed or cut. Restore it "
-        f"there.",
-        "changed shard",
-    )
 
 
 def reason(error: BaseException) -> str:
