@@ -5,6 +5,7 @@ which that can be told later (see ``sealing``).
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -44,7 +45,7 @@ def whole_checkpoints(output: Path) -> list[Path]:
         paths = persistently(lambda folder: [*folder.iterdir()], output / "checkpoints")
     except FileNotFoundError:
         return []
-    folders = [path for path in paths if path.name.startswith("step-") and not path.suffix]
+    folders = [path for path in paths if re.fullmatch(r"step-[0-9]+", path.name)]
     return sorted(folder / STATE for folder in folders if persistently(Path.exists, folder / SEAL))
 
 

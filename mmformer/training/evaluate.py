@@ -106,7 +106,8 @@ class Evaluation(pl.Callback):
             for folder in folders:
                 write_bundle(folder, self.run, whole, step, scores, f"split {self.run.data.validation}")
             for folder in (self.output / "top").glob("step-*"):
-                if int(folder.name.removeprefix("step-").partition(".")[0]) not in self.top:
+                number = folder.name.removeprefix("step-").partition(".")[0]
+                if number.isdecimal() and int(number) not in self.top:
                     shutil.rmtree(folder)
         collectives.barrier()
 

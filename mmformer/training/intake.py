@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +10,9 @@ import pytorch_lightning as pl
 
 from mmformer import collectives
 from mmformer.errors import InputError
-from mmformer.files import write_whole
 from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
+from mmformer.training.tables import add_rows, go_on_from, plain
 from mmformer.types import Batch, Skipped
 
 TABLE_NAME = "skipped.tsv"
@@ -53,11 +50,10 @@ class Intake(pl.Callback):
         return Taken(dict(self._causes.most_common()), dict(self._texts))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        rows = _rows_until(trainer.global_step, self.path)  # the same in all processes, and so is the budget
+        # The same in all processes, and so is the budget.
+        rows = go_on_from(trainer.global_step, self.path, _COLUMNS)
         self._known = {(row["source"], row["key"]) for row in rows}
         self._causes = Counter(row["cause"] for row in rows)
-        if is_first() and self.path.exists():
-            write_whole(self.path, _table([_COLUMNS, *(tuple(row.values()) for row in rows)]))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -103,7 +99,7 @@ class Intake(pl.Callback):
         new = [one for others, _ in told for one in others]
         for update, skipped in sorted(new, key=lambda one: (one[0], one[1].position)):
             words = (skipped.source, skipped.key, skipped.cause, skipped.reason)
-            source, key, cause, reason = (word.encode("utf-8", "backslashreplace").decode() for word in words)
+            source, key, cause, reason = map(plain, words)
             if (source, key) not in self._known:
                 self._known.add((source, key))
                 self._causes[cause] += 1
@@ -111,27 +107,10 @@ class Intake(pl.Callback):
         for _, read in told:
             self._texts = _added(self._texts, read)
         if rows and is_first():
-            begun = self.path.exists()
-            with self.path.open("a", encoding="utf-8", newline="") as file:
-                file.write(_table(rows if begun else [_COLUMNS, *rows]))
-
-
-def _rows_until(update: int, path: Path) -> list[dict[str, str]]:
-    """What the table has of a run before it was interrupted; its last line may be half a line."""
-    if not update or not path.exists():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
-        return [row for row in rows if row["reason"] is not None and int(row["update"]) <= update]
+            add_rows(self.path, _COLUMNS, rows)
 
 
 def _added(one: dict[str, tuple[int, int]], other: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """The sums of both."""
     pairs = ((name, one.get(name, (0, 0)), other.get(name, (0, 0))) for name in sorted({*one, *other}))
     return {name: (a[0] + b[0], a[1] + b[1]) for name, a, b in pairs}
-
-
-def _table(rows: Iterable[tuple[Any, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
-    return text.getvalue()

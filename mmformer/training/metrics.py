@@ -18,22 +18,30 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from mmformer.files import write_whole
+from mmformer.training.tables import rows_until
 
 
 class MetricsTable(Logger):
     """A Lightning logger over one CSV file, which grows by a line: it is written anew only for a new column."""
 
     def __init__(self, path: Path, first_step: int) -> None:
-        """Args: path of the file; first_step: rows up to it are kept (0: none are). Nothing is written yet."""
+        """Nothing is written yet.
+
+        Args:
+            path: of the file.
+            first_step: rows up to it are kept; 0: none are.
+
+        Raises:
+            InputError: what is in the file, and is to be kept, is no such table.
+        """
         super().__init__()
         self.path = path
         self.columns: list[str] = []
         self.rows: list[dict[str, str]] = []  # until the first row is written
         self.last: dict[str, str] = {}
         self.offset = 0  # of the last row in the file
-        if first_step and path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
+        if first_step:
+            self.rows = rows_until(first_step, path, number="step", delimiter=",")
             self.last = self.rows[-1] if self.rows else {}
 
     @property

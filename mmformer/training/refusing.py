@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +11,12 @@ import pytorch_lightning as pl
 
 from mmformer import collectives
 from mmformer.errors import InputError
-from mmformer.files import write_whole
 from mmformer.parallel.sharding import drop_gathered
 from mmformer.training.checkpoint import Checkpoint, newest_checkpoint, step_of
 from mmformer.training.divergence import Refused
 from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
+from mmformer.training.tables import add_rows, go_on_from, plain
 from mmformer.training.task import TrainingTask
 from mmformer.types import Batch
 
@@ -38,12 +35,8 @@ class Refusing(pl.Callback):
         self.path = output / TABLE_NAME
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not is_first() or not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8", newline="") as file:
-            rows = [tuple(row) for row in csv.reader(file, delimiter="\t")][1:]
-        own = [row for row in rows if len(row) == len(_COLUMNS) and int(row[0]) <= trainer.global_step]
-        write_whole(self.path, _table([_COLUMNS, *own]))
+        if is_first():
+            go_on_from(trainer.global_step, self.path, _COLUMNS)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -101,20 +94,12 @@ class Refusing(pl.Callback):
     def _write(self, refused: Refused, then: str, keys: list[str]) -> None:
         if not is_first():
             return
-        told = json.dumps(keys, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
-        row = (str(refused.update), refused.cause, f"{refused.loss:g}", f"{refused.norm:g}", then, told)
-        begun = self.path.exists()
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_table([row] if begun else [_COLUMNS, row]))
+        told = plain(json.dumps(keys, ensure_ascii=False))
+        row = (refused.update, refused.cause, f"{refused.loss:g}", f"{refused.norm:g}", then, told)
+        add_rows(self.path, _COLUMNS, [row])
 
     def state_dict(self) -> dict[str, Any]:
         return self.task.guard.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.task.guard.load(state_dict)
-
-
-def _table(rows: Iterable[tuple[str, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
-    return text.getvalue()

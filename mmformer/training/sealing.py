@@ -66,7 +66,7 @@ def damage(folder: Path, by_size: bool = False) -> str | None:
     try:
         table = json.loads(told)["files"]
         expected = {str(name): Content(int(entry["size"]), str(entry["sha256"])) for name, entry in table.items()}
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return f"{SEAL} is not what was written"
     if not expected:
         return f"{SEAL} names no file"
@@ -74,7 +74,7 @@ def damage(folder: Path, by_size: bool = False) -> str | None:
     def wrong_size(name: str) -> str | None:
         try:
             size = persistently(Path.stat, folder / name).st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # or no name that a file may have
             return f"{name} is not there"
         written = expected[name].size
         return None if size == written else f"{name} has {size:,} bytes, but {written:,} were written"
