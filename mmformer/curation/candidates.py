@@ -12,9 +12,9 @@ import numpy as np
 from mmformer.data.caption import lookup
 from mmformer.data.decode import DECODERS, decode, decode_image, decode_text
 from mmformer.data.manifest import MANIFEST_NAME, Manifest
-from mmformer.data.processes import spread
 from mmformer.data.shards import RawSample, ShardReader
 from mmformer.data.sound import Sound, decode_sound
+from mmformer.data.workers import spread
 from mmformer.errors import InputError, nearest
 
 R = TypeVar("R")

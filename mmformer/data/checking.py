@@ -11,8 +11,8 @@ from mmformer.data.building.members import check_member
 from mmformer.data.damage import DamageError
 from mmformer.data.decode import DECODERS
 from mmformer.data.manifest import Manifest, Shard
-from mmformer.data.processes import spread
 from mmformer.data.shards import ShardReader, verify_shard
+from mmformer.data.workers import spread
 from mmformer.errors import InputError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mmformer.data.building.splits import split_of
 from mmformer.data.manifest import MANIFEST_NAME, Manifest, Shard, ShardIndex
-from mmformer.data.processes import spread
 from mmformer.data.remote import CacheSpec, index_remote, is_remote
 from mmformer.data.tar import file_sha256, index_shard
+from mmformer.data.workers import spread
 from mmformer.errors import InputError
 
 

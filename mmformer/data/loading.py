@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mmformer.data.collate import Collate, Sample
 from mmformer.data.dataset import MixedDataset, SampleDataset
 from mmformer.data.order import OrderSpec
-from mmformer.data.processes import read_on
 from mmformer.data.sources import DataSpec
+from mmformer.data.workers import read_on
 from mmformer.errors import InputError
 from mmformer.tokenizers.text import TextEncoder
 

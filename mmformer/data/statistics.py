@@ -20,10 +20,10 @@ from mmformer.data.caption import lookup
 from mmformer.data.decode import DECODERS, decode, decode_image, decode_json, decode_text, image_size
 from mmformer.data.fields import select
 from mmformer.data.manifest import Manifest
-from mmformer.data.processes import spread
 from mmformer.data.samples import RawSample
 from mmformer.data.shards import ShardReader
 from mmformer.data.sound import decode_sound, sound_length
+from mmformer.data.workers import spread
 from mmformer.errors import InputError
 
 

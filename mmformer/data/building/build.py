@@ -21,8 +21,8 @@ from mmformer.data.building.draft import Draft, Found, LeftOut, Unusable
 from mmformer.data.building.members import FORMATS, Treatment, make_members
 from mmformer.data.building.splits import assign, hashed
 from mmformer.data.manifest import Manifest, Shard
-from mmformer.data.processes import spread
 from mmformer.data.tar import add_sample, finish_shard
+from mmformer.data.workers import spread
 from mmformer.errors import InputError
 from mmformer.files import partial_of, sync, write_whole
 from mmformer.spec import require

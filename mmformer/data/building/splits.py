@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mmformer.data.building.draft import Draft, Span, Unusable
-from mmformer.data.processes import spread
+from mmformer.data.workers import spread
 from mmformer.errors import InputError
 
 _CHUNK = 256

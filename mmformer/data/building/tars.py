@@ -9,8 +9,8 @@ from mmformer.data.building.draft import Draft, Found, LeftOut, Span
 from mmformer.data.building.splits import split_of
 from mmformer.data.decode import DECODERS
 from mmformer.data.manifest import ShardIndex
-from mmformer.data.processes import spread
 from mmformer.data.tar import check_names, index_shard
+from mmformer.data.workers import spread
 from mmformer.errors import InputError
 
 

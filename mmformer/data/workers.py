@@ -1,4 +1,4 @@
-"""Work divided among processes."""
+"""Worker processes: work that is divided among them, and how those of a loader end."""
 
 from __future__ import annotations
 
