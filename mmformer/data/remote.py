@@ -67,8 +67,8 @@ class CacheSpec:
     Attributes:
         folder: may be shared by runs and by processes.
         gib: room for shards, in GiB; those that were not read for the longest time make room for others.
-        attempts: how often something is asked for, as long as not a byte comes, before it counts as unreachable; waits
-            of 1, 2, 4 … seconds lie between.
+        attempts: how often something is asked for, as long as less than 4 MiB come, before it counts as unreachable;
+            waits of 1, 2, 4 … seconds lie between, of 60 at most.
         timeout: seconds that the next 4 MiB may take before they are asked for again.
     """
 

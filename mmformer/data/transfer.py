@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from mmformer.data.damage import ShardError
@@ -27,8 +27,8 @@ FETCHING = ".fetching-"
 """What names begin with of what is being copied."""
 
 _BLOCK = 2**22
-_WAIT = 1.0
-"""Seconds before something is asked for again for the first time."""
+_WAIT, _LONGEST_WAIT = 1.0, 60.0
+"""Seconds before something is asked for again: for the first time, and at most."""
 
 # No second try would help; the last two are what fsspec raises for a system that is not installed, or cannot do this.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, ValueError, ImportError, NotImplementedError)
@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 
 class Patience(NamedTuple):
-    """How long to wait for what is elsewhere."""
+    """How long to wait for what is elsewhere: for 4 MiB at most ``attempts`` times the ``timeout`` and a minute."""
 
-    attempts: int = 5  # in a row without a byte
+    attempts: int = 5  # in a row in which less than 4 MiB came
     timeout: float = 60.0  # seconds that the next 4 MiB may take
 
 
@@ -133,7 +133,7 @@ def blocks(url: str, patience: Patience, expected: Expected | AtMost | None = No
         patience: with what fails.
         expected: what it must be. Where its size is not known, its end is where the answer ends.
     """
-    done = failed = 0
+    done = failed = mark = 0
     size = expected.bytes if isinstance(expected, Expected) else None
     most = None if expected is None else expected.bytes
     # Until a server says that it sends whole files alone. fsspec holds what is sent as a part, however long it is: one
@@ -142,8 +142,10 @@ def blocks(url: str, patience: Patience, expected: Expected | AtMost | None = No
     while True:
         try:
             # A whole file is one answer of a web server, and what it lacks at the end another one, of a part.
-            for block in _timed(_blocks(url, done, not (done and parts), expected), patience.timeout):
-                done, failed = done + len(block), 0
+            for block in _timed(_blocks(url, done, not (done and parts), expected), patience.timeout, len):
+                done += len(block)
+                if done - mark >= _BLOCK:  # by a byte each time, it would be asked for without end
+                    failed, mark = 0, done
                 if most is not None and done > most:  # not to be written down without end
                     raise _OtherFileError(f"more than {most}")
                 yield block
@@ -183,7 +185,7 @@ def ask(question: Callable[[], T], patience: Patience) -> T:
 
 def _wait(failed: int) -> None:
     """After so many failures. Thousands of readers that failed together shall not ask again together."""
-    sleep(_WAIT * 2 ** (failed - 1) * random.SystemRandom().uniform(0.5, 1))
+    sleep(min(_WAIT * 2 ** (failed - 1), _LONGEST_WAIT) * random.SystemRandom().uniform(0.5, 1))
 
 
 def _blocks(url: str, start: int, streamed: bool, expected: Expected | AtMost | None) -> Iterator[bytes]:
@@ -224,8 +226,8 @@ def _pass(remote: BinaryIO, start: int) -> None:
         start -= len(passed)
 
 
-def _timed(source: Iterator[T], timeout: float) -> Iterator[T]:
-    """The same, but for one that takes too long: file systems have no time limit in common, so a thread reads."""
+def _timed(source: Iterator[T], timeout: float, size: Callable[[T], int] = lambda each: _BLOCK) -> Iterator[T]:
+    """The same, until the next 4 MiB take too long: file systems have no time limit in common, so a thread reads."""
     ready: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(1)
     given_up = threading.Event()
 
@@ -240,17 +242,23 @@ def _timed(source: Iterator[T], timeout: float) -> Iterator[T]:
             ready.put(error)
 
     threading.Thread(target=read, name="mmformer-transfer", daemon=True).start()
+    came, deadline = 0, monotonic() + timeout
     try:
         while True:
             try:
-                found = ready.get(timeout=timeout)
+                found = ready.get(timeout=max(0.0, deadline - monotonic()))
             except queue.Empty:
-                raise TimeoutError(f"nothing came for {timeout:g} s") from None
+                what = f"no more than {came} bytes" if came else "nothing"
+                raise TimeoutError(f"{what} came for {timeout:g} s") from None
             if isinstance(found, BaseException):
                 raise found
             if found is None:
                 return
+            began = monotonic()
             yield found[0]
+            came, deadline = came + size(found[0]), deadline + monotonic() - began  # what becomes of it takes its time
+            if came >= _BLOCK:
+                came, deadline = 0, monotonic() + timeout
     finally:
         given_up.set()
         with suppress(queue.Empty):

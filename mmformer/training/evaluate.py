@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ class Evaluation(pl.Callback):
         last = trainer.global_step == trainer.max_steps
         self.due = True
         with task.averaged():
-            look = None if last else lambda: self._look(task.device)
+            watch = iter if last else lambda batches: self._watched(batches, task.device)
             try:
-                scores = self._split.scores(task.built, task.device, self.run.trainer.dtype, look)
+                scores = self._split.scores(task.built, task.device, self.run.trainer.dtype, watch)
             except _AbandonedError:
                 return
             for logger in trainer.loggers:
@@ -82,9 +82,13 @@ class Evaluation(pl.Callback):
             self._keep_best(task, scores, trainer.global_step)
         self.latest, self.due = (trainer.global_step, scores), False
 
-    def _look(self, device: torch.device) -> None:
-        if self.stopping.asked(device):
-            raise _AbandonedError
+    def _watched(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+        """The same, until all processes have agreed to end."""
+        every = ASKED_EVERY if collectives.world_size() > 1 else 1
+        for number, batch in enumerate(self.stopping.watched(batches, _AbandonedError)):
+            if number % every == 0 and self.stopping.asked(device):
+                raise _AbandonedError
+            yield batch
 
     def _keep_best(self, task: TrainingTask, scores: Mapping[str, Score], step: int) -> None:
         name, keep = self.run.checkpoint.best, self.run.checkpoint.keep_best
@@ -174,25 +178,18 @@ class Split:
         model: Model,
         device: torch.device | str,
         dtype: torch.dtype = torch.float32,
-        look: Callable[[], None] | None = None,
+        watch: Callable[[Iterable[Batch]], Iterator[Batch]] = iter,
     ) -> dict[str, Score]:
         """A model's scores, the same in each rank.
 
         Args:
             dtype: what the model computes in.
-            look: called between batches, by all ranks at once; what it raises ends the measuring.
+            watch: makes batches of batches, in all ranks alike; what it raises ends the measuring.
         """
         gather = self._gather if self.ranks > 1 else None
-        batches = self._looking(self.loader, look)
-        learned = None if self.learned is None else self._looking(self.learned, look)
+        batches = watch(self.loader)
+        learned = None if self.learned is None else watch(self.learned)
         return evaluate(model, batches, self.metrics, self.encoders, device, learned, gather, dtype)
-
-    def _looking(self, loader: DataLoader[Sample], look: Callable[[], None] | None) -> Iterator[Batch]:
-        every = ASKED_EVERY if collectives.world_size() > 1 else 1
-        for number, batch in enumerate(loader):
-            if look is not None and number % every == 0:
-                look()
-            yield batch
 
     def _gather(self, metrics: Mapping[str, Metric]) -> None:
         for metric in metrics.values():

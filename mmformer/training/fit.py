@@ -119,7 +119,9 @@ def _fit(run: RunSpec, output: Path, resume: bool, overwrite: bool, lock: Folder
         callbacks.append(Samples(run))
     if run.watchdog is not None:
         callbacks.append(Watchdog(run.watchdog))
-    trainer = _trainer(run, output, first_step, checkpoint.io, [*callbacks, checkpoint, stopping])
+    stopwatch = Stopwatch(stopping)
+    callbacks = [Timing(run, output, first_step, stopwatch), *callbacks, checkpoint, stopping]
+    trainer = _trainer(run, output, first_step, checkpoint.io, stopwatch, callbacks)
     if is_first():
         if not resume:
             print("\n".join(task.loaded.report), end="\n" * bool(task.loaded.report))
@@ -159,10 +161,10 @@ def _train(
         return None if model is None else model.cpu()
 
 
-def _trainer(run: RunSpec, output: Path, first_step: int, io: StateIO, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(
+    run: RunSpec, output: Path, first_step: int, io: StateIO, stopwatch: Stopwatch, callbacks: list[Callback]
+) -> pl.Trainer:
     spec = run.trainer
-    stopwatch = Stopwatch()
-    callbacks = [Timing(run, output, first_step, stopwatch), *callbacks]
     if spec.enable_progress_bar:
         callbacks = [*callbacks, Progress(first_step, spec.max_steps)]
     check_accelerator(spec.accelerator)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
 import threading
+from collections.abc import Iterable, Iterator
+from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +18,12 @@ from mmformer import collectives
 from mmformer.training.checkpoint import ASKED_EVERY, Checkpoint
 from mmformer.training.processes import is_first
 from mmformer.training.task import TrainingTask
+
+T = TypeVar("T")
+
+PATIENCE = 60.0
+"""Seconds that one of several processes waits for a batch after a signal. The others may be in its update already,
+which has to be made for all of them to end in order."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -28,6 +37,10 @@ class Stopping(pl.Callback):
     The second Ctrl-C ends it at once. Other signals may come twice, from whoever started a process and from whoever
     started that: they mean the same each time.
 
+    Where no update is under way, since its batch is waited for, one process ends at once: what cannot be reached may be
+    asked for again for longer than a process has before it is killed. One of several processes waits for ``PATIENCE``,
+    and ends without a checkpoint then.
+
     Nothing is sent within a handler: a process that was signalled alone would wait for the others for ever.
 
     Attributes:
@@ -37,6 +50,10 @@ class Stopping(pl.Callback):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.stopped = checkpoint, False
         self._signalled = self._agreed = False
+        self._waiting: type[BaseException] | None = None  # for a batch, and what a signal raises then
+        self._left = False  # an update was not begun, whose batch was waited for
+        self._deadline = 0.0  # of waiting
+        self._timer: threading.Timer | None = None  # until then
         self._before: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -54,9 +71,56 @@ class Stopping(pl.Callback):
         if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
         if is_first() and not self._signalled:
+            when = "now" if self._waiting and collectives.world_size() == 1 else "after this update"
             again = " Once more: at once." if number == signal.SIGINT else ""
-            print(f"\nStopping after this update, with a checkpoint.{again}", file=sys.stderr)
+            print(f"\nStopping {when}, with a checkpoint.{again}", file=sys.stderr)
         self._signalled = True
+        self._leave()
+
+    def wait(self, left_by: type[BaseException] | None = KeyboardInterrupt) -> None:
+        """Say that this process waits for a batch, and by which exception a signal ends that; None: it is there."""
+        self._waiting = left_by
+        if left_by is None and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._leave()
+
+    def _leave(self) -> None:
+        """Where this process was signalled, and waits, raise what ends that; one of several waits for a while."""
+        error = self._waiting
+        if error is None or not self._signalled:
+            return
+        if collectives.world_size() > 1:
+            if self._timer is None:
+                self._look_later()
+            if monotonic() < self._deadline:
+                return
+            error = KeyboardInterrupt  # the others know nothing of it
+        self._left = error is KeyboardInterrupt and collectives.world_size() == 1
+        self._waiting = None
+        raise error
+
+    def _look_later(self) -> None:
+        """Have this process look again after ``PATIENCE``, whatever it waits in."""
+        main = threading.main_thread().ident
+        assert main is not None
+        self._deadline = monotonic() + PATIENCE
+        self._timer = threading.Timer(PATIENCE, signal.pthread_kill, (main, signal.SIGUSR1))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watched(self, batches: Iterable[T], left_by: type[BaseException]) -> Iterator[T]:
+        """The same; a signal while one of them is waited for raises an exception."""
+        iterator = iter(batches)
+        while True:
+            self.wait(left_by)
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.wait(None)
+            yield batch
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -78,9 +142,19 @@ class Stopping(pl.Callback):
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore()
+        try:
+            if self._left:
+                assert isinstance(pl_module, TrainingTask)
+                self.checkpoint.save(trainer, pl_module)  # of the last update: none was under way
+                self.checkpoint.background.wait()
+                for worker in multiprocessing.active_children():  # loaders wait five seconds for each that waits, too
+                    worker.terminate()
+        finally:
+            self._restore()  # until here, a signal that comes twice kills nobody
 
     def _restore(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -12,6 +12,7 @@ from pytorch_lightning.profilers import Profiler
 from mmformer.training.metrics import MetricsTable
 from mmformer.training.processes import is_first
 from mmformer.training.run import RunSpec
+from mmformer.training.stopping import Stopping
 
 TOLERATED = 0.2
 """The share of the time that may be spent waiting before it is told."""
@@ -28,16 +29,23 @@ class Stopwatch(Profiler):
     An accelerator works on while the next batch is read: what is waited for is what is not there when it is asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stopping: Stopping) -> None:
+        """Args: stopping: is told when a batch is waited for."""
         super().__init__()
+        self.stopping = stopping
         self.seconds = {_WAIT: 0.0, _STEP: 0.0}
         self._began: dict[str, float] = {}
 
     def start(self, action_name: str) -> None:
-        self._began[action_name.rpartition(".")[2]] = perf_counter()
+        name = action_name.rpartition(".")[2]
+        self._began[name] = perf_counter()
+        if name == _WAIT:
+            self.stopping.wait()
 
     def stop(self, action_name: str) -> None:
         name = action_name.rpartition(".")[2]
+        if name == _WAIT:
+            self.stopping.wait(None)
         if name in self.seconds:
             self.seconds[name] += perf_counter() - self._began[name]
 

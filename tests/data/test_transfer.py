@@ -118,6 +118,30 @@ def test_an_answer_that_stalls_is_given_up(server: Server, tmp_path: Path, monke
     assert caught.value.cause == "unreachable shard"
 
 
+def test_a_file_that_comes_by_bytes_is_given_up(server: Server, tmp_path: Path, waits: list[float]) -> None:
+    """Each answer has a little of it: a file would be asked for as often as it has bytes."""
+    server.fault = lambda number, asked: Fault(cut=1000) if asked.method == "GET" else None
+    with pytest.raises(ShardError, match=r"asked 4 times\)"):
+        copied(server, tmp_path)
+    assert len(waits) == 3
+
+
+def test_an_answer_that_trickles_is_given_up(server: Server, tmp_path: Path, waits: list[float]) -> None:
+    """Its next bytes come in time, and its next 4 MiB do not."""
+    server.fault = lambda number, asked: Fault(slow=0.1) if asked.method == "GET" else None
+    began = time.perf_counter()
+    with pytest.raises(ShardError, match=r"asked 2 times\): (nothing|no more than \d+ bytes) came for 0.5 s"):
+        copied(server, tmp_path, patience=Patience(2, 0.5))
+    assert time.perf_counter() - began < 5
+
+
+def test_waits_do_not_grow_for_ever(server: Server, tmp_path: Path, waits: list[float]) -> None:
+    server.fault = lambda number, asked: Fault(status=503)
+    with pytest.raises(ShardError, match=r"asked 12 times\)"):
+        copied(server, tmp_path, patience=Patience(12, 1.0))
+    assert 30 <= max(waits) <= 60 and len(waits) == 11
+
+
 def test_a_slow_answer_is_waited_for(server: Server, tmp_path: Path) -> None:
     """It takes longer than the limit, but none of its blocks does."""
     server.fault = lambda number, asked: Fault(slow=0.01)

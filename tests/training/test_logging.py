@@ -18,11 +18,13 @@ from mmformer.generation.sampling import GreedySpec
 from mmformer.generation.writing import write_texts
 from mmformer.parallel.mesh import ParallelSpec
 from mmformer.training import loggers, timing
+from mmformer.training.checkpoint import Checkpoint
 from mmformer.training.fit import fit
 from mmformer.training.metrics import MetricsTable
 from mmformer.training.norms import ActivationNorms, gradient_norms
-from mmformer.training.run import LoggingSpec
+from mmformer.training.run import CheckpointSpec, LoggingSpec
 from mmformer.training.samples import Samples
+from mmformer.training.stopping import Stopping
 from mmformer.training.timing import Stopwatch, Timing
 from mmformer.types import Batch
 
@@ -131,7 +133,7 @@ def test_waiting_and_training_are_timed_apart(
 def test_a_fifth_of_the_time_may_be_waited(
     waited: float, told: bool, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(Stopping(Checkpoint(CheckpointSpec(), tmp_path)))
     one = Timing(tiny_run(shards, data={"workers": 2}), tmp_path, 0, stopwatch)
     one._updates = 4
     one._tell(waited, 10 - waited)
