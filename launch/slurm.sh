@@ -9,8 +9,8 @@
 #   sbatch ... launch/slurm.sh --doctor --config ... --output ...           # look at the job's machines instead
 #
 # --ntasks-per-node and --gpus-per-node must be equal. parallel.shard is set to all of the tasks, unless the words have
-# it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's; --output is required, a folder that all machines share. PYTHON is the interpreter (default: .venv/bin/python
-# of the folder that sbatch is called from).
+# it: beside parallel.data or parallel.tensor it is smaller. All other words are fit's; --output is required, a folder
+# that all machines share. PYTHON is the interpreter (default: .venv/bin/python of the folder that sbatch is called from).
 #SBATCH --job-name mmformer
 #SBATCH --cpus-per-task 8
 #SBATCH --requeue

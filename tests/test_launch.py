@@ -188,3 +188,15 @@ def test_help_is_the_head_of_the_script(script: str) -> None:
     done = call(script, "--help")
     assert done.returncode == 0
     assert f"launch/{script} --dry-run" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sh", "kubernetes.sh"])
+def test_a_script_that_is_copied_alone_does_the_same(script: str, tmp_path: Path) -> None:
+    """As SLURM copies the one that sbatch is given."""
+    copied = tmp_path / script
+    copied.write_bytes((ROOT / "launch" / script).read_bytes())
+    copied.chmod(0o755)
+    here = call(script, "--dry-run", *SHARED, **CLUSTER, NODE_RANK="0", HEAD="node0:29500")
+    there = call(str(copied), "--dry-run", *SHARED, **CLUSTER, NODE_RANK="0", HEAD="node0:29500")
+    assert here.returncode == there.returncode == 0, there.stderr
+    assert there.stdout == here.stdout
