@@ -27,7 +27,7 @@ class EarlyStopping(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Where a run had ended so, or was told to end before it was measured, and is resumed."""
         self._look(trainer, pl_module)
-        trainer.should_stop = self.waited >= self.spec.patience
+        trainer.should_stop = trainer.should_stop or self.waited >= self.spec.patience
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int

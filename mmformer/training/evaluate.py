@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loops import _FitLoop
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
@@ -35,7 +36,7 @@ class Evaluation(pl.Callback):
     """Measures on the validation split every so many updates, and keeps the best model as a bundle.
 
     A run that is told to end does not wait for it: nothing is kept of what was measured so far, and the run that is
-    resumed measures first. After the last update it is measured to the end.
+    resumed measures first, and after the last update nothing else.
     """
 
     def __init__(self, run: RunSpec, output: Path, stopping: Stopping) -> None:
@@ -45,12 +46,24 @@ class Evaluation(pl.Callback):
         if run.checkpoint.best is not None:
             self.measure = measure_of(run, run.checkpoint.best, run.checkpoint.mode)
         self.due = False  # whether the update that was made last is still to be measured
+        self.measured = 0  # the update that was measured last, by this start or one before it
         self.latest: tuple[int, Mapping[str, Score]] = (-1, {})  # the update that was measured last, and its scores
         self._split: Split | None = None  # opened when it is first measured
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        trainer.fit_loop.__class__ = _Loop
+        trainer.fit_loop.evaluation = self  # type: ignore[attr-defined]
+
+    def owes(self, step: int) -> bool:
+        """Whether a run that begins after so many updates measures first: it was left, or the run ends here now."""
+        ends = self.run.evaluation.every_steps is not None and step == self.run.trainer.max_steps
+        return self.due or (ends and self.measured != step)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.due:
+        if self.owes(trainer.global_step):
             self._measure(trainer, pl_module)
+            if self.due:  # left again: the next update would have its scores
+                trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -68,10 +81,11 @@ class Evaluation(pl.Callback):
             self._split = Split(
                 self.run, self.run.data.validation, collectives.data_rank(), collectives.data_world_size()
             )
-        last = trainer.global_step == trainer.max_steps
         self.due = True
         with task.averaged():
-            watch = iter if last else lambda batches: self._watched(batches, task.device)
+            def watch(batches: Iterable[Batch]) -> Iterator[Batch]:
+                return self._watched(batches, task.device)
+
             try:
                 scores = self._split.scores(task.built, task.device, self.run.trainer.dtype, watch)
             except _AbandonedError:
@@ -80,7 +94,7 @@ class Evaluation(pl.Callback):
                 values = {f"validation/{name}": score.value for name, score in scores.items()}
                 logger.log_metrics(values, trainer.global_step)
             self._keep_best(task, scores, trainer.global_step)
-        self.latest, self.due = (trainer.global_step, scores), False
+        self.latest, self.measured, self.due = (trainer.global_step, scores), trainer.global_step, False
 
     def _watched(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         """The same, until all processes have agreed to end."""
@@ -116,10 +130,11 @@ class Evaluation(pl.Callback):
         collectives.barrier()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"top": self.top, "measure": self.measure, "due": self.due}
+        return {"top": self.top, "measure": self.measure, "due": self.due, "measured": self.measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.due = state_dict.get("due", False) and self.run.evaluation.every_steps is not None
+        self.measured = state_dict.get("measured", 0)
         before = state_dict.get("measure")
         if self.measure is None:  # nothing is looked for; another run may go on with it
             self.measure = before
@@ -129,6 +144,19 @@ class Evaluation(pl.Callback):
 
 class _AbandonedError(Exception):
     """All processes have agreed to end."""
+
+
+class _Loop(_FitLoop):
+    """Lightning's, but that a run with no update left to make begins and ends, too, where the last is to be measured:
+    signals, loggers and devices are there then, as in any other.
+    """
+
+    evaluation: Evaluation
+
+    @property
+    def skip(self) -> bool:
+        skipped: bool = super().skip
+        return skipped and not self.evaluation.owes(self.epoch_loop.global_step)
 
 
 def measure_of(run: RunSpec, score: str, mode: str) -> dict[str, str]:

@@ -154,7 +154,7 @@ def _train(
             if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
                 raise KeyboardInterrupt from None
             raise
-        if stopping.stopped:
+        if stopping.asked(trainer.strategy.root_device):
             raise KeyboardInterrupt
         end.enter_context(task.averaged())
         model = whole_model(task.built)

@@ -32,7 +32,7 @@ def _nothing() -> None: ...
 
 
 class Stopping(pl.Callback):
-    """Takes Ctrl-C, SIGTERM and SIGUSR1 while training: notes them, and lets the update end.
+    """Takes Ctrl-C, SIGTERM and SIGUSR1 while training and measuring: notes them, and lets the update end.
 
     The second Ctrl-C ends it at once. Other signals may come twice, from whoever started a process and from whoever
     started that: they mean the same each time.
@@ -42,13 +42,10 @@ class Stopping(pl.Callback):
     and ends without a checkpoint then.
 
     Nothing is sent within a handler: a process that was signalled alone would wait for the others for ever.
-
-    Attributes:
-        stopped: whether training ended so.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.stopped = checkpoint, False
+        self.checkpoint = checkpoint
         self._signalled = self._agreed = False
         self._waiting: type[BaseException] | None = None  # for a batch, and what a signal raises then
         self._left = False  # an update was not begun, whose batch was waited for
@@ -59,11 +56,13 @@ class Stopping(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave signals to this callback alone: Lightning's own handlers send within, and requeue a job of SLURM's; and
         before each update of several processes it waits for the device, to hear of a signal.
+
+        Where it takes signals, this does: a state to go on from is loaded then, and nothing was measured yet.
         """
-        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
+        trainer._signal_connector.register_signal_handlers = self._take  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _take(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
@@ -131,14 +130,17 @@ class Stopping(pl.Callback):
         if self.asked(pl_module.device):
             assert isinstance(pl_module, TrainingTask)
             self.checkpoint.save(trainer, pl_module)
-            trainer.should_stop = self.stopped = True
+            trainer.should_stop = True
 
     def asked(self, device: torch.device) -> bool:
-        """Whether any process was signalled, in which case all end after this update; all have to ask at once."""
+        """Whether any process was signalled, in which case all end after this update; all have to ask at once.
+
+        To be asked after training too: a signal may come while the last update is measured or written.
+        """
         self._agreed = self._agreed or collectives.any_rank(self._signalled, device)
         return self._agreed
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

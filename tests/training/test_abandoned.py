@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from killed import assert_equal
 from tiny import tiny_run, write_shards
 
 from mmformer.evaluation.metric import Metric
-from mmformer.training.checkpoint import whole_checkpoints
+from mmformer.training.checkpoint import Checkpoint, whole_checkpoints
 from mmformer.training.evaluate import Evaluation
 from mmformer.training.fit import fit
 from mmformer.training.run import CheckpointSpec, EarlyStoppingSpec, EMASpec, EvaluationSpec, RunSpec
+from mmformer.training.task import TrainingTask
 
 SCORE = "retrieval/image_to_text/R@1"
 
@@ -63,14 +65,28 @@ def signalled(monkeypatch: pytest.MonkeyPatch, step: int) -> list[int]:
     return measured
 
 
+def stop_in(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Have the process signalled in an update, 1 the first."""
+    train = TrainingTask.training_step
+
+    def training_step(self: TrainingTask, *given: Any) -> None:
+        if self.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        train(self, *given)
+
+    monkeypatch.setattr(TrainingTask, "training_step", training_step)
+
+
 def measured_steps(output: Path) -> list[int]:
     with (output / "metrics.csv").open() as file:
         return [int(row["step"]) for row in csv.DictReader(file) if row.get(f"validation/{SCORE}")]
 
 
-def assert_same(whole: Path, output: Path) -> None:
+def assert_same(
+    whole: Path, output: Path, parts: tuple[str, ...] = ("global_step", "state_dict", "optimizer_states", "callbacks")
+) -> None:
     one, other = (torch.load(whole_checkpoints(folder)[-1], weights_only=True) for folder in (whole, output))
-    for part in ("global_step", "state_dict", "optimizer_states", "callbacks"):
+    for part in parts:
         assert_equal(one[part], other[part], part)
     for file in ("metrics.csv", "bundle/model.safetensors", "best/model.safetensors", "best/README.md"):
         assert (output / file).read_bytes() == (whole / file).read_bytes(), file
@@ -93,13 +109,84 @@ def test_it_is_measured_when_it_is_resumed(
     assert_same(whole, output)
 
 
-def test_the_last_update_is_measured_to_the_end(
+def test_the_last_evaluation_is_left_too(
     run: RunSpec, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = signalled(monkeypatch, 6)
-    fit(run, tmp_path / "run")
-    assert measured.count(6) == 4
-    assert_same(whole, tmp_path / "run")
+    """And again, by the run that is resumed and has nothing else to do; the third one makes it."""
+    output = tmp_path / "run"
+    for measured_before in ([2] * 4 + [4] * 4, []):
+        with monkeypatch.context() as patch:
+            measured = signalled(patch, 6)
+            with pytest.raises(KeyboardInterrupt):
+                fit(run, output, resume=not measured_before)
+        assert measured == [*measured_before, 6], "it ends before the next batch"
+        assert whole_checkpoints(output)[-1].parent.name == "step-000000006"
+        assert not (output / "bundle").exists()
+    fit(run, output, resume=True)
+    assert measured_steps(output) == measured_steps(whole) == [2, 4, 6]
+    assert_same(whole, output, ("state_dict", "optimizer_states"))  # that it was to be measured is in it
+
+
+def test_a_run_that_is_to_measure_first_and_is_told_to_end_makes_no_update(
+    run: RunSpec, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores would be those of the next."""
+    output = tmp_path / "run"
+    for resume in (False, True):
+        with monkeypatch.context() as patch:
+            signalled(patch, 4)
+            with pytest.raises(KeyboardInterrupt):
+                fit(run, output, resume=resume)
+        assert whole_checkpoints(output)[-1].parent.name == "step-000000004"
+    fit(run, output, resume=True)
+    assert_same(whole, output)
+
+
+@pytest.mark.parametrize(("step", "measured"), [(4, [2, 4]), (5, [2, 4, 5])])
+def test_a_run_that_ends_earlier_when_it_is_resumed_is_measured_there(
+    step: int, measured: list[int], run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At an update whose evaluation was left, or that was not one to be measured before."""
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if step == 4:
+            signalled(patch, 4)
+        else:
+            stop_in(patch, 5)
+        fit(run, output)
+    assert whole_checkpoints(output)[-1].parent.name == f"step-{step:09d}"
+    ending = dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, max_steps=step))
+    fit(ending, output, resume=True)
+    assert measured_steps(output) == measured
+    fit(ending, output, resume=True)
+    assert measured_steps(output) == measured
+
+
+def test_a_run_that_was_measured_to_its_end_is_not_measured_again(
+    run: RunSpec, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    monkeypatch.setattr(Evaluation, "_measure", lambda *given: pytest.fail("measured"))
+    fit(run, output, resume=True)
+    assert_same(whole, output)
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_is_heard(
+    run: RunSpec, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, ends = tmp_path / "run", Checkpoint.on_train_end
+
+    def signalled_there(self: Checkpoint, *given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        ends(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, "on_train_end", signalled_there)
+        fit(run, output)
+    assert not (output / "bundle").exists()
+    fit(run, output, resume=True)
+    assert_same(whole, output)
 
 
 def test_what_was_left_to_measure_may_end_a_run(run: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,11 @@ def test_lightning_takes_no_signals_and_sends_none(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(owner, name, lambda self: pytest.fail("called"))
         assert f".{name}()" in inspect.getsource(caller)
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    Stopping(Checkpoint(CheckpointSpec(), tmp_path)).setup(trainer, pl.LightningModule(), "fit")
+    stopping = Stopping(Checkpoint(CheckpointSpec(), tmp_path))
+    stopping.setup(trainer, pl.LightningModule(), "fit")
+    before = signal.getsignal(signal.SIGTERM)
     trainer._signal_connector.register_signal_handlers()
+    assert signal.getsignal(signal.SIGTERM) == stopping._note, "ours in its place"
+    stopping.teardown(trainer, pl.LightningModule(), "fit")
+    assert signal.getsignal(signal.SIGTERM) == before
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
