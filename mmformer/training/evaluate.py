@@ -7,12 +7,13 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loops import _FitLoop
+from pytorch_lightning.loops.fit_loop import _FitLoop
 from torch.utils.data import DataLoader
 
 from mmformer import collectives
@@ -83,9 +84,7 @@ class Evaluation(pl.Callback):
             )
         self.due = True
         with task.averaged():
-            def watch(batches: Iterable[Batch]) -> Iterator[Batch]:
-                return self._watched(batches, task.device)
-
+            watch = partial(self._watched, device=task.device)
             try:
                 scores = self._split.scores(task.built, task.device, self.run.trainer.dtype, watch)
             except _AbandonedError:

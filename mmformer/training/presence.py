@@ -16,12 +16,12 @@ from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from pytorch_lightning.strategies import Strategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from torch._C._distributed_c10d import Store
 from torch.distributed import DistError
 
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
+from mmformer.training.before_meeting import BeforeMeeting, Launcher
 from mmformer.training.processes import MeshStrategy, leave
 
 T = TypeVar("T")
@@ -209,8 +209,8 @@ class Watch:
 
 
 class Presence:
-    """Watches from when the processes have met. Where one is lost, the others say which, and end; where one fails, they
-    leave it to that one to say why.
+    """Watches from when the processes have met; before that ``BeforeMeeting`` does. Where one is lost, the others say
+    which, and end; where one fails, they leave it to that one to say why.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -219,6 +219,7 @@ class Presence:
             strategy: of the run; where it is one of several processes, it says when they have met.
         """
         self._launcher = strategy.launcher
+        self._before = BeforeMeeting(self._launcher)
         self._watch: Watch | None = None
         self._found = threading.Event()
         self._settling = False  # the main thread has failed, waits for what is found, and ends the process itself
@@ -226,11 +227,8 @@ class Presence:
             strategy.met = self._begin
 
     def _begin(self, store: Store) -> None:
-        started: list[subprocess.Popen[Any]] = []
-        if isinstance(self._launcher, _SubprocessScriptLauncher):
-            started = [*self._launcher.procs]
-            self._launcher.procs.clear()  # a thread of Lightning's looks at these, which would kill all without a word
-            self._launcher.procs = started
+        self._before.end()
+        started = self._launcher.started if isinstance(self._launcher, Launcher) else ()
         ranks = (collectives.rank(), collectives.world_size())
         self._watch = Watch(store, *ranks, self._lose, self._fail, started)
         self._watch.start()
@@ -242,6 +240,7 @@ class Presence:
 
         However it ends, this process is not missed after it.
         """
+        self._before.begin()
         try:
             yield
         except BaseException as error:
@@ -254,15 +253,15 @@ class Presence:
         self._end()
 
     def _end(self) -> None:
+        self._before.end()
         if self._watch is not None:
             self._watch.end()
             self._watch = None
 
     def _kill_started(self) -> None:
         """End the processes that this one has started, and that know of no reason to."""
-        if isinstance(self._launcher, _SubprocessScriptLauncher):
-            for process in self._launcher.procs:
-                process.kill()
+        if isinstance(self._launcher, Launcher):
+            self._launcher.kill(signal.SIGKILL)
 
     def _settle(self, error: Exception) -> int | None:
         """The exit code of another process's reason; None: this one failed by itself, and says why."""

@@ -23,6 +23,7 @@ from mmformer import collectives
 from mmformer.errors import InputError
 from mmformer.parallel.meeting import let_no_more_in, open_own_store
 from mmformer.parallel.mesh import ParallelSpec, holders_of, make_mesh, readers_of, stages_of
+from mmformer.training.before_meeting import Launcher
 from mmformer.training.layouts import by_name, held, load_parts, load_whole
 from mmformer.training.unpickling import as_data
 
@@ -89,6 +90,11 @@ class MeshStrategy(ModelParallelStrategy):
         self.met: Callable[[Store], None] = lambda store: None  # who is told of it then
         self._meeting: TCPStore | None = None  # as long as it is held here, all find it
         self._state: Path | None = None
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if not self.cluster_environment.creates_processes_externally:
+            self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def of_first(self, state: Path | None) -> Path | None:
         """The state that the first process goes on from, which is the one that looks; None: it begins.
