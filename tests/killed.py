@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmformer.training.checkpoint import Checkpoint, whole_checkpoints
 from mmformer.training.fit import fit
+from mmformer.training.layouts import read_parts
 from mmformer.training.run import RunSpec
 from mmformer.training.task import TrainingTask
 
@@ -116,7 +117,14 @@ def _fit(run: RunSpec, output: Path, resume: bool, moment: Moment | None) -> Non
     log = os.open(output.parent / "log.txt", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
-    keys = os.open(output.parent / "keys.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    calls = watched(output.parent / "keys.jsonl", PLACES, moment)
+    fit(run, output, resume=resume)
+    (output.parent / "calls.json").write_text(json.dumps(calls))
+
+
+def watched(file: Path, places: Mapping[str, Sequence[str]], moment: Moment | None) -> Counter[str]:
+    """Have this process write its updates' samples to a file, and die at a moment; how often it came by places."""
+    keys = os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     step = TrainingTask.training_step
 
     def tells(self: TrainingTask, batch: Any, batch_idx: int) -> None:
@@ -125,10 +133,9 @@ def _fit(run: RunSpec, output: Path, resume: bool, moment: Moment | None) -> Non
 
     TrainingTask.training_step = tells  # type: ignore[method-assign]
     calls: Counter[str] = Counter()
-    for place in (place for places in PLACES.values() for place in places):
+    for place in (place for group in places.values() for place in group):
         _count(place, calls, moment)
-    fit(run, output, resume=resume)
-    (output.parent / "calls.json").write_text(json.dumps(calls))
+    return calls
 
 
 def _count(place: str, calls: Counter[str], moment: Moment | None) -> None:
@@ -168,7 +175,7 @@ def assert_survives(run: RunSpec, whole: Path, output: Path, *moments: Moment) -
 
 def assert_same_end(whole: Path, output: Path) -> None:
     """The same weights, averages, optimizer, scores and samples; and nothing is left lying about."""
-    one, other = (torch.load(whole_checkpoints(folder)[-1], weights_only=True) for folder in (whole, output))
+    one, other = (_state(whole_checkpoints(folder)[-1]) for folder in (whole, output))
     for part in ("global_step", "state_dict", "optimizer_states", "callbacks"):
         assert_equal(one[part], other[part], part)
     assert (output / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
@@ -176,11 +183,14 @@ def assert_same_end(whole: Path, output: Path) -> None:
         first, second = (folder / bundle / "model.safetensors" for folder in (whole, output))
         assert first.read_bytes() == second.read_bytes(), bundle
     expected = dict(_keys(whole))
-    for step, keys in _keys(output):
-        assert keys == expected[step], f"update {step} read other samples"
-    assert {step for step, _ in _keys(output)} == set(expected)
-    left = {str(path.relative_to(output)) for path in output.rglob("*") if not path.name.startswith("events")}
-    assert left == {str(path.relative_to(whole)) for path in whole.rglob("*") if not path.name.startswith("events")}
+    for update, keys in _keys(output):
+        assert keys == expected[update], f"update {update} read other samples"
+    assert {update for update, _ in _keys(output)} == set(expected)
+    left, expected = (
+        {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("events")}
+        for folder in (output, whole)
+    )
+    assert left == expected, left ^ expected
 
 
 def assert_equal(one: Any, other: Any, where: str = "") -> None:
@@ -199,10 +209,17 @@ def assert_equal(one: Any, other: Any, where: str = "") -> None:
         assert one == other, where
 
 
-def _keys(output: Path) -> list[tuple[int, list[str]]]:
-    """The samples of every update that was tried, in the order of the trials."""
-    lines = (output.parent / "keys.jsonl").read_text().splitlines()
-    return [(step, keys) for step, *keys in map(json.loads, lines)]
+def _state(path: Path) -> dict[str, Any]:
+    """What one process wrote, or several."""
+    read: dict[str, Any] = read_parts(path) if path.is_dir() else torch.load(path, weights_only=True)
+    return read
+
+
+def _keys(output: Path) -> list[tuple[tuple[str, int], list[str]]]:
+    """The samples of every update that was tried, by the process's file and the update, in the order of the trials."""
+    files = sorted(output.parent.glob("keys*.jsonl"))
+    lines = [(file.name, json.loads(line)) for file in files for line in file.read_text().splitlines()]
+    return [((name, step), keys) for name, (step, *keys) in lines]
 
 
 def _log(output: Path) -> str:

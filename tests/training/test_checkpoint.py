@@ -212,6 +212,13 @@ def test_what_the_killed_left_is_removed_before_it_goes_on(run: RunSpec, output:
     assert names(output) == ["step-000000002", "step-000000002.damaged", "step-000000004"]
 
 
+def test_a_run_with_no_checkpoint_left_to_write_removes_what_is_not_to_be_kept(run: RunSpec, output: Path) -> None:
+    """It was killed when it had written its last one, and had not removed the one before yet."""
+    kept = dataclasses.replace(run, checkpoint=CheckpointSpec(every_steps=2, keep=1))
+    fit(kept, output, resume=True)
+    assert names(output) == ["step-000000006"]
+
+
 def test_some_stay_for_good(run: RunSpec, tmp_path: Path) -> None:
     run = dataclasses.replace(run, checkpoint=CheckpointSpec(every_steps=1, keep=1, keep_every=2))
     fit(dataclasses.replace(run, trainer=dataclasses.replace(run.trainer, max_steps=5)), tmp_path / "run")
