@@ -186,11 +186,11 @@ def assert_same_end(whole: Path, output: Path) -> None:
     for update, keys in _keys(output):
         assert keys == expected[update], f"update {update} read other samples"
     assert {update for update, _ in _keys(output)} == set(expected)
-    left, expected = (
+    left, whole_files = (
         {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.startswith("events")}
         for folder in (output, whole)
     )
-    assert left == expected, left ^ expected
+    assert left == whole_files, left ^ whole_files
 
 
 def assert_equal(one: Any, other: Any, where: str = "") -> None:

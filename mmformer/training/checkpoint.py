@@ -162,13 +162,14 @@ class Checkpoint(pl.Callback):
         """Write one, if there is none of this step; all processes do at once.
 
         Raises:
-            InputError: the weights are not numbers any more.
+            InputError: the weights are not numbers any more, or not the same where processes hold copies.
             OSError: it cannot be written, or the one before could not.
         """
         if self._saved == trainer.global_step:
             return
         self._saved, self._when = trainer.global_step, monotonic()
         task.check_finite()
+        task.check_copies()
         self.background.wait()
         folder = self.output / "checkpoints" / f"step-{trainer.global_step:09d}"
         trainer.save_checkpoint(folder / STATE)  # to self.io

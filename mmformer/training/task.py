@@ -6,6 +6,7 @@ position, what a resumed run goes on from, is the number of updates times the ba
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,6 +30,7 @@ from mmformer.parallel.allocation import allocate, allocate_adapters
 from mmformer.parallel.checkpointing import checkpoint_layers
 from mmformer.parallel.clipping import clip_gradients
 from mmformer.parallel.compiling import compile_layers
+from mmformer.parallel.copies import find_drift
 from mmformer.parallel.sharding import is_spread, local_part, spread, whole
 from mmformer.training.average import WeightAverage
 from mmformer.training.bundling import other_answers
@@ -57,6 +59,7 @@ class TrainingTask(pl.LightningModule):
         self.loaded = Loaded(frozenset(), [])  # what begins with weights from a file
         self.guard = Guard(run.divergence)
         self.refused: Refused | None = None  # the last update, where it was not applied
+        self._drifted = False  # whether it was told that copies of parameters differ
         self.objectives: dict[str, Objective] = {name: spec.build() for name, spec in run.objectives.items()}
 
     @property
@@ -184,6 +187,36 @@ class TrainingTask(pl.LightningModule):
                 f"Training diverged: after update {self.global_step} some weights are no numbers. Lower optimizer.lr "
                 f"(now {self.run.optimizer.lr:g}); earlier checkpoints are kept."
             )
+
+    def check_copies(self) -> None:
+        """Refuse to keep one of several copies of a parameter that are not the same any more (``parallel/copies.py``).
+
+        Where GPUs may add up in any order, they drift apart by rounding; that is told once.
+
+        Raises:
+            InputError: some differ.
+        """
+        drift = find_drift(self.built)
+        if drift is None:
+            return
+        groups = " and of ".join(
+            f"process{'es' * (len(each) > 1)} {', '.join(map(str, each))}" for each in drift.processes
+        )
+        told = (
+            f"after update {self.global_step} the copies of {drift.name} that processes hold are not the same any "
+            f"more: those of {groups} differ ({drift.parameters} parameters in all)."
+        )
+        if self.device.type == "cpu" or self.run.trainer.deterministic:
+            raise InputError(
+                f"The processes' weights drifted apart: {told} No checkpoint was made. Look at the memory of their "
+                f"machines, and go on from the last checkpoint with --resume."
+            )
+        if collectives.rank() == 0 and not self._drifted:
+            print(
+                f"\nmmformer: {told} A GPU may round otherwise each time; trainer.deterministic forbids it.",
+                file=sys.stderr,
+            )
+        self._drifted = True
 
     def _is_logged(self, updates: int) -> bool:
         """Whether an update has a row: the last of every so many, of each kind where sources take turns."""
