@@ -27,7 +27,7 @@ measure, learn = Evaluation._measure, Metric.learn
 
 def begins(self, trainer, task):
     def tells(*given):
-        if trainer.global_rank == 1:
+        if trainer.global_rank == 1 and trainer.global_step == STEP:
             os.kill(os.getpid(), signal.SIGTERM)
         learn(*given)
     Metric.learn = tells
@@ -39,14 +39,17 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_both_leave_it_and_measure_when_they_are_resumed(tmp_path: Path) -> None:
-    """After the third update, at which they do not ask each other otherwise. The second process alone is signalled."""
+@pytest.mark.parametrize("step", [3, 5])
+def test_both_leave_it_and_measure_when_they_are_resumed(step: int, tmp_path: Path) -> None:
+    """After the third update, at which they do not ask each other otherwise, or the last one, after which there is
+    nothing else to do. The second process alone is signalled.
+    """
     run = everything(write_shards(tmp_path / "shards"))
     checkpoint = CheckpointSpec(every_steps=100, best="retrieval/image_to_text/R@1")
     trainer = dataclasses.replace(run.trainer, max_steps=5)
     file, script = tmp_path / "run.yaml", tmp_path / "signalled.py"
     file.write_text(to_yaml(dataclasses.replace(run, checkpoint=checkpoint, trainer=trainer)), encoding="utf-8")
-    script.write_text(SIGNALLED)
+    script.write_text(SIGNALLED.replace("STEP", str(step)))
     whole, output = tmp_path / "whole", tmp_path / "run"
     fit(file, whole, "--parallel.shard", "2")
 
@@ -56,8 +59,9 @@ def test_both_leave_it_and_measure_when_they_are_resumed(tmp_path: Path) -> None
         [sys.executable, str(script), *words], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 130, done.stderr
-    assert [state.parent.name for state in whole_checkpoints(output)] == ["step-000000003"]
-    assert not (output / "best").exists()
+    assert [state.parent.name for state in whole_checkpoints(output)] == [f"step-{step:09d}"]
+    assert not (output / "bundle").exists()
+    assert (output / "best").exists() == (step == 5), "of the third update"
     assert "validation/retrieval/image_to_text/R@1" not in rows(output)[-1]
     fit(file, output, "--parallel.shard", "2", "--resume")
     assert rows(output) == rows(whole)
