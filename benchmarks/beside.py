@@ -42,6 +42,8 @@ class Work(NamedTuple):
     theirs: Callable[[], object]
     difference: float
     """Between what they make, over the largest of the peer's; of tokens, the share that is not equal."""
+    told: bool = False
+    """The calls return the seconds that count; others are part of neither's work."""
 
 
 @dataclass(frozen=True)
@@ -140,16 +142,18 @@ HEAD = (
 )
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of two calls, in the order A B B A."""
+def compare(work: Work, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of both calls, in the order A B B A."""
     times: tuple[list[float], list[float]] = ([], [])
-    for call in (ours, theirs):
+    calls = (work.ours, work.theirs)
+    for call in calls:
         call()
     for _ in range(rounds):
         for which in (0, 1, 1, 0):
             began = time.perf_counter()
-            (ours, theirs)[which]()
-            times[which].append(time.perf_counter() - began)
+            made = calls[which]()
+            taken = time.perf_counter() - began
+            times[which].append(float(made) if work.told else taken)  # type: ignore[arg-type]
     return times
 
 
@@ -170,7 +174,7 @@ def measure(row: Row) -> Result:
     work.theirs()
     taken = 2 * (time.perf_counter() - began)
     rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(SECONDS / taken)))
-    mine, other = compare(work.ours, work.theirs, rounds)
+    mine, other = compare(work, rounds)
     ratios = sorted(b / a for a, b in zip(mine, other, strict=True))
     seconds = statistics.median(mine)
     return Result(

@@ -54,25 +54,24 @@ def _picture(number: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+def loading_spec(workers: int) -> DataSpec:
+    """What is read of them."""
+    image = ImageInputSpec("jpg", ImageTransformSpec((224, 224)), crop=RandomResizedCropSpec((0.9, 1.0)))
+    return DataSpec(str(shards()), image=image, batch_size=BATCH, workers=workers, cache_mib=0)
+
+
 def loaded(workers: int) -> Work:
     """All whole batches of the pictures."""
     import webdataset
     from open_clip.transform import image_transform
     from torch.utils.data import DataLoader
 
-    folder, batches = shards(), PICTURES // BATCH
-    spec = DataSpec(
-        str(folder),
-        image=ImageInputSpec("jpg", ImageTransformSpec((224, 224)), crop=RandomResizedCropSpec((0.9, 1.0))),
-        batch_size=BATCH,
-        workers=workers,
-        cache_mib=0,
-    )
+    spec, batches = loading_spec(workers), PICTURES // BATCH
 
     def ours() -> int:
         return sum(len(batch.image) for batch in training_loader(spec, {}, 0, 0, batches))
 
-    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    urls = [str(path) for path in sorted(shards().glob("*.tar"))]
     transform: Any = image_transform(224, is_train=True)
 
     def theirs() -> int:

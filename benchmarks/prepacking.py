@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from benchmarks.beside import THREADS, compare
+from benchmarks.beside import THREADS, Work, compare
 from benchmarks.machine import describe
 from mmformer.nn.prepacked import PackedLinear
 
@@ -45,7 +45,7 @@ def line(dtype: torch.dtype, out: int, inner: int) -> str:
             for weight in weights:
                 F.linear(x, weight, bias)
 
-        mine, other = compare(ours, plain, ROUNDS)
+        mine, other = compare(Work(ours, plain, 0.0), ROUNDS)
         ratios.append(statistics.median(b / a for a, b in zip(mine, other, strict=True)))
         cost = packing / statistics.median(other)
     name = str(dtype).removeprefix("torch.")

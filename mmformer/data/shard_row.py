@@ -38,6 +38,10 @@ class Shard:
     index: str
 
 
+MOST = {"samples": 2**40, "bytes": 2**53}
+"""Of a shard: no tar comes near, and what is counted over millions of them has 64 bits."""
+
+
 def parse_shard(row: object, where: str) -> Shard:
     """One row of the table, with every field checked."""
     return checked_shard(Shard(**checked_fields(row, Shard, where)), where)
@@ -56,6 +60,9 @@ def checked_shard(shard: Shard, where: str) -> Shard:
     index = PurePosixPath(shard.index)
     if index.is_absolute() or ".." in index.parts:
         raise InputError(f"{where}.index must lie below the manifest's folder, but is '{index}'.")
+    for name, most in MOST.items():
+        if not 0 <= getattr(shard, name) <= most:
+            raise InputError(f"{where}.{name} must be 0 to {most}, but is {getattr(shard, name)}.")
     if len(shard.sha256) != 64 or set(shard.sha256) - set("0123456789abcdef"):
         raise InputError(f"{where}.sha256 must be 64 hexadecimal digits, but is {shard.sha256!r}.")
     return shard

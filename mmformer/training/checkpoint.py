@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
 
 from mmformer import collectives
 from mmformer.files import discard, partial_of, sync, whole_folder
@@ -97,9 +98,11 @@ class StateIO(TorchCheckpointIO):
         super().__init__()
         self.host = HostCopy()
         self.state: dict[str, Any] = {}
+        self.still: list[Tensor] = []  # what of the next state only an update changes
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        self.state = self.host.take(checkpoint)
+        self.state = self.host.take(checkpoint, self.still)
+        self.still = []
 
     def load_checkpoint(self, path: str | Path, *settings: Any, **named: Any) -> dict[str, Any]:
         state = Path(path)
@@ -111,7 +114,8 @@ class Checkpoint(pl.Callback):
     """Writes a checkpoint when it is time to, after the last update, and when it is told to.
 
     The state is copied, and training goes on while a thread writes the copy; at most one is written at a time. Where
-    there are several processes, each has a thread that writes its part, and the threads speak to each other.
+    there are several processes, each has a thread that writes its part, and the threads speak to each other. What only
+    an update changes is copied while the next one's gradient is computed, and the optimizer waits for it.
     """
 
     def __init__(self, spec: CheckpointSpec, output: Path) -> None:
@@ -125,6 +129,15 @@ class Checkpoint(pl.Callback):
         self._when = monotonic()
         if collectives.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the state is copied: before weights, averages or what the optimizer keeps may be changed."""
+        self.io.host.finish()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -172,6 +185,7 @@ class Checkpoint(pl.Callback):
         task.check_copies()
         self.background.wait()
         folder = self.output / "checkpoints" / f"step-{trainer.global_step:09d}"
+        self.io.still = task.changed_by_updates()
         trainer.save_checkpoint(folder / STATE)  # to self.io
         group = self._group
         if group is None:
@@ -181,6 +195,7 @@ class Checkpoint(pl.Callback):
 
     def _write(self, state: dict[str, Any], folder: Path) -> None:
         """Write a copied state as a checkpoint, and remove what is not to be kept any longer."""
+        self.settle()
         self._check_output()
         with whole_folder(folder) as partial:
             write_state(state, partial / STATE)
@@ -189,6 +204,7 @@ class Checkpoint(pl.Callback):
 
     def _write_together(self, state: dict[str, Any], folder: Path, group: dist.ProcessGroup) -> None:
         """The same where each process has a part: they meet before the first one has named the folder, and after it."""
+        self.settle()
         if is_first():
             self._check_output()
             with whole_folder(folder) as partial:

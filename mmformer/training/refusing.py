@@ -44,6 +44,7 @@ class Refusing(pl.Callback):
         refused = self.task.refused
         if refused is None:
             return
+        self.checkpoint.settle()  # which an update would have done; what measures puts averages in the weights' place
         assert isinstance(batch, Batch)
         keys = list(dict.fromkeys(key for part in collectives.gather_values(batch.keys) for key in part))
         exhausted = self.task.guard.exhausted

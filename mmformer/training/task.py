@@ -174,6 +174,13 @@ class TrainingTask(pl.LightningModule):
         progress.increment_ready()
         progress.increment_completed()
 
+    def changed_by_updates(self) -> list[Tensor]:
+        """What the optimizer changes and keeps, and the averages: the rest changes at other times too, or never."""
+        states = [] if self.optimizer is None else list(self.optimizer.state.values())
+        kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        trained = [parameter for parameter in self.built.parameters() if parameter.requires_grad]
+        return [*trained, *kept, *([] if self.average is None else self.average.buffers())]
+
     def check_finite(self) -> None:
         """Refuse to measure or to keep weights that are not numbers any more: a finite gradient may have made them so.
 

@@ -46,7 +46,9 @@ def test_a_folder_and_its_file_load_as_what_was_saved(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
-ROWS = st.builds(replace, st.just(ROW), split=st.text(min_size=1), samples=st.integers(0), bytes=st.integers(0))
+ROWS = st.builds(
+    replace, st.just(ROW), split=st.text(min_size=1), samples=st.integers(0, 2**40), bytes=st.integers(0, 2**53)
+)
 
 
 @settings(deadline=None, max_examples=30)
@@ -105,6 +107,7 @@ def test_a_folder_without_a_manifest_says_what_makes_one(tmp_path: Path) -> None
         ),
         (as_written({"path": "a.tar"}), r"shards\[0\] lacks the field 'split'"),
         (as_written(asdict(ROW) | {"samples": -1}), "samples must be a whole number, but is -1"),
+        (as_written(asdict(ROW) | {"samples": 2**63}), "samples must be 0 to 1099511627776, but is 92"),
         (as_written(asdict(ROW) | {"bytes": True}), "bytes must be a whole number, but is True"),
         (as_written(asdict(ROW) | {"split": ""}), "split must be text, but is ''"),
         (as_written(asdict(ROW), asdict(ROW) | {"path": "b.tar"}), "lists the index a-train-000000.index.json twice"),

@@ -115,6 +115,9 @@ def test_a_traced_stack_equals_eager() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:<class 'torch.autograd.function.Function'> should not be:DeprecationWarning"
+)  # Dynamo
 @pytest.mark.parametrize("case", ARRAY[1:], ids=str)
 def test_every_traced_stack_equals_eager(case: Case) -> None:
     compiled_equals_eager(case, "eager")
