@@ -90,7 +90,7 @@ class Watch:
         self._ended = threading.Event()
         self._seen, self._missed = b"", 0  # the last sign of life, and how often there was no newer one
         self._present = world  # processes that are not lost
-        self._left = False
+        self._left = self._first_left = False
         self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
 
     def start(self) -> None:
@@ -175,12 +175,16 @@ class Watch:
         try:
             return self._asked(lambda: self._look(beats))
         except DistError:
+            if self._first_left:  # it waited for a while, and then took the store with it
+                self._ended.set()
+                return None
             return 0, "is gone, with what the processes share"
         except TimeoutError:
             return 0, f"gave no sign of life for {self.patience:g} s"
 
     def _look(self, beats: int) -> tuple[int, str] | int | None:
         self.store.set(f"alive/{self.rank}", str(beats))
+        self._first_left = self._read("alive/0") == b"left"  # before the code, which it says first
         if code := self._read("code"):
             return int(code)
         for ended in self._ended_early():

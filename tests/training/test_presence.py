@@ -14,6 +14,7 @@ import pytest
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch._C._distributed_c10d import HashStore, Store
+from torch.distributed import DistNetworkError
 
 from mmformer import collectives
 from mmformer.errors import InputError, OtherProcessError
@@ -74,6 +75,25 @@ def test_who_leaves_in_order_is_not_missed(store: Store) -> None:
     time.sleep(0.8)
     assert told == []
     watches[1].end()
+
+
+def test_who_is_slow_to_end_does_not_miss_the_first_which_took_the_store_with_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(ask: Callable[[], Any]) -> Any:
+        raise DistNetworkError("broken pipe")
+
+    for left in (True, False):
+        lost: list[int] = []
+        watch = Watch(store, 1, 2, lambda number, how, lost=lost: lost.append(number), none_fails, beat=0.05)
+        store.set("alive/0", "left" if left else "7")
+        watch.start()
+        time.sleep(0.2)
+        monkeypatch.setattr(watch, "_asked", gone)
+        watch._thread.join(5)
+        assert not watch._thread.is_alive()
+        assert lost == ([] if left else [0])
+        watch.end()
 
 
 def test_of_processes_that_one_started_it_knows_the_end(store: Store) -> None:
