@@ -2,7 +2,8 @@
 
 What a feed-forward's second product reads is a cheap function of what its first one made, and as large. PyTorch keeps
 both, of gated and approximated activations what is between them, too; here the features alone are kept. The gradient is
-the same to the bit, and a plain layer's activations take three quarters of the memory. (What is cheap is computed
+the same to the bit, and a plain layer's activations take three quarters of the memory. (A rectifier's gradient needs no
+features: nothing is saved there, and little is computed again.) (What is cheap is computed
 again, and products are kept: Korthikanti et al. 2022, Reducing activation recomputation in large transformer models,
 §5, by a finer cut.)
 """

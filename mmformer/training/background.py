@@ -88,6 +88,7 @@ class HostCopy:
                 main memory is whole only after it.
         """
         self.finish()
+        self._copying = None
         own = (local_part(each.detach()) for each in still)
         places = {each.data_ptr() for each in own if each.device.type == "cpu" and each.numel()}
         devices: set[torch.device] = set()

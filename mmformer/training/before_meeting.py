@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -39,8 +40,10 @@ class Launcher(_SubprocessScriptLauncher):
 
     def _call_children_scripts(self) -> None:
         os.environ[_STARTED_BY] = str(os.getpid())
-        super()._call_children_scripts()
-        del os.environ[_STARTED_BY]
+        try:
+            super()._call_children_scripts()
+        finally:
+            del os.environ[_STARTED_BY]
         self.started, self.procs = self.procs, []
 
     def kill(self, signum: Any) -> None:
@@ -72,7 +75,8 @@ class BeforeMeeting:
             return
         if self._launcher is not None and threading.current_thread() is threading.main_thread():
             self._pipe = os.pipe()
-            os.set_blocking(self._pipe[1], False)
+            for end in self._pipe:
+                os.set_blocking(end, False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
             self._before = {number: signal.signal(number, _heard) for number in _SIGNALS}
         threading.Thread(target=self._run, name="before-meeting", daemon=True).start()
@@ -85,6 +89,8 @@ class BeforeMeeting:
             signal.signal(number, handler)
         if self._pipe is not None:
             signal.set_wakeup_fd(-1)
+            for unread in self._read():  # by the thread: what they mean from here on
+                signal.raise_signal(unread)
         self._over.set()
 
     def _run(self) -> None:
@@ -112,8 +118,14 @@ class BeforeMeeting:
         if self._pipe is None:
             self._over.wait(_LOOK)
             return []
-        there, _, _ = select.select([self._pipe[0]], [], [], _LOOK)
-        return [number for number in os.read(self._pipe[0], 64) if number in _SIGNALS] if there else []
+        select.select([self._pipe[0]], [], [], _LOOK)
+        return self._read()
+
+    def _read(self) -> list[int]:
+        assert self._pipe is not None, "there is one"
+        with suppress(BlockingIOError):  # nothing has come
+            return [number for number in os.read(self._pipe[0], 64) if number in _SIGNALS]
+        return []
 
     def _ended(self) -> list[tuple[int, int]]:
         """The numbers of started processes that are gone, and what they ended with."""

@@ -126,7 +126,7 @@ class Checkpoint(pl.Callback):
         self._group: dist.ProcessGroup | None = None  # of all processes, for the threads alone
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._when = monotonic()
+        self._saved, self._when = trainer.global_step, monotonic()
         if collectives.world_size() > 1:
             self._group = dist.new_group(backend="gloo")
 

@@ -78,11 +78,10 @@ class Evaluation(pl.Callback):
     def _measure(self, trainer: pl.Trainer, task: pl.LightningModule) -> None:
         assert isinstance(task, TrainingTask)
         task.check_finite()
-        if self._split is None:
-            self._split = Split(
-                self.run, self.run.data.validation, collectives.data_rank(), collectives.data_world_size()
-            )
         self.due = True
+        if self._split is None and not self._open():
+            return
+        assert self._split is not None, "it is open"
         with task.averaged():
             watch = partial(self._watched, device=task.device)
             try:
@@ -94,6 +93,18 @@ class Evaluation(pl.Callback):
                 logger.log_metrics(values, trainer.global_step)
             self._keep_best(task, scores, trainer.global_step)
         self.latest, self.measured, self.due = (trainer.global_step, scores), trainer.global_step, False
+
+    def _open(self) -> bool:
+        """Open what is measured on; False: a signal came first."""
+        ranks = (collectives.data_rank(), collectives.data_world_size())
+        try:
+            self.stopping.wait(_AbandonedError)
+            self._split = Split(self.run, self.run.data.validation, *ranks)
+        except _AbandonedError:
+            return False
+        finally:
+            self.stopping.wait(None)
+        return True
 
     def _watched(self, batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         """The same, until all processes have agreed to end."""
@@ -141,7 +152,7 @@ class Evaluation(pl.Callback):
             self.top = dict(state_dict["top"])
 
 
-class _AbandonedError(Exception):
+class _AbandonedError(BaseException):
     """All processes have agreed to end."""
 
 

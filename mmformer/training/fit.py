@@ -30,7 +30,7 @@ from mmformer.training.loggers import check_loggers, make_loggers
 from mmformer.training.output import begin, check_new, check_resumed
 from mmformer.training.parameter_groups import parameter_table
 from mmformer.training.pictures import write_pictures
-from mmformer.training.presence import Presence
+from mmformer.training.presence import LeftAloneError, Presence
 from mmformer.training.processes import MeshStrategy, check_processes, is_first, trainer_arguments
 from mmformer.training.progress import Progress
 from mmformer.training.refusing import Refusing
@@ -152,7 +152,7 @@ def _train(
             trainer.fit(task, ckpt_path=None if last is None else str(last), weights_only=True)
         except SystemExit:
             if trainer.interrupted:  # Lightning exits with 1 on Ctrl-C
-                raise KeyboardInterrupt from None
+                raise (LeftAloneError if stopping.left_alone else KeyboardInterrupt) from None
             raise
         if stopping.asked(trainer.strategy.root_device):
             raise KeyboardInterrupt

@@ -60,6 +60,14 @@ def within(seconds: float, ask: Callable[[], T]) -> T:
     return answer.result(seconds)
 
 
+INTERRUPTED = 130
+"""The exit code of a run that was told to end."""
+
+
+class LeftAloneError(KeyboardInterrupt):
+    """This process was told to end, and the others do not know of it."""
+
+
 class Watch:
     """A thread that gives signs of life in a store that all processes share, and watches the process before this one.
 
@@ -249,6 +257,9 @@ class Presence:
             yield
         except BaseException as error:
             code = self._settle(error) if isinstance(error, Exception) else None
+            if isinstance(error, LeftAloneError) and self._watch is not None:
+                with suppress(*_NO_STORE):
+                    self._watch.fail(INTERRUPTED)
             self._end()
             self._kill_started()
             if code is None:

@@ -42,15 +42,18 @@ class Stopping(pl.Callback):
     and ends without a checkpoint then.
 
     Nothing is sent within a handler: a process that was signalled alone would wait for the others for ever.
+
+    Attributes:
+        left_alone: one of several processes ended, and the others know nothing of it yet.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint, self.left_alone = checkpoint, False
         self._signalled = self._agreed = False
         self._waiting: type[BaseException] | None = None  # for a batch, and what a signal raises then
         self._left = False  # an update was not begun, whose batch was waited for
+        self._opening = False  # data, before the first update: there is nothing to lose yet
         self._deadline = 0.0  # of waiting
-        self._timer: threading.Timer | None = None  # until then
         self._before: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -65,9 +68,15 @@ class Stopping(pl.Callback):
     def _take(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look_again)
+            self._opening = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._opening = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signalled and number == signal.SIGINT:
+        if self._opening or (self._signalled and number == signal.SIGINT):
+            self.left_alone = collectives.world_size() > 1
             raise KeyboardInterrupt
         if is_first() and not self._signalled:
             when = "now" if self._waiting and collectives.world_size() == 1 else "after this update"
@@ -78,10 +87,10 @@ class Stopping(pl.Callback):
 
     def wait(self, left_by: type[BaseException] | None = KeyboardInterrupt) -> None:
         """Say that this process waits for a batch, and by which exception a signal ends that; None: it is there."""
-        self._waiting = left_by
-        if left_by is None and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._waiting, self._opening = left_by, False
+        if left_by is None and self._deadline:
+            self._deadline = 0.0
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         self._leave()
 
     def _leave(self) -> None:
@@ -90,23 +99,18 @@ class Stopping(pl.Callback):
         if error is None or not self._signalled:
             return
         if collectives.world_size() > 1:
-            if self._timer is None:
-                self._look_later()
+            if not self._deadline:
+                self._deadline = monotonic() + PATIENCE
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE)  # whatever it waits in
             if monotonic() < self._deadline:
                 return
-            error = KeyboardInterrupt  # the others know nothing of it
+            error, self.left_alone = KeyboardInterrupt, True
         self._left = error is KeyboardInterrupt and collectives.world_size() == 1
         self._waiting = None
         raise error
 
-    def _look_later(self) -> None:
-        """Have this process look again after ``PATIENCE``, whatever it waits in."""
-        main = threading.main_thread().ident
-        assert main is not None
-        self._deadline = monotonic() + PATIENCE
-        self._timer = threading.Timer(PATIENCE, signal.pthread_kill, (main, signal.SIGUSR1))
-        self._timer.daemon = True
-        self._timer.start()
+    def _look_again(self, number: int, frame: FrameType | None) -> None:
+        self._leave()
 
     def watched(self, batches: Iterable[T], left_by: type[BaseException]) -> Iterator[T]:
         """The same; a signal while one of them is waited for raises an exception."""
@@ -155,8 +159,8 @@ class Stopping(pl.Callback):
             self._restore()  # until here, a signal that comes twice kills nobody
 
     def _restore(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -100,14 +100,17 @@ def test_it_ends_at_once_and_goes_on_in_the_same_bits(
         assert (output / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
-def test_what_is_measured_on_is_not_waited_for(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stalls", [False, True])
+def test_what_is_measured_on_is_not_waited_for(
+    stalls: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The update before it is kept, and measured when the run is resumed."""
     run = make_run(server, tmp_path / "copies")
     run = dataclasses.replace(run, evaluation=EvaluationSpec(run.evaluation.metrics, every_steps=2))
     measure = Evaluation._measure
 
     def without_copies(self: Evaluation, *words: Any) -> None:
-        lose(server, "val", 0)  # which was read before the run began
+        lose(server, "val", 0, stalls)  # which was read before the run began
         for path in run.data.copies.shards.glob("*.tar"):
             path.unlink()
         measure(self, *words)
@@ -128,6 +131,7 @@ def test_one_of_several_processes_waits_for_a_while(
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     before = signal.getsignal(signal.SIGUSR1)
     own = Stopping(Checkpoint(CheckpointSpec(), tmp_path))
+    own._take()
     own.on_train_start(None, None)  # type: ignore[arg-type]
     try:
         os.kill(os.getpid(), signal.SIGTERM)
