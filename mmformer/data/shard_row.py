@@ -38,8 +38,8 @@ class Shard:
     index: str
 
 
-MOST = {"samples": 2**40, "bytes": 2**53}
-"""Of a shard: no tar comes near, and what is counted over millions of them has 64 bits."""
+MOST = {"samples": 2**40, "bytes": 2**63 - 1}
+"""Of a shard. Samples are counted over millions of shards, in 64 bits; bytes are only held in as many."""
 
 
 def parse_shard(row: object, where: str) -> Shard:

@@ -11,6 +11,8 @@ again, and products are kept: Korthikanti et al. 2022, Reducing activation recom
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,9 +67,7 @@ class _Made(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, units: Units) -> Tensor:
         ctx.save_for_backward(features)
-        device = features.device.type
-        ctx.units, ctx.made = units, None
-        ctx.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+        ctx.units, ctx.made, ctx.precision = units, None, _precision(features.device.type)
         return units(features)
 
     @staticmethod
@@ -79,10 +79,17 @@ class _Made(torch.autograd.Function):
         return own, None
 
 
+def _precision(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What computes on a device in the precision that it is computed in now."""
+    if not torch.amp.autocast_mode.is_autocast_available(device):  # tensors without data
+        return nullcontext
+    return partial(torch.autocast, device, torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
+
+
 def _again(node: Any) -> tuple[Tensor, Tensor]:
     """The features, as a leaf, and the units with their way back to them."""
     if node.made is None:
-        with torch.enable_grad(), torch.autocast(*node.autocast):
+        with torch.enable_grad(), node.precision():
             features = node.saved_tensors[0].detach().requires_grad_()
             node.made = features, node.units(features)
     made: tuple[Tensor, Tensor] = node.made

@@ -47,7 +47,7 @@ def test_a_folder_and_its_file_load_as_what_was_saved(tmp_path: Path) -> None:
 
 
 ROWS = st.builds(
-    replace, st.just(ROW), split=st.text(min_size=1), samples=st.integers(0, 2**40), bytes=st.integers(0, 2**53)
+    replace, st.just(ROW), split=st.text(min_size=1), samples=st.integers(0, 2**40), bytes=st.integers(0, 2**63 - 1)
 )
 
 
