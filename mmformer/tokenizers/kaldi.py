@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchaudio.compliance import kaldi
 
 from mmformer.spec import require
-from mmformer.tokenizers.spectrum import SpectrumSpec, frame_by_frame
+from mmformer.tokenizers.spectrum import BandEnergies, SpectrumSpec, frame_by_frame
 
 if TYPE_CHECKING:
     from mmformer.tokenizers.spectrogram import SpectrogramSpec
@@ -49,12 +49,19 @@ class KaldiFilterbankSpec(SpectrumSpec):
             banks, _ = kaldi.get_mel_banks(
                 numbers.bands, length, numbers.rate, numbers.lowest, numbers.top, 100.0, -500.0, 1.0
             )
-        filters: Tensor = F.pad(banks, (0, 1)).T  # bins bands
+        bands = BandEnergies(F.pad(banks, (0, 1)).T)
+        room = samples.new_zeros(0, length)
 
-        def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
+        def log_mel(cut: Tensor, made: Tensor) -> None:
+            nonlocal room
+            if len(room) < len(cut):
+                room = samples.new_zeros(len(cut), length)  # zeros past a window stay
             cut = cut - cut.mean(dim=1, keepdim=True)
-            cut = cut - _EMPHASIS * torch.cat((cut[:, :1], cut[:, :-1]), dim=1)
-            power: Tensor = torch.fft.rfft(cut * window, length).abs().square()  # N bins
-            return (power @ filters).clamp(min=_FLOOR).log()
+            raised = room[: len(cut), : cut.shape[1]]
+            torch.mul(cut[:, :1], _EMPHASIS, out=raised[:, :1])
+            torch.mul(cut[:, :-1], _EMPHASIS, out=raised[:, 1:])
+            torch.sub(cut, raised, out=raised).mul_(window)
+            bands.put(room[: len(cut)], made)
+            made.clamp_(min=_FLOOR).log_()
 
         return frame_by_frame(log_mel, samples, lengths, numbers)

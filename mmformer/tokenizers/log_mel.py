@@ -10,7 +10,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from mmformer.tokenizers.spectrum import SpectrumSpec, frame_by_frame, require_full_bands
+from mmformer.tokenizers.spectrum import BandEnergies, SpectrumSpec, frame_by_frame, require_full_bands
 
 if TYPE_CHECKING:
     from mmformer.tokenizers.spectrogram import SpectrogramSpec
@@ -43,11 +43,11 @@ class LogMelSpec(SpectrumSpec):
     def energies(self, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec) -> tuple[Tensor, Tensor]:
         # Made on each pass: buffers would be lost when a model is built on the meta device.
         window = torch.hann_window(numbers.window, device=samples.device)
-        filters = self._filters(numbers, samples.device).repeat_interleave(2, dim=0)  # real and imaginary parts add up
+        bands = BandEnergies(self._filters(numbers, samples.device))
 
-        def log_mel(cut: Tensor) -> Tensor:  # N window -> N bands
-            spectrum = torch.view_as_real(torch.fft.rfft(cut * window)).square().flatten(1)  # N (bins 2)
-            return (spectrum @ filters).clamp(min=_FLOOR).log()
+        def log_mel(cut: Tensor, made: Tensor) -> None:
+            bands.put(cut * window, made)
+            made.clamp_(min=_FLOOR).log_()
 
         return frame_by_frame(log_mel, samples, lengths, numbers)
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _AT_ONCE = 512
 """Frames that a CPU makes at once: what they are in between stays in its caches."""
 
+_BANDS_AT_ONCE = 32
+"""Bands that a CPU sums at once: fewer would be too narrow a product, of more most weights would be zero."""
+
 
 @family
 @dataclass(frozen=True)
@@ -59,12 +62,12 @@ class SpectrumSpec(Catalogued, ABC):
 
 
 def frame_by_frame(
-    log_mel: Callable[[Tensor], Tensor], samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec
+    log_mel: Callable[[Tensor, Tensor], None], samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec
 ) -> tuple[Tensor, Tensor]:
     """What is made of each frame by itself: of those that hold sound alone, for padding would cost as much.
 
     Args:
-        log_mel: N window -> N bands; it does not write into what it is handed, where frames share their samples. Past a
+        log_mel: of frames, N window, into N bands; it does not write into the frames, which share their samples. Past a
             sound's end there are zeros.
 
     Returns:
@@ -84,7 +87,7 @@ def frame_by_frame(
             room[length:] = 0.0
             for first in range(0, number, _AT_ONCE):
                 part = slice(first, min(number, first + _AT_ONCE))
-                values[row, part] = log_mel(cut[part])
+                log_mel(cut[part], values[row, part])
             values[row, number:] = numbers.spectrum.past
         return values, frames
     beyond = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]
@@ -92,8 +95,36 @@ def frame_by_frame(
     cut = samples.unfold(1, numbers.window, numbers.hop)[:, : shape[1]]  # B T window
     there = torch.arange(cut.shape[1], device=samples.device) < frames[:, None]  # B T
     values.fill_(numbers.spectrum.past)
-    values[:, : cut.shape[1]][there] = log_mel(cut[there])
+    made = values.new_empty(int(there.sum()), numbers.bands)
+    log_mel(cut[there], made)
+    values[:, : cut.shape[1]][there] = made
     return values, frames
+
+
+class BandEnergies:
+    """Energies in bands of frequencies, each of which reads a few that lie together.
+
+    Args:
+        filters: bins bands, how much of each frequency's power belongs to each band.
+    """
+
+    def __init__(self, filters: Tensor) -> None:
+        each = filters.repeat_interleave(2, dim=0)  # real and imaginary parts add up
+        together = _BANDS_AT_ONCE if filters.device.type == "cpu" else filters.shape[1]
+        self.products: list[tuple[slice, Tensor]] = []
+        for first in range(0, filters.shape[1], together):
+            bands = slice(first, first + together)
+            read = each[:, bands].any(dim=1).nonzero()[:, 0]
+            parts = slice(int(read[0]), int(read[-1]) + 1) if len(read) else slice(0, 1)
+            self.products.append((parts, each[parts, bands].contiguous()))
+
+    def put(self, frames: Tensor, energies: Tensor) -> None:
+        """Those of frames, N window, into N bands."""
+        # Not the magnitude's square: its root would take longer than the transform.
+        powers = torch.view_as_real(torch.fft.rfft(frames)).square_().flatten(1)  # N (bins 2)
+        each = torch.split(energies, _BANDS_AT_ONCE, dim=1) if len(self.products) > 1 else (energies,)
+        for (parts, weights), out in zip(self.products, each, strict=True):
+            torch.mm(powers[:, parts], weights, out=out)
 
 
 def require_full_bands(edges: Sequence[float], numbers: SpectrogramSpec) -> None:
