@@ -51,7 +51,7 @@ class BeamSpec(GenerationSpec):
         logits, progress = decoding.begin(prompt)
         each = torch.arange(self.beams, device=decoding.device)
         rows = torch.arange(decoding.rows, device=decoding.device).repeat_interleave(self.beams)
-        logits, progress = logits[rows], progress.select(rows)  # beams read their input together
+        logits, progress = logits[rows], progress.take(rows)  # beams read their input together
         for written in range(int(limit.max())):
             short = (written < search.least).repeat_interleave(self.beams)
             log_probability = log_probabilities(logits, search.history.flatten(0, 1), short, self, ends)
@@ -66,7 +66,7 @@ class BeamSpec(GenerationSpec):
                 rows, left = (going[:, None] * self.beams + each).flatten(), going
                 search, decoding = search.select(going), decoding.select(going)
                 chosen, source = chosen[rows], source[rows]
-            logits, progress = decoding.step(chosen, progress.select(source, left))
+            logits, progress = decoding.step(chosen, progress.take(source, left))
         return [found[row] for row in range(len(limit))]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from mmformer.errors import InputError, nearest
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
+from mmformer.nn.cache import KeyValue
 from mmformer.nn.layer import LayerState
 from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked, weights_to_pack
 from mmformer.nn.stack import Stack
@@ -27,8 +28,8 @@ class Progress(NamedTuple):
     stack: StackState
     lengths: Tensor  # B, int64: ids so far, bos with them
 
-    def select(self, rows: Tensor, inputs: Tensor | None = None) -> Progress:
-        """The same over some texts, which may be there several times.
+    def take(self, rows: Tensor, inputs: Tensor | None = None) -> Progress:
+        """The same over some texts, which may be there several times. This one is used up: what it held is moved.
 
         Args:
             inputs: those that stay; each has as many texts, which follow one another. None: all, and what was made of
@@ -36,11 +37,11 @@ class Progress(NamedTuple):
         """
 
         def layer(state: LayerState) -> LayerState:
-            cross = state.cross if inputs is None else select(state.cross, inputs)
-            return LayerState(select(state.mixer, rows), cross)
+            cross = state.cross if inputs is None else take(state.cross, inputs)
+            return LayerState(take(state.mixer, rows), cross)
 
         layers = tuple(layer(state) for state in self.stack.layers)
-        rest = select(self.stack._replace(layers=()), rows)
+        rest = take(self.stack._replace(layers=()), rows)
         return Progress(rest._replace(layers=layers), self.lengths.index_select(0, rows))
 
 
@@ -115,7 +116,7 @@ class Decoding:
         """The same over some of the inputs."""
         other = object.__new__(Decoding)
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
-        other.memory = select(self.memory, rows)
+        other.memory = take(self.memory, rows)
         other._steps, other._packed = self._steps, self._packed
         return other
 
@@ -141,13 +142,18 @@ class _Packed(NamedTuple):
         return _Packed(prepacked(stack, rows), PackedLinear.of(decoder.pieces, decoder.logit_bias, rows))
 
 
-def select(value: Any, rows: Tensor) -> Any:
-    """Rows of every tensor in a tree of tuples and dictionaries; the batch is each tensor's first axis."""
+def take(value: Any, rows: Tensor) -> Any:
+    """Rows of every tensor in a tree of tuples and dictionaries; the batch is each tensor's first axis.
+
+    Keys and values that grow are used up (``KeyValue.take``).
+    """
+    if isinstance(value, KeyValue):
+        return value.take(rows)
     if isinstance(value, Tensor):
         return value.index_select(0, rows)
     if isinstance(value, dict):
-        return {key: select(item, rows) for key, item in value.items()}
+        return {key: take(item, rows) for key, item in value.items()}
     if isinstance(value, tuple):
-        items = (select(item, rows) for item in value)
+        items = (take(item, rows) for item in value)
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value

@@ -54,7 +54,7 @@ class _OneByOneSpec(GenerationSpec):
             if len(going) < len(rows):  # texts that have ended cost nothing
                 rows, limit, wanted = rows[going], limit[going], wanted[going]
                 history, chosen = history[going], chosen[going]
-                decoding, progress = decoding.select(going), progress.select(going, going)
+                decoding, progress = decoding.select(going), progress.take(going, going)
             logits, progress = decoding.step(chosen, progress)
         return [Written(*pair) for pair in zip(ids, scores, strict=True)]
 

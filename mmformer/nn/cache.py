@@ -20,6 +20,7 @@ class Room:
             for x in (key, value)
         )
         self.filled = 0
+        self.taken = False
 
     def holds(self, key: Tensor, tokens: int) -> bool:
         """Whether these are its own keys, all of them, and so many more fit in."""
@@ -30,6 +31,15 @@ class Room:
         place = slice(self.filled, self.filled + key.shape[2])
         self.key[:, :, place], self.value[:, :, place] = key, value
         self.filled = place.stop
+
+    def take(self, rows: Tensor) -> Room:
+        """The same memory, with some of its rows where they are to be; who held it before may not go on in it."""
+        taken = object.__new__(Room)
+        taken.key, taken.value = self.key[: len(rows)], self.value[: len(rows)]
+        taken.filled, taken.taken, self.taken = 0, False, True
+        held = slice(self.filled)
+        taken.put(self.key[:, :, held].index_select(0, rows), self.value[:, :, held].index_select(0, rows))
+        return taken
 
 
 class KeyValue(NamedTuple):
@@ -45,15 +55,36 @@ class KeyValue(NamedTuple):
         Where no gradient is wanted, tokens are put where there is room for them: to copy all that is there at each id
         takes longer than to attend to it.
         """
+        self._require_whole()
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or key.is_meta:
             return KeyValue(torch.cat((self.key, key), dim=2), torch.cat((self.value, value), dim=2))
         room, tokens = self.room, key.shape[2]
-        if (
-            room is None
-            or room.key.is_inference() != torch.is_inference_mode_enabled()
-            or not room.holds(self.key, tokens)
-        ):
+        if room is None or not self._may_go_on(tokens):
             room = Room(self.key, self.value, tokens)
             room.put(self.key, self.value)
         room.put(key, value)
+        return KeyValue._in(room)
+
+    def take(self, rows: Tensor) -> KeyValue:
+        """Some rows, N: those of these texts, which may be there several times. This one is used up.
+
+        Where they fit, they stay in its memory: to have new memory at each id takes longer than to move what is there.
+        """
+        self._require_whole()
+        if self.room is None or len(rows) > len(self.room.key) or not self._may_go_on(0):
+            return KeyValue(self.key.index_select(0, rows), self.value.index_select(0, rows))
+        return KeyValue._in(self.room.take(rows))
+
+    @staticmethod
+    def _in(room: Room) -> KeyValue:
         return KeyValue(room.key[:, :, : room.filled], room.value[:, :, : room.filled], room)
+
+    def _may_go_on(self, tokens: int) -> bool:
+        """Whether its room may be written into, and has place for so many more."""
+        room = self.room
+        fits = room is not None and room.key.is_inference() == torch.is_inference_mode_enabled()
+        return fits and room is not None and not torch.is_grad_enabled() and room.holds(self.key, tokens)
+
+    def _require_whole(self) -> None:
+        if self.room is not None and self.room.taken:
+            raise RuntimeError("Of these keys, rows were taken before: they are no longer what they were.")

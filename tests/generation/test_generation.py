@@ -13,7 +13,7 @@ from writers import EOS, KINDS, decoding, model, prompts
 
 from mmformer.errors import InputError
 from mmformer.generation.beam import BeamSpec
-from mmformer.generation.decoding import Decoding, select
+from mmformer.generation.decoding import Decoding, take
 from mmformer.generation.generation import GenerationSpec, begin_history, log_probabilities
 from mmformer.generation.sampling import GreedySpec, SamplingSpec
 from mmformer.types import Text
@@ -37,7 +37,7 @@ class Held(NamedTuple):
     ids: torch.Tensor
     lengths: torch.Tensor
 
-    def select(self, rows: torch.Tensor, inputs: torch.Tensor | None = None) -> Held:
+    def take(self, rows: torch.Tensor, inputs: torch.Tensor | None = None) -> Held:
         return Held(self.ids[rows], self.lengths[rows])
 
 
@@ -54,7 +54,7 @@ class Uncached(Decoding):
         padded = torch.cat((padded, torch.zeros_like(padded[:, :1])), 1)
         padded = padded.scatter(1, lengths[:, None], ids[:, None])
         text = Text(padded, lengths + 1)
-        decoded = self.decoder(text, select(self.memory, each), self.stack)
+        decoded = self.decoder(text, take(self.memory, each), self.stack)
         last = lengths[:, None, None].expand(-1, 1, decoded.x.shape[2])
         return self._logits(decoded.x.gather(1, last)), Held(padded, lengths + 1)
 

@@ -56,6 +56,37 @@ def test_rows_that_were_selected_find_their_own_room() -> None:
     assert all(map(torch.equal, kept[:2], joined([first, one, other])))
 
 
+def test_rows_that_are_taken_stay_in_their_memory() -> None:
+    first, one, other = (some(tokens, seed) for seed, tokens in enumerate((5, 1, 1)))
+    fewer, back = torch.tensor([2, 0]), torch.tensor([1, 0, 0])
+    with torch.inference_mode():
+        begun = KeyValue(*first).followed_by(*one)
+        place = begun.key.data_ptr()
+        taken = begun.take(fewer)
+        assert taken.key.data_ptr() == place
+        grown = taken.followed_by(*(x[:2] for x in other))
+        assert grown.key.data_ptr() == place
+        for old in (lambda: begun.followed_by(*other), lambda: begun.take(fewer)):
+            with pytest.raises(RuntimeError, match="rows were taken"):
+                old()
+        more = grown.take(back)  # there are three, where there was room for two
+        assert more.key.data_ptr() != place
+    expected = [torch.cat((x[fewer], y[:2]), 2) for x, y in zip(joined([first, one]), other, strict=True)]
+    assert all(map(torch.equal, grown[:2], expected))
+    assert all(torch.equal(x, y[back]) for x, y in zip(more[:2], expected, strict=True))
+
+
+def test_rows_of_an_earlier_state_are_copied() -> None:
+    first, one, other = (some(tokens, seed) for seed, tokens in enumerate((5, 1, 1)))
+    rows = torch.tensor([2, 0, 0])
+    with torch.inference_mode():
+        begun = KeyValue(*first).followed_by(*one)
+        late = begun.followed_by(*other)
+        taken = begun.take(rows)
+    assert all(torch.equal(x, y[rows]) for x, y in zip(taken[:2], joined([first, one]), strict=True))
+    assert all(map(torch.equal, late[:2], joined([first, one, other])))
+
+
 def test_little_is_copied() -> None:
     with torch.inference_mode():
         held = KeyValue(*some(100, 0)).followed_by(*some(1, 1))
