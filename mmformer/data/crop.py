@@ -11,9 +11,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmformer.data.resize import Resampling
 from mmformer.spec import require
 
 _TRIES = 10
+_RESAMPLING = Resampling("bicubic", "torch")  # four times as fast as Pillow's
 
 Target = Callable[[int, int], tuple[int, int]]
 """From the height and width of a picture to those that it is made into."""
@@ -60,7 +62,9 @@ class RandomResizedCropSpec:
         return image if times < 2 else np.array(Image.fromarray(image).reduce(times))
 
     def __call__(self, image: NDArray[np.uint8], target: Target, random: Generator) -> NDArray[np.uint8]:
-        """A random part, made into the target's size for parts of its size: uint8 H W 3."""
+        """A random part of whole pixels, made into the target's size for parts of its size: uint8 H W 3."""
         box = self.box(image.shape[0], image.shape[1], random)
-        height, width = target(max(1, round(box[3] - box[1])), max(1, round(box[2] - box[0])))
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+        left, top = min(round(box[0]), image.shape[1] - 1), min(round(box[1]), image.shape[0] - 1)
+        right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
+        part = image[top:bottom, left:right]
+        return _RESAMPLING(part, target(*part.shape[:2])).copy()

@@ -59,6 +59,21 @@ def test_a_part_is_that_part_of_the_picture() -> None:
         assert middle[1] == pytest.approx(4 * ((left + right) / 2 - 0.5), abs=3)
 
 
+def test_the_smallest_parts_have_a_pixel() -> None:
+    spec, image = RandomResizedCropSpec((1e-6, 1e-6)), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for place in range(50):
+        part = spec(image, lambda height, width: (height, width), generator(0, "test", place))
+        assert part.shape == (1, 1, 3)
+        assert (image == part).all(axis=2).any()
+
+
+def test_a_part_is_its_own() -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    part = RandomResizedCropSpec((1.0, 1.0), (1.0, 1.0))(image, lambda *size: size, generator(0, "test", 0))
+    part[:] = 1
+    assert not image.any()
+
+
 def test_a_large_picture_is_kept_as_small_as_its_smallest_part_allows() -> None:
     spec = RandomResizedCropSpec((0.25, 1.0))
     large = np.zeros((300, 500, 3), np.uint8)
