@@ -21,6 +21,7 @@ from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Sparse
 from mmformer.nn.position import Heads, rotate
+from mmformer.nn.recomputed import product_of
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux
 
@@ -140,7 +141,7 @@ class Attention(Mixer):
 
     def _attend_to_self(self, x: Tensor, view: View, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
         width, shared = self.heads * self.head_width, self.key_value_heads * self.head_width
-        q, k, v = self.qkv(x).split((width, shared, shared), dim=-1)
+        q, k, v = torch.split(product_of(x, self.qkv), [width, shared, shared], dim=-1)
         query, key, value = self._split(q), self._split(k), self._split(v)
         query, key = self._normalise(query, self.query_norm), self._normalise(key, self.key_norm)
         if view.rotary is not None:
@@ -148,7 +149,7 @@ class Attention(Mixer):
         return query, KeyValue(key, value) if past is None else past.followed_by(key, value)
 
     def _attend_to_memory(self, x: Tensor, memory: Tensor, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        query = self._normalise(self._split(self.q(x)), self.query_norm)
+        query = self._normalise(self._split(product_of(x, self.q)), self.query_norm)
         if past is not None:  # memory does not change while decoding
             return query, past
         key, value = self.kv(memory).chunk(2, dim=-1)

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.nn.dropout import Dropout
+from mmformer.nn.fused import can_fuse, linear_gelu
 from mmformer.nn.initialisation import Part, Roles, Rows
-from mmformer.nn.recomputed import product_of_units
+from mmformer.nn.recomputed import product_of, product_of_units
 from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
 
@@ -121,7 +122,9 @@ class PlainFeedForward(FeedForward):
         return {"up": (Rows("inner"),), "down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        return product_of_units(self.up(x), self.spec.units, self._out), {}
+        if isinstance(self.spec, GELUFeedForwardSpec) and can_fuse(x, self.up, self.spec.approximate):
+            return self._out(linear_gelu(x, self.up, self.spec.approximate)), {}
+        return product_of_units(product_of(x, self.up), self.spec.units, self._out), {}
 
     def _out(self, units: Tensor) -> Tensor:
         y: Tensor = self.down(self.dropout(units))
@@ -141,7 +144,7 @@ class GatedFeedForward(FeedForward):
         return {"gate_up": (hidden, hidden), "down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        return product_of_units(self.gate_up(x), self.spec.units, self._out), {}
+        return product_of_units(product_of(x, self.gate_up), self.spec.units, self._out), {}
 
     def _out(self, units: Tensor) -> Tensor:
         y: Tensor = self.down(self.dropout(units))

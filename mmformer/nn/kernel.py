@@ -11,7 +11,7 @@ from mmformer.nn.mask import hiding
 from mmformer.nn.precision import product_dtype
 
 PLAIN_KEYS = 512
-"""Longest key sequence that is weighed by plain matrix products, whose weights are held in memory."""
+"""Longest key sequence that is weighed by plain matrix products, whose weights are held for the gradient."""
 
 
 def attend(
@@ -55,8 +55,10 @@ def lower(mask: Tensor, x: Tensor, keys: int) -> Tensor:
 
 def _is_plain(device: torch.device, dtype: torch.dtype, keys: int) -> bool:
     # PyTorch's fused CPU kernel has a bfloat16 backward that makes it 1.5 to 8 times as slow as plain products
-    # (benchmarks/results/attention.md).
-    return device.type == "cpu" and dtype == torch.bfloat16 and keys <= PLAIN_KEYS
+    # (benchmarks/results/attention.md). Its forward pass is faster. A pass without a gradient alone may be followed by
+    # one with it that is to make the same (GradCache); one in inference mode is not.
+    may_be_repeated = torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()
+    return may_be_repeated and device.type == "cpu" and dtype == torch.bfloat16 and keys <= PLAIN_KEYS
 
 
 def _plain(

@@ -20,6 +20,7 @@ from mmformer.nn.dropout import Dropout
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
 from mmformer.nn.mixer import MixerSpec, State, View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
+from mmformer.nn.recomputed import normed
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux
 
@@ -133,7 +134,7 @@ class Residual(nn.Module):
             nn.init.zeros_(self.gate)
 
     def enter(self, x: Tensor) -> Tensor:
-        return x if self.post else self.norm(x)
+        return x if self.post else normed(x, self.norm)
 
     def leave(self, x: Tensor, y: Tensor, drop_path: float = 0.0) -> Tensor:
         """The sum of what came in and what the branch made of it, which some samples go without by chance."""

@@ -156,6 +156,9 @@ class LSHAttention(Mixer):
         return attend(query, key, seen.value, scores, False, 0.0, scale=1.0)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _rotation(size: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), device="cpu")
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler: as long as all else that a command imports.
+_rotation._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Units that are made again for the gradient: the same bits, in less memory."""
+"""Units and norms that are made again for the gradient: the same bits, in less memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from mmformer.nn.feedforward import (
     ReLUFeedForwardSpec,
     SwiGLUFeedForwardSpec,
 )
-from mmformer.nn.recomputed import product_of_units
+from mmformer.nn.layer import LayerSpec
+from mmformer.nn.norm import LayerNormSpec, NormSpec, RMSNormSpec
+from mmformer.nn.recomputed import normed, product_of, product_of_units
+from mmformer.nn.stack import StackSpec
 from mmformer.scaling.meter import Meter
+from mmformer.types import AXES, Tokens
 
 SPECS: tuple[DenseFeedForwardSpec, ...] = (
     GELUFeedForwardSpec(),
@@ -122,3 +126,75 @@ def test_hooks_of_others_decide_what_is_kept() -> None:
     (expected,) = torch.autograd.grad(module(x)[0].sum(), x)
     (actual,) = torch.autograd.grad(checkpoint(lambda x: module(x)[0], x, use_reentrant=False).sum(), x)
     assert torch.equal(actual, expected)
+
+
+NORMS: tuple[NormSpec, ...] = (LayerNormSpec(), LayerNormSpec(bias=False), RMSNormSpec())
+
+
+def drawn_norm(spec: NormSpec) -> nn.Module:
+    norm = spec.build(24)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("spec", NORMS, ids=str)
+def test_a_product_of_normed_tokens_has_the_gradient_of_the_plain_one(spec: NormSpec, frozen: bool) -> None:
+    torch.manual_seed(0)
+    norm, product = drawn_norm(spec), nn.Linear(24, 8)
+    norm.requires_grad_(not frozen)
+    x = torch.randn(2, 9, 24, requires_grad=True)
+    wanted = [x, *(each for each in (*norm.parameters(), *product.parameters()) if each.requires_grad)]
+    expected = torch.autograd.grad(product(norm(x)).square().sum(), wanted)
+    entered = normed(x, norm)
+    twice = torch.autograd.grad(product_of(entered, product).square().sum(), wanted, retain_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(twice, expected, strict=True))
+    beside = torch.autograd.grad(product(entered).square().sum(), wanted)  # one that keeps what it reads
+    assert all(torch.equal(one, other) for one, other in zip(beside, expected, strict=True))
+
+
+@pytest.mark.parametrize("spec", NORMS, ids=str)
+def test_normed_tokens_are_not_kept(spec: NormSpec) -> None:
+    norm, product = drawn_norm(spec), nn.Linear(24, 8)
+    x = torch.randn(1, 512, 24, requires_grad=True)
+    with Meter([x, *norm.parameters(), *product.parameters()]) as meter:
+        before = meter.live
+        y = product_of(normed(x, norm), product)
+        assert meter.live - before == 4 * y.numel()
+
+
+def test_norms_are_plain_where_they_are_more_than_they_seem() -> None:
+    """Hooks of a norm are called once; in another precision the product keeps a copy of its own anyway."""
+    norm, seen = LayerNormSpec().build(24), []
+    x = torch.randn(2, 24, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "_Made" not in type(normed(x, norm).grad_fn).__name__
+    assert "_Made" not in type(normed(x, nn.Identity().requires_grad_())).__name__
+    norm.register_forward_hook(lambda *called: seen.append(called))
+    normed(x, norm).sum().backward()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("placement", ["pre", "sandwich"])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_stack_keeps_no_normed_tokens(placement: str, parallel: bool) -> None:
+    """Of each layer: what its branches read, q k v, what attention makes and its softmax's sums, and features."""
+    if parallel and placement != "pre":
+        pytest.skip("layers of branches side by side normalise once")
+    layer = LayerSpec(placement=placement, parallel=parallel)  # type: ignore[arg-type]
+    held = []
+    for depth in (1, 3):
+        torch.manual_seed(0)
+        stack = StackSpec(width=64, depth=depth, layer=layer).build()
+        x = torch.randn(1, 128, 64, requires_grad=True)
+        with Meter([x, *stack.parameters()]) as meter:
+            before = meter.live
+            y = stack(Tokens(x, torch.zeros(1, 128, AXES, dtype=torch.int64)))
+            held.append(meter.live - before)
+        del y
+    token = 4 * 128 * 64
+    # A sandwich keeps a branch's end, and its norm's mean and deviation, too.
+    units = 10 - parallel + 2 * (placement == "sandwich")
+    rest = (held[1] - held[0]) / 2 - units * token
+    assert 0 <= rest <= 0.3 * token, "sums of softmax, means and deviations"

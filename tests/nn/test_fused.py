@@ -1,0 +1,75 @@
+"""A linear map and its GELU in one: what the two make, and only where they would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmformer.nn import feedforward
+from mmformer.nn.feedforward import GELUFeedForwardSpec, PlainFeedForward
+from mmformer.nn.fused import FEWEST, can_fuse, linear_gelu
+
+supported = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the kernel is for CPUs that compute in bfloat16"
+)
+
+
+def built(approximate: Literal["none", "tanh", "sigmoid"]) -> PlainFeedForward:
+    torch.manual_seed(0)
+    module = GELUFeedForwardSpec(approximate=approximate).build(32)
+    assert isinstance(module, PlainFeedForward)
+    for part in (module.up, module.down):
+        part.reset_parameters()
+    return module
+
+
+@supported
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_feedforward_is_what_its_parts_are(
+    approximate: Literal["none", "tanh"], autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = built(approximate)
+    x = torch.randn(4, FEWEST // 4, 32)
+    exact = module.float()(x)[0]
+    if not autocast:
+        module, x = module.bfloat16(), x.bfloat16()
+    called: list[str] = []
+    monkeypatch.setattr(feedforward, "linear_gelu", lambda *given: (called.append(given[2]), linear_gelu(*given))[1])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        actual, _ = module(x)
+        assert called == [approximate]
+        monkeypatch.setattr(feedforward, "can_fuse", lambda *_: False)
+        plain, _ = module(x)
+    assert len(called) == 1
+    error = (plain.float() - exact).abs().max()
+    assert (actual.float() - exact).abs().max() <= 1.5 * error
+
+
+@supported
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda up: up.register_forward_hook(lambda *called: None),
+        lambda up: up.register_parameter("bias", None),
+        lambda up: up.float(),
+    ],
+)
+def test_what_is_more_than_two_maps_is_left(change: Callable[[nn.Linear], object]) -> None:
+    up = nn.Linear(32, 8).bfloat16()
+    x = torch.randn(FEWEST, 32).bfloat16()
+    with torch.inference_mode():
+        assert can_fuse(x, up, "none")
+        assert not can_fuse(x[:-1], up, "none")
+        assert not can_fuse(x, up, "sigmoid")
+        with FlopCounterMode(display=False):
+            assert not can_fuse(x, up, "none")
+        change(up)
+        assert not can_fuse(x.to(up.weight.dtype), up, "none")
+    with torch.no_grad():
+        assert not can_fuse(x, nn.Linear(32, 8).bfloat16(), "none"), "one with a gradient may follow"
