@@ -57,6 +57,8 @@ bench: $(STAMP)  ## repeat the recorded numbers (an hour or two; OPENMOJI=DIR fo
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.peers
 	$(BIN)/python -m benchmarks.prepacking
+	$(BIN)/python -m benchmarks.kinds
+	$(BIN)/python -m benchmarks.update_growth
 	$(BIN)/python -m benchmarks
 
 bench-check: $(STAMP)  ## fail where mmformer is less ahead of its peers than was recorded (DATA=DIR for all rows)

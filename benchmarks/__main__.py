@@ -40,7 +40,7 @@ FILES = (
     *(checkpoint, starting),
 )
 ROWS: dict[str, Row] = {row.name: row for file in FILES for row in file.ROWS}
-TABLE, PLOT = RESULTS.with_suffix(".md"), Path("docs/beside.svg")
+TABLE, PLOT, GROWTH = RESULTS.with_suffix(".md"), Path("docs/beside.svg"), RESULTS.with_name("update_growth.md")
 
 
 class RowError(Exception):
@@ -112,7 +112,11 @@ def table(results: dict[str, Result]) -> str:
     lines += ["", *(f"Measured on {machine}; 2 threads." for machine in machines), "", HEAD]
     lines += [result.line for result in results.values()]
     left = [name for name in ROWS if name not in results]
-    return "\n".join(lines + ([f"\nNot run: {', '.join(left)}."] if left else [])) + "\n"
+    lines += [f"\nNot run: {', '.join(left)}."] if left else []
+    lines += ["", "The order of 10⁹ samples, its start and its going on, is in [a table of its own](order.md)."]
+    if GROWTH.exists():
+        lines += ["", GROWTH.read_text(encoding="utf-8").strip().replace("# ", "## ", 1)]
+    return "\n".join(lines) + "\n"
 
 
 def draw(results: dict[str, Result]) -> None:

@@ -42,7 +42,7 @@ file = "configs/models/emoji_trimodal.yaml"
 model = parse(ModelSpec, read_yaml(file), file).build()
 optimizer = AdamWSpec().build(model)
 objectives = {"contrastive": ContrastiveSpec(same_caption_positive=False).build()}
-text = Text(torch.randint(5, 500, (64, 16)), torch.full((64,), 16))
+text = Text(torch.randint(5, 500, (64, 12)), torch.full((64,), 12))
 batch = Batch((), {}, torch.randn(64, 3, 32, 32), text)
 accumulate(model, objectives, {"contrastive": 1.0}, batch, 1, lambda loss: loss.backward())
 optimizer.step()
@@ -51,9 +51,9 @@ OPEN_CLIP_STEP = """
 import torch, open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 picture = CLIPVisionCfg(layers=2, width=128, head_width=32, patch_size=8, image_size=32)
-model = CLIP(128, picture, CLIPTextCfg(context_length=16, vocab_size=1024, width=128, heads=4, layers=2))
+model = CLIP(128, picture, CLIPTextCfg(context_length=12, vocab_size=1024, width=128, heads=4, layers=2))
 optimizer = torch.optim.AdamW(model.parameters())
-made = model(torch.randn(64, 3, 32, 32), torch.randint(5, 500, (64, 16)))
+made = model(torch.randn(64, 3, 32, 32), torch.randint(5, 500, (64, 12)))
 open_clip.ClipLoss()(*made[:3]).backward()
 optimizer.step()
 """

@@ -183,6 +183,14 @@ def test_everything_below_training_runs_without_lightning() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_config_is_read_without_the_compiler_and_lightning() -> None:
+    """Each takes longer to import than all else that a command imports."""
+    check = (
+        "import sys; sys.exit(str([name for name in ('torch._dynamo', 'pytorch_lightning') if name in sys.modules]))"
+    )
+    assert run(f"import mmformer.training.run\n{check}").stderr == "[]\n"
+
+
 def test_training_needs_lightning() -> None:
     """The block of the test above does block."""
     done = run("import sys; sys.modules['pytorch_lightning'] = None\nimport mmformer.training.task")
