@@ -67,4 +67,5 @@ class RandomResizedCropSpec:
         left, top = min(round(box[0]), image.shape[1] - 1), min(round(box[1]), image.shape[0] - 1)
         right, bottom = max(round(box[2]), left + 1), max(round(box[3]), top + 1)
         part = image[top:bottom, left:right]
-        return _RESAMPLING(part, target(*part.shape[:2])).copy()
+        made = _RESAMPLING(part, target(*part.shape[:2]))
+        return made.copy() if np.may_share_memory(made, image) else made

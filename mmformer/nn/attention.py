@@ -92,6 +92,8 @@ class AttentionSpec(MixerSpec):
 class Attention(Mixer):
     """Projects, splits into heads, attends, joins. Self-attention has one fused projection for q, k and v."""
 
+    makes_input_again = True
+
     def __init__(self, spec: AttentionSpec, width: int, memory_width: int | None) -> None:
         super().__init__()
         self.heads = spec.heads

@@ -66,7 +66,7 @@ class KeyValue(NamedTuple):
         return KeyValue._in(room)
 
     def take(self, rows: Tensor) -> KeyValue:
-        """Some rows, N: those of these texts, which may be there several times. This one is used up.
+        """Some rows, N: those of these texts, which may be there several times. This one may be used up.
 
         Where they fit, they stay in its memory: to have new memory at each id takes longer than to move what is there.
         """
@@ -81,9 +81,10 @@ class KeyValue(NamedTuple):
 
     def _may_go_on(self, tokens: int) -> bool:
         """Whether its room may be written into, and has place for so many more."""
-        room = self.room
-        fits = room is not None and room.key.is_inference() == torch.is_inference_mode_enabled()
-        return fits and room is not None and not torch.is_grad_enabled() and room.holds(self.key, tokens)
+        if self.room is None or torch.is_grad_enabled():
+            return False
+        same_mode = self.room.key.is_inference() == torch.is_inference_mode_enabled()
+        return same_mode and self.room.holds(self.key, tokens)
 
     def _require_whole(self) -> None:
         if self.room is not None and self.room.taken:

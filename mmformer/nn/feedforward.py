@@ -111,6 +111,8 @@ class DenseFeedForwardSpec(FeedForwardSpec, ABC):
 
 
 class PlainFeedForward(FeedForward):
+    makes_input_again = True
+
     def __init__(self, spec: DenseFeedForwardSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
@@ -132,6 +134,8 @@ class PlainFeedForward(FeedForward):
 
 
 class GatedFeedForward(FeedForward):
+    makes_input_again = True
+
     def __init__(self, spec: DenseFeedForwardSpec, width: int) -> None:
         super().__init__()
         self.spec = spec

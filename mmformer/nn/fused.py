@@ -12,34 +12,35 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from mmformer.nn.plain import is_plain
 from mmformer.nn.precision import product_dtype
 
 FEWEST = 256
 """Tokens from which it is worth it."""
 
-ALGORITHMS = {"none": "none", "tanh": "tanh"}
-"""The kernel's names of GELU's approximations."""
+APPROXIMATIONS = ("none", "tanh")
+"""Of GELU, which the kernel calls so, too."""
 
 
 def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
     """Whether ``linear_gelu`` does what the two would do one after the other, and faster."""
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled() or x.device.type != "cpu":
         return False
-    if approximate not in ALGORITHMS or linear.bias is None:
+    if approximate not in APPROXIMATIONS or linear.bias is None:
         return False
-    if product_dtype(x) != torch.bfloat16 or x.numel() < FEWEST * x.shape[-1]:
+    if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16} or x.numel() < FEWEST * x.shape[-1]:
         return False
-    plain = type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
-    plain = plain and all(type(each) in (Tensor, nn.Parameter) for each in (x, linear.weight, linear.bias))
+    if type(linear) is not nn.Linear or not is_plain(linear):
+        return False
     # Who counts or records operations is to see those that there are elsewhere, too.
     watched = torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None
-    return plain and not watched and bool(_mkldnn._is_mkldnn_bf16_supported())
+    return not watched and torch.backends.mkldnn.is_available() and bool(_mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear, approximate: str) -> Tensor:
     """``gelu(linear(x))``, … in -> … out, in bfloat16."""
     x, weight, bias = (each.to(torch.bfloat16) for each in (x, linear.weight, linear.bias))
-    made: Tensor = _mkldnn._linear_pointwise(x, weight, bias, "gelu", [], ALGORITHMS[approximate])
+    made: Tensor = _mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
     return made
 
 

@@ -39,6 +39,9 @@ Roles = Mapping[str, tuple[Rows, ...]]
 class Part(nn.Module):
     """What a residual branch is made of: a mixer or a feed-forward."""
 
+    makes_input_again: ClassVar[bool] = False
+    """Whether its first products read by ``product_of`` (``nn/recomputed.py``): what it reads need not be kept then."""
+
     def roles(self) -> Roles:
         """What its matrices are for; parts that it is made of say that themselves.
 

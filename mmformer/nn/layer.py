@@ -18,6 +18,7 @@ from mmformer.nn.ability import MEANINGS, Ability, require_abilities
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
+from mmformer.nn.initialisation import Part
 from mmformer.nn.mixer import MixerSpec, State, View
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.nn.recomputed import normed
@@ -133,8 +134,12 @@ class Residual(nn.Module):
         if self.gate is not None:
             nn.init.zeros_(self.gate)
 
-    def enter(self, x: Tensor) -> Tensor:
-        return x if self.post else normed(x, self.norm)
+    def enter(self, x: Tensor, *readers: Part) -> Tensor:
+        """What the branch reads; where all of its readers see to that, it is not kept for the gradient."""
+        if self.post:
+            return x
+        entered: Tensor = normed(x, self.norm) if all(each.makes_input_again for each in readers) else self.norm(x)
+        return entered
 
     def leave(self, x: Tensor, y: Tensor, drop_path: float = 0.0) -> Tensor:
         """The sum of what came in and what the branch made of it, which some samples go without by chance."""
@@ -187,20 +192,23 @@ class Layer(nn.Module):
         entered, mixer_state, cross_state = x, None, None
         aux: Aux = {}  # not Aux(), which a compiled graph cannot call
         if self.mixer is not None and self.mixer_residual is not None:
-            entered = self.mixer_residual.enter(x)
+            beside = (self.feedforward,) if self.parallel and self.feedforward is not None else ()
+            entered = self.mixer_residual.enter(x, self.mixer, *beside)
             y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
             x = self.mixer_residual.leave(x, y, drop_path)
         if self.cross is not None and self.cross_residual is not None and memory is not None:
             if self.memory_norm is not None and past.cross is None and memory.memory is not None:
                 memory = memory._replace(memory=self.memory_norm(memory.memory))
-            asked = memory.merged(self.cross_residual.enter(x))
+            asked = memory.merged(self.cross_residual.enter(x, self.cross))
             y, cross_state, more = self.cross(asked, memory, past.cross, keep)
             y = y.reshape(x.shape)
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
         if self.feedforward is not None and self.feedforward_residual is not None:
             valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens
-            y, more = self.feedforward(entered if self.parallel else self.feedforward_residual.enter(x), valid)
+            y, more = self.feedforward(
+                entered if self.parallel else self.feedforward_residual.enter(x, self.feedforward), valid
+            )
             x = self.feedforward_residual.leave(x, y, drop_path)
             aux = {**aux, **more}
         return x, (LayerState(mixer_state, cross_state) if keep else None), aux

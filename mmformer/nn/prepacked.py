@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+from mmformer.nn.plain import is_plain
 from mmformer.nn.precision import product_dtype
 
 FEWEST = {torch.float32: 4, torch.bfloat16: 32}
@@ -74,7 +74,7 @@ def can_pack(weights: Sequence[Tensor], rows: int) -> bool:
 
 def weights_to_pack(module: nn.Module) -> list[Tensor] | None:
     """The weights of a module's linear maps; None: it is more than it seems (sharded, compiled, with hooks)."""
-    if any(_is_more(part) for part in module.modules()):
+    if not all(is_plain(part) for part in module.modules()):
         return None
     return [part.weight for part in module.modules() if type(part) is nn.Linear]
 
@@ -86,13 +86,6 @@ def prepacked(module: M, rows: int) -> M:
     """
     copy: M = _copied(module, rows, {})
     return copy
-
-
-def _is_more(module: nn.Module) -> bool:
-    # Where parallel/compiling.py puts its programs, which are of the module that they were made of.
-    compiled = module._compiled_call_impl is not None or bool({"forward", "computed"} & module.__dict__.keys())
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return compiled or bool(hooked) or any(isinstance(value, DTensor) for value in module.parameters(recurse=False))
 
 
 def _copied(module: Any, rows: int, made: dict[nn.Module, nn.Module]) -> Any:

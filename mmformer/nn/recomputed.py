@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
+from mmformer.nn.plain import is_plain
 from mmformer.nn.precision import product_dtype
 
 Units = Callable[[Tensor], Tensor]
@@ -38,7 +39,7 @@ def product_of_units(features: Tensor, units: Units, product: Callable[[Tensor],
 
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
     """``norm(x)``, a LayerNorm's or an RMSNorm's, which ``product_of`` need not keep; another's is plain."""
-    if not _is_ours(x) or product_dtype(x) != x.dtype or norm._forward_hooks or norm._forward_pre_hooks:
+    if not _is_ours(x) or product_dtype(x) != x.dtype or not is_plain(norm):
         return norm(x)  # type: ignore[no-any-return]
     if type(norm) is nn.LayerNorm and norm.weight is not None:
         return _made(partial(_layer_norm, norm.normalized_shape, norm.eps), x, norm.weight, norm.bias)
@@ -64,8 +65,7 @@ def _can_be_made_again(made: Tensor) -> bool:
 
 def _is_ours(x: Tensor) -> bool:
     """Whether what is made of x can be made again here."""
-    there = x.requires_grad and torch.is_grad_enabled() and type(x) in (Tensor, nn.Parameter)
-    return there and not torch.compiler.is_compiling() and not _others_decide()
+    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling() and not _others_decide()
 
 
 def _others_decide() -> bool:
@@ -88,14 +88,22 @@ class _Hooks:
         self.made: Tensor | None = made
         self.node: Any = made.grad_fn
 
-    def pack(self, kept: Tensor) -> Tensor | torch.Size:
+    def pack(self, kept: Tensor) -> tuple[Tensor, int] | torch.Size:
         made = self.made
         assert made is not None, "packed while the product is made"
         whole = kept is made or (kept._base is made and kept.numel() == made.numel() and kept.is_contiguous())
-        return kept.shape if whole else kept
+        return kept.shape if whole else (kept, kept._version)
 
-    def unpack(self, kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else _again(self.node)[1].detach().view(kept)
+    def unpack(self, kept: tuple[Tensor, int] | torch.Size) -> Tensor:
+        if isinstance(kept, torch.Size):
+            return _again(self.node)[1].detach().view(kept)
+        tensor, version = kept
+        if tensor._version != version:  # which PyTorch leaves to hooks
+            raise RuntimeError(
+                f"A tensor of shape {tuple(tensor.shape)} that a gradient needs was changed in place after the forward "
+                f"pass. Compute the gradient first."
+            )
+        return tensor
 
 
 def _made(make: Callable[..., Tensor], *of: Tensor | None) -> Tensor:

@@ -86,7 +86,7 @@ class SpectrogramSpec(TokenizerSpec, ABC):
             where that is given.
 
         Raises:
-            InputError: another rate than the spec's, or samples that are not float32 B S.
+            InputError: another rate than the spec's, or samples that are not float32 B S, or want a gradient.
         """
         self._check_sounds(audio)
         with torch.autocast(audio.samples.device.type, enabled=False):
@@ -113,6 +113,8 @@ class SpectrogramSpec(TokenizerSpec, ABC):
                 f"{type(self).__name__}.rate is {self.rate}, but the sounds have {audio.rate} samples a second: "
                 f"resample them (data.audio.transform.rate), or change the tokenizer's rate."
             )
+        if audio.samples.requires_grad:
+            raise InputError(f"{type(self).__name__}: spectra have no gradient, but the sounds want one: detach them.")
         if audio.samples.ndim != 2 or audio.samples.dtype != torch.float32:
             raise InputError(
                 f"{type(self).__name__} reads sounds as float32 of shape (batch, samples), but was handed "

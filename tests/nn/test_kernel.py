@@ -67,6 +67,24 @@ def test_bfloat16_takes_a_route_by_its_length_and_means_the_same(kind: str, monk
         assert_close(result.double(), expected, rtol=0, atol=1.5e-2)
 
 
+@pytest.mark.parametrize("kind", ["none", "causal", "boolean", "keys", "shared bias", "bias"])
+def test_bfloat16_takes_the_fused_kernel_in_inference_mode(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a mask that was lowered; a pass that is only without a gradient is as one with it."""
+    keys = QUERIES if kind == "causal" else KEYS
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), fused(*a, **k))[1])
+    mask, results = make_mask(kind, torch.bfloat16), []
+    inputs = [tensor.detach() for tensor in tensors(2, QUERIES, keys, torch.bfloat16)]
+    for mode, route in ((torch.no_grad, 0), (torch.inference_mode, 1)):
+        calls.clear()
+        with mode():
+            lowered = None if mask is None else kernel.lower(mask, inputs[0], keys)
+            assert lowered is None or mask is None or (lowered is mask) == (not route or mask.dtype != torch.bool)
+            results.append(kernel.attend(*inputs, lowered, kind == "causal", 0.0))
+        assert len(calls) == route
+    assert_close(results[0], results[1].clone(), rtol=0, atol=1.5e-2)
+
+
 def test_dropout_drops_weights_on_every_route() -> None:
     """Weights are dropped and the rest scaled up: with values of 1, what comes out is 1 on average, and varies."""
     for route in (kernel._plain, kernel.attend):
