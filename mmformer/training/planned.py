@@ -102,7 +102,9 @@ class PlannedRun:
         stack, most = self.model.stack_of(decoder.spec.stack), decoder.spec.tokenizer.context_length
         text = Text(torch.full((1, most), decoder.tokenizer.start), torch.tensor([most]))
         state = decoder(text, read, stack, state=stack.empty_state()).state
-        kept = {value.untyped_storage()._cdata: value for value in tree_leaves(state) if isinstance(value, Tensor)}
+        tensors = [value for value in tree_leaves(state) if isinstance(value, Tensor)]
+        # What is there twice counts once; keys and values may lie side by side in one piece of memory.
+        kept = {(value.untyped_storage()._cdata, value.storage_offset()): value for value in tensors}
         return Cache(most, _bytes(kept.values()), _bytes(tokens.x for tokens in read.values()))
 
     def _batches(self, samples: int) -> list[Batch]:
