@@ -36,7 +36,7 @@ def forward(name: str, options: dict[str, Any], pictures: int, size: int, half: 
 
     def ours() -> Tensor:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits: Tensor = model(batch).logits[head]
+            logits: Tensor = model(batch, tokens=False).logits[head]
             return logits
 
     def its() -> Tensor:

@@ -89,7 +89,7 @@ class Inference:
             self.encoders_of(modality)
         for places, batch in self.reader.batches(values):
             with torch.inference_mode():
-                outputs = self.model(batch.to(self.device), decode=False)
+                outputs = self.model(batch.to(self.device), decode=False, tokens=False)
             yield places, outputs
             if progress is not None:
                 progress(len(places))

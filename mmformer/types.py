@@ -83,6 +83,8 @@ class Text(NamedTuple):
     an encoder's mixers know such; None: none does."""
     begun: bool = False
     """Whether each row's first id is what its tokenizer put before the text (bos), which decoders do not write."""
+    whole: bool = False
+    """Whether all ids are known to be real: then no mask is made of which are."""
 
     @property
     def real(self) -> Tensor:

@@ -107,7 +107,7 @@ class Retrieval(Metric):
         assert self.model is not None and self.encoder is not None, "start() comes first"
         texts = self.encoder.encode([text for texts in batch.references for text in texts])
         device = next(iter(outputs.embedding.values())).device if outputs.embedding else "cpu"
-        embedding = self.model(Batch((), {}, text=texts).to(device), decode=False).embedding[name]
+        embedding = self.model(Batch((), {}, text=texts).to(device), decode=False, tokens=False).embedding[name]
         return F.normalize(embedding.float(), dim=-1), [len(texts) for texts in batch.references]
 
     def compute(self) -> dict[str, Score]:

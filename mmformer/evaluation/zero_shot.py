@@ -118,7 +118,7 @@ def embed_classes(
     parts, cut = [], 0
     for start in range(0, len(prompts), batch_size):
         encoded, own = encoder.encode_counting(prompts[start : start + batch_size])
-        outputs = model(Batch((), {}, text=encoded).to(device), decode=False)
+        outputs = model(Batch((), {}, text=encoded).to(device), decode=False, tokens=False)
         parts.append(F.normalize(outputs.embedding[text].float(), dim=-1))
         cut += own
     encoder.warn_of_cut(len(prompts), cut)

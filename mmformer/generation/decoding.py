@@ -93,6 +93,8 @@ class Decoding:
     def begin(self, prompt: Text) -> tuple[Tensor, Progress]:
         """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""
         self._steps, self._packed = 0, None
+        if prompt.valid is None and bool((prompt.lengths == prompt.ids.shape[1]).all()):
+            prompt = prompt._replace(whole=True)
         decoded = self.decoder(prompt, self.memory, self.stack, state=self.stack.empty_state())
         last = (prompt.lengths - 1)[:, None, None].expand(-1, 1, decoded.x.shape[2])
         assert decoded.state is not None
@@ -102,7 +104,7 @@ class Decoding:
 
     def step(self, ids: Tensor, progress: Progress) -> tuple[Tensor, Progress]:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
-        text = Text(ids[:, None], torch.ones_like(ids))
+        text = Text(ids[:, None], torch.ones_like(ids), whole=True)
         self._steps += 1
         if self._steps == PATIENCE:
             self._packed = _Packed.of(self.decoder, self.stack, len(ids))

@@ -12,10 +12,11 @@ from torch.nn import functional as F
 
 from mmformer.errors import InputError
 from mmformer.models.exits import Exits, run_and_leave, weigh_exits
+from mmformer.models.patch_dropout import chosen, drawn
 from mmformer.models.projection import ProjectionSpec
 from mmformer.nn.everywhere import knows_everywhere
 from mmformer.nn.norm import NormSpec
-from mmformer.nn.packing import pack
+from mmformer.nn.packing import Packed, pack
 from mmformer.nn.pool import MeanPoolSpec, PoolSpec
 from mmformer.nn.resampler import ResamplerSpec
 from mmformer.nn.stack import Stack
@@ -144,7 +145,7 @@ class EncoderSpec:
 
 
 class Encoded(NamedTuple):
-    tokens: Tokens
+    tokens: Tokens | None  # None: nobody asked for them
     embedding: Tensor  # B E
     aux: Aux
     intermediates: dict[int, Tensor]
@@ -181,6 +182,7 @@ class Encoder(nn.Module):
         intermediates: Collection[int] = (),
         exits: Exits | None = None,
         seen: Tensor | None = None,
+        whole: bool = True,
     ) -> Encoded:
         """Encode one modality of a batch.
 
@@ -191,6 +193,8 @@ class Encoder(nn.Module):
             intermediates: layers of it whose outputs are to be returned.
             exits: where samples may leave it before its end; None: nowhere.
             seen: B K, the numbers of the tokens of the tokenizer's that the stack sees; None: all.
+            whole: hand on tokens. False: the embedding alone is wanted, and where its pool reads few of the tokens,
+                the last layer's feed-forward is computed of those.
 
         Raises:
             InputError: the tokenizer packs several segments into a row; one embedding would mix them. Ids are to stand
@@ -209,9 +213,9 @@ class Encoder(nn.Module):
                 f"embedding of a row, with one class token and one set of registers: hand in one segment a row."
             )
         if seen is not None:
-            tokens = _kept(tokens, seen)
+            tokens = chosen(tokens, seen)
         elif self.training and self.spec.patch_dropout:
-            tokens = _some(tokens, 1 - self.spec.patch_dropout)
+            tokens = drawn(tokens, 1 - self.spec.patch_dropout)
         entered = tokens
         if self.special is not None and self.spec.class_last:
             tokens = self._put_last(self.special, tokens)
@@ -222,6 +226,7 @@ class Encoder(nn.Module):
             return Encoded(exited.tokens, exited.embedding, aux, {}, exited.early)
         packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
         asked = {*intermediates, *(() if exits is None else exits.layers)}
+        read = None if whole or asked else self._read(tokens, packed)
         span = None if self.spec.layers is None else range(self.spec.layers)
         # Padding of texts is behind them, unless they say otherwise; what becomes of it, nothing reads.
         trailing = isinstance(value, Text) and value.valid is None and not (self.spec.class_last or packed)
@@ -231,7 +236,10 @@ class Encoder(nn.Module):
             intermediates=asked,
             span=span,
             trailing=trailing,
+            read=read,
         )
+        if read is not None:
+            return Encoded(None, self._projected(self.pool.of_places(output.tokens.x)), output.aux, {}, None)
         left, kept = output.tokens, output.intermediates
         if packed is not None:
             left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)
@@ -262,6 +270,7 @@ class Encoder(nn.Module):
             )
         each = self.forward(pictures.flatten(0, 1), stack, intermediates)
         batch, number = pictures.shape[:2]
+        assert each.tokens is not None, "they were asked for"
         x, pos = (_joined(value, batch) for value in each.tokens[:2])
         numbers = torch.arange(1, number + 1, device=x.device).repeat_interleave(each.tokens.x.shape[1])
         kept = {layer: _joined(value, batch) for layer, value in each.intermediates.items()}
@@ -288,8 +297,22 @@ class Encoder(nn.Module):
         parts = (real.new_ones(batch, 1), real) if self.spec.class_shifted else (real, real.new_ones(batch, 1))
         return Tokens(x, pos, torch.cat(parts, dim=1))
 
+    def _read(self, tokens: Tokens, packed: Packed | None) -> Tensor | None:
+        """Which tokens, counted through all rows of the stack, the pool reads alone: B K; None: all."""
+        no_places = self.spec.class_last or self.resampler is not None
+        places = None if no_places else self.pool.places(tokens)
+        if places is None:
+            return None
+        if packed is not None and not bool(packed.valid.any(1).all()):
+            return None  # an empty sample has no place
+        number = torch.arange(tokens.x[..., 0].numel(), device=places.device).view(tokens.x.shape[:2])  # B L
+        return (number if packed is None else packed.place).gather(1, places)
+
     def _embedded(self, left: Tokens) -> Tensor:
-        embedding: Tensor = self.norm(self.pool(left))
+        return self._projected(self.pool(left))
+
+    def _projected(self, pooled: Tensor) -> Tensor:
+        embedding: Tensor = self.norm(pooled)
         return embedding if self.projection is None else self.projection(embedding)
 
 
@@ -305,30 +328,6 @@ def _require_everywhere(stack: Stack) -> None:
             "Some ids are to see all and be seen by all (global_mask), but the encoder's mixers know no such tokens: "
             "take GlobalAttentionSpec, or give their pattern an EverywhereSpec; or leave the mask out."
         )
-
-
-def _some(tokens: Tokens, share: float) -> Tokens:
-    """A share of each sample's real tokens, rounded, one at least: drawn evenly, and in their order."""
-    batch, length = tokens.x.shape[:2]
-    score = torch.rand(batch, length, device=tokens.x.device)
-    if tokens.valid is not None:
-        score = score.masked_fill(~tokens.valid, 2.0)  # after all real ones
-    keep = score.argsort(1)[:, : max(1, round(length * share))]  # B K
-    valid = None
-    if tokens.valid is not None:
-        number = (tokens.valid.sum(1, keepdim=True) * share).round().clamp(min=1)
-        valid = tokens.valid.gather(1, keep) & (torch.arange(keep.shape[1], device=keep.device) < number)
-        keep = keep.where(valid, length)  # what is dropped stands last
-    keep = keep.sort(1).values
-    if valid is not None:
-        valid, keep = keep < length, keep.clamp(max=length - 1)
-    return _kept(tokens, keep)._replace(valid=valid)
-
-
-def _kept(tokens: Tokens, keep: Tensor) -> Tokens:
-    """Each row's tokens of these numbers, B K, in their order."""
-    x, pos = (value.gather(1, keep[..., None].expand(-1, -1, value.shape[2])) for value in tokens[:2])
-    return Tokens(x, pos, None if tokens.valid is None else tokens.valid.gather(1, keep))
 
 
 def _put_first(special: Tensor, tokens: Tokens) -> Tokens:

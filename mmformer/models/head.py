@@ -58,6 +58,11 @@ class HeadSpec(ABC):
         return ()
 
     @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads the tokens of those, and not their embeddings alone."""
+        return True
+
+    @property
     def runs(self) -> str | None:
         """The name of the stack that it runs; None: none."""
         return None
@@ -238,6 +243,10 @@ class ClassificationHeadSpec(ClassHeadSpec):
         used = self.hidden is not None or self.activation == "relu"
         require(used, self, "activation", "left alone where hidden is None")
 
+    @property
+    def reads_tokens(self) -> bool:
+        return self.pool is not None
+
     def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
         number = sources[self.encoder].special
         if self.pool is not None and self.pool.special > number:
@@ -287,6 +296,10 @@ class MeanLogitsHeadSpec(ClassHeadSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.heads) >= 2, self, "heads", "two or more")
+
+    @property
+    def reads_tokens(self) -> bool:
+        return False  # other heads' logits
 
     def check(self, where: str, sources: Mapping[str, Source], before: Mapping[str, HeadSpec]) -> None:
         classed = {name: head for name, head in before.items() if isinstance(head, ClassHeadSpec)}

@@ -154,6 +154,11 @@ class ModelSpec:
                 f"and not all of them have exits there: set the threshold to null."
             )
 
+    def reads_tokens(self, encoder: str) -> bool:
+        """Whether a decoder or a head reads the tokens of an encoder, and not its embedding alone."""
+        by_decoders = any(encoder in (*decoder.reads, decoder.shares) for decoder in self.decoders.values())
+        return by_decoders or any(head.reads_tokens and encoder in head.reads for head in self.heads.values())
+
     @property
     def stacks_run(self) -> set[str]:
         """The names of the stacks that its other parts name."""
@@ -211,13 +216,17 @@ class Model(nn.Module):
         shared = Shared(self._texts(), {name: self.stack_of(name) for name in self.stacks})
         self.heads = _built("heads", spec.heads, lambda head: head.build(spec.sources, shared))
 
-    def forward(self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True) -> Outputs:
+    def forward(
+        self, batch: Batch, intermediates: Collection[str] = (), decode: bool = True, tokens: bool = True
+    ) -> Outputs:
         """Encode a batch, and weigh what decoders would write.
 
         Args:
             batch: modalities that are None are left out.
             intermediates: "encoder/layer", layer 0 the first, of hidden states to return.
             decode: run the decoders; False where only embeddings are wanted.
+            tokens: return all that leaves encoders. False: the tokens of an encoder that no decoder or head reads may
+                be left out, and those are not computed to the end that its pool does not read.
 
         Raises:
             InputError: a batch that nothing here reads, an intermediate that does not exist, or a value of wrong shape.
@@ -233,10 +242,12 @@ class Model(nn.Module):
             if exits is not None and exits.sure is not None:
                 self.spec.require_one_reader(name)
             seen = batch.seen if encoder.spec.tokenizer.modality == "image" else None
-            encoded = encoder(value, self.stack_of(encoder.spec.stack), wanted.get(name, ()), exits, seen)
+            stack, whole = self.stack_of(encoder.spec.stack), tokens or self.spec.reads_tokens(name)
+            encoded = encoder(value, stack, wanted.get(name, ()), exits, seen, whole)
             if encoded.early is not None:
                 outputs.early[name] = encoded.early
-            outputs.tokens[name] = encoded.tokens
+            if encoded.tokens is not None:
+                outputs.tokens[name] = encoded.tokens
             outputs.embedding[name] = encoded.embedding
             outputs.aux.update({f"{name}/{key}": term for key, term in encoded.aux.items()})
             outputs.intermediates.update({f"{name}/{key}": x for key, x in encoded.intermediates.items()})
@@ -248,7 +259,7 @@ class Model(nn.Module):
             loss, decoded = decoder.loss(batch.written, read, stack, self._begun(decoder, batch, outputs))
             outputs.losses[name], outputs.tokens[name] = loss, decoded.tokens
             outputs.aux.update({f"{name}/{key}": term for key, term in decoded.aux.items()})
-        if not outputs.tokens and (decode or batch.written is None):
+        if not (outputs.embedding or outputs.tokens) and (decode or batch.written is None):
             reads = sorted({encoder.tokenizer.modality for encoder in self.spec.encoders.values()})
             raise InputError(f"This model reads {' and '.join(reads) or 'text'}, but the batch has none of it.")
         for name, head in self.heads.items():

@@ -26,10 +26,12 @@ def drop(x: Tensor, p: float, training: bool = True) -> Tensor:
 
     What is drawn is of PyTorch's global stream.
     """
+    if not training or not p:
+        return x
     threshold = round(p * 2**_BITS)
     plain = x.device.type != "cpu" or torch.compiler.is_compiling() or not 0 < threshold < 2**_BITS
-    if plain or not training:
-        return F.dropout(x, p, training)
+    if plain:
+        return F.dropout(x, p)
     drawn = torch.empty(-(-x.numel() * _BITS // 64), dtype=torch.int64).random_(-(2**63), None)
     bits = drawn.view(torch.int16)[: x.numel()].view(x.shape)  # evenly from −2¹⁵ to below 2¹⁵
     scale = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)

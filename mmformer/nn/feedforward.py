@@ -41,6 +41,9 @@ class FeedForwardSpec(Catalogued, ABC):
 class FeedForward(Part, ABC):
     """The module that a FeedForwardSpec builds."""
 
+    by_token: ClassVar[bool] = False
+    """Whether every token is mapped by itself, whichever others there are."""
+
     @abstractmethod
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
         """Map.
@@ -112,6 +115,7 @@ class DenseFeedForwardSpec(FeedForwardSpec, ABC):
 
 class PlainFeedForward(FeedForward):
     makes_input_again = True
+    by_token = True
 
     def __init__(self, spec: DenseFeedForwardSpec, width: int) -> None:
         super().__init__()
@@ -135,6 +139,7 @@ class PlainFeedForward(FeedForward):
 
 class GatedFeedForward(FeedForward):
     makes_input_again = True
+    by_token = True
 
     def __init__(self, spec: DenseFeedForwardSpec, width: int) -> None:
         super().__init__()

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from mmformer.nn.plain import is_plain
 from mmformer.nn.precision import product_dtype
+from mmformer.nn.unaltered import is_unaltered
 
 FEWEST = 256
 """Tokens from which it is worth it."""
@@ -30,7 +30,7 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
         return False
     if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16} or x.numel() < FEWEST * x.shape[-1]:
         return False
-    if type(linear) is not nn.Linear or not is_plain(linear):
+    if type(linear) is not nn.Linear or not is_unaltered(linear):
         return False
     # Who counts or records operations is to see those that there are elsewhere, too.
     watched = torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None

@@ -176,7 +176,13 @@ class Layer(nn.Module):
             self.feedforward_residual = Residual(spec, width, branches, normed=not spec.parallel)
 
     def forward(
-        self, x: Tensor, view: View, memory: View | None, state: LayerState | None, drop_path: float = 0.0
+        self,
+        x: Tensor,
+        view: View,
+        memory: View | None,
+        state: LayerState | None,
+        drop_path: float = 0.0,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, LayerState | None, Aux]:
         """Apply the branches in turn.
 
@@ -186,6 +192,8 @@ class Layer(nn.Module):
             memory: what the cross mixer may look at; ignored only when the layer has no cross mixer.
             state: to go on from (empty at first), or None to carry nothing.
             drop_path: the chance that a sample skips a branch, in training.
+            read: N K, int64: which of the tokens, counted through all rows, are returned (N K D); None: all. What is
+                made of each token by itself is not made of others.
         """
         keep = state is not None
         past = state or LayerState()
@@ -204,6 +212,8 @@ class Layer(nn.Module):
             y = y.reshape(x.shape)
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
+        if read is not None and (self.feedforward is None or self.feedforward.by_token):
+            x, entered, read = picked(x, read), picked(entered, read), None
         if self.feedforward is not None and self.feedforward_residual is not None:
             valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens
             y, more = self.feedforward(
@@ -211,4 +221,10 @@ class Layer(nn.Module):
             )
             x = self.feedforward_residual.leave(x, y, drop_path)
             aux = {**aux, **more}
+        x = x if read is None else picked(x, read)
         return x, (LayerState(mixer_state, cross_state) if keep else None), aux
+
+
+def picked(x: Tensor, read: Tensor) -> Tensor:
+    """Some of the tokens of all rows, as many for each sample: B L D at N K -> N K D."""
+    return x.flatten(0, 1).index_select(0, read.flatten()).view(*read.shape, -1)

@@ -47,6 +47,20 @@ class Pool(nn.Module, ABC):
     def forward(self, tokens: Tokens) -> Tensor:
         """B L D -> B E, the spec's ``embedding_width``."""
 
+    def places(self, tokens: Tokens) -> Tensor | None:
+        """Which tokens of each sample alone it reads, B K, int64; None: all.
+
+        Where it says so, it makes of those what it makes of all: what nobody reads need not be computed.
+
+        Args:
+            tokens: where they stand and which are real; what they are is not asked.
+        """
+        return None
+
+    def of_places(self, x: Tensor) -> Tensor:
+        """What it makes of the tokens in those places: B K D -> B E."""
+        return x[:, 0] if x.shape[1] == 1 else x.mean(1)
+
 
 @dataclass(frozen=True)
 class ClassTokenPoolSpec(PoolSpec):
@@ -87,9 +101,11 @@ class ClassTokenPool(Pool):
         self.first, self.end = spec.index, spec.special
 
     def forward(self, tokens: Tokens) -> Tensor:
-        if self.end == self.first + 1:
-            return tokens.x[:, self.first]
-        return tokens.x[:, self.first : self.end].mean(1)
+        return self.of_places(tokens.x[:, self.first : self.end])
+
+    def places(self, tokens: Tokens) -> Tensor:
+        places = torch.arange(self.first, self.end, device=tokens.x.device)
+        return places.expand(len(tokens.x), -1)
 
 
 @dataclass(frozen=True)
@@ -109,8 +125,10 @@ class FirstPoolSpec(PoolSpec):
 
 class FirstPool(Pool):
     def forward(self, tokens: Tokens) -> Tensor:
-        first = _content(tokens).long().argmax(dim=1)  # B; of equal ones the first
-        return _picked(tokens.x, first)
+        return _picked(tokens.x, self.places(tokens))
+
+    def places(self, tokens: Tokens) -> Tensor:
+        return _content(tokens).long().argmax(dim=1, keepdim=True)  # B 1; of equal ones the first
 
 
 @dataclass(frozen=True)
@@ -143,10 +161,13 @@ class LastPoolSpec(PoolSpec):
 
 class LastPool(Pool):
     def forward(self, tokens: Tokens) -> Tensor:
-        if tokens.valid is None:
-            return tokens.x[:, -1]
+        return tokens.x[:, -1] if tokens.valid is None else _picked(tokens.x, self.places(tokens))
+
+    def places(self, tokens: Tokens) -> Tensor:
         place = torch.arange(tokens.x.shape[1], device=tokens.x.device)
-        return _picked(tokens.x, (place * tokens.valid).amax(dim=1))
+        if tokens.valid is None:
+            return place[-1:].expand(len(tokens.x), -1)
+        return (place * tokens.valid).amax(dim=1, keepdim=True)  # B 1
 
 
 @dataclass(frozen=True)
@@ -241,8 +262,8 @@ class JoinedPool(Pool):
 
 
 def _picked(x: Tensor, place: Tensor) -> Tensor:
-    """One token of each sample: B L D at B -> B D."""
-    return x.gather(1, place[:, None, None].expand(-1, 1, x.shape[2]))[:, 0]
+    """One token of each sample: B L D at B 1 -> B D."""
+    return x.gather(1, place[..., None].expand(-1, 1, x.shape[2]))[:, 0]
 
 
 def _content(tokens: Tokens) -> Tensor:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmformer.nn.plain import is_plain
 from mmformer.nn.precision import product_dtype
+from mmformer.nn.unaltered import is_unaltered
 
-FEWEST = {torch.float32: 4, torch.bfloat16: 32}
+FEWEST = {torch.float32: 4, torch.bfloat16: 1}
 """Rows from which it is worth it."""
+HINT = 64
+"""Rows that bfloat16 is packed for at least: an order for fewer is slower for those, too."""
 MOST = 2 * 2**30
 """Bytes of packed weights at most; more are left as they are."""
 
@@ -42,8 +44,11 @@ class PackedLinear(nn.Linear):
         dtype = product_dtype(weight)
         made.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
         made.rows = rows
-        pack = _mkl._mkl_reorder_linear_weight if dtype == torch.float32 else _mkldnn._reorder_linear_weight
-        made.packed = pack(weight.detach().to(dtype), rows)
+        held = weight.detach().to(dtype)
+        if dtype == torch.float32:
+            made.packed = _mkl._mkl_reorder_linear_weight(held, rows)
+        else:
+            made.packed = _mkldnn._reorder_linear_weight(held, max(rows, HINT))
         return made
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +79,7 @@ def can_pack(weights: Sequence[Tensor], rows: int) -> bool:
 
 def weights_to_pack(module: nn.Module) -> list[Tensor] | None:
     """The weights of a module's linear maps; None: it is more than it seems (sharded, compiled, with hooks)."""
-    if not all(is_plain(part) for part in module.modules()):
+    if not all(is_unaltered(part) for part in module.modules()):
         return None
     return [part.weight for part in module.modules() if type(part) is nn.Linear]
 

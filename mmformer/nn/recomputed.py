@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
-from mmformer.nn.plain import is_plain
 from mmformer.nn.precision import product_dtype
+from mmformer.nn.unaltered import is_unaltered
 
 Units = Callable[[Tensor], Tensor]
 """Makes hidden units of features, elementwise or nearly so; it draws nothing."""
@@ -39,7 +39,7 @@ def product_of_units(features: Tensor, units: Units, product: Callable[[Tensor],
 
 def normed(x: Tensor, norm: nn.Module) -> Tensor:
     """``norm(x)``, a LayerNorm's or an RMSNorm's, which ``product_of`` need not keep; another's is plain."""
-    if not _is_ours(x) or product_dtype(x) != x.dtype or not is_plain(norm):
+    if not _is_ours(x) or product_dtype(x) != x.dtype or not is_unaltered(norm):
         return norm(x)  # type: ignore[no-any-return]
     if type(norm) is nn.LayerNorm and norm.weight is not None:
         return _made(partial(_layer_norm, norm.normalized_shape, norm.eps), x, norm.weight, norm.bias)

@@ -39,6 +39,7 @@ def run_layers(
     reading: View | None,
     past: tuple[LayerState, ...] | None,
     intermediates: Collection[int],
+    read: Tensor | None = None,
 ) -> Ran:
     """Apply layers in turn.
 
@@ -48,12 +49,14 @@ def run_layers(
         reading: what cross mixers may look at.
         past: of each of the steps, what to go on from; None carries nothing.
         intermediates: applications whose outputs are to be returned.
+        read: which tokens the last of the steps is to return (see ``Layer``); None: all.
     """
     states: list[LayerState] = []
     aux: Aux = {}
     kept: dict[int, Tensor] = {}
     for number, step in enumerate(steps):
-        x, state, more = _apply(step, x, view, reading, None if past is None else past[number])
+        wanted = read if number == len(steps) - 1 else None
+        x, state, more = _apply(step, x, view, reading, None if past is None else past[number], wanted)
         if state is not None:
             states.append(state)
         if step.place in intermediates:
@@ -99,11 +102,11 @@ def run_until_halted(
 
 
 def _apply(
-    step: Step, x: Tensor, view: View, reading: View | None, past: LayerState | None
+    step: Step, x: Tensor, view: View, reading: View | None, past: LayerState | None, read: Tensor | None = None
 ) -> tuple[Tensor, LayerState | None, Aux]:
     if step.signalled:
         x = x + step_signal(step.place, x.shape[2], x.device).to(x.dtype)
-    made: tuple[Tensor, LayerState | None, Aux] = step.layer(x, view, reading, past, step.drop_path)
+    made: tuple[Tensor, LayerState | None, Aux] = step.layer(x, view, reading, past, step.drop_path, read)
     return made
 
 

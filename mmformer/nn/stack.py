@@ -14,7 +14,7 @@ from mmformer.nn.ability import Ability, require_abilities
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
-from mmformer.nn.layer import Layer, LayerSpec, LayerState
+from mmformer.nn.layer import Layer, LayerSpec, LayerState, picked
 from mmformer.nn.mask import Mask
 from mmformer.nn.mixer import MixerSpec, View
 from mmformer.nn.position import Heads, PositionSpec
@@ -238,6 +238,7 @@ class Stack(nn.Module):
         intermediates: Collection[int] = (),
         span: range | None = None,
         trailing: bool = False,
+        read: Tensor | None = None,
     ) -> StackOutput:
         """Run the layers.
 
@@ -257,6 +258,8 @@ class Stack(nn.Module):
                 the last: a pass in several spans, each over the tokens that left the one before, is the whole pass.
             trailing: tokens that are not valid stand after all that are, and nobody reads what becomes of them: they
                 may see each other in a causal pass.
+            read: N K, int64: which tokens, counted through all rows, leave the stack: N K D. None: all. What the last
+                layer makes of each token by itself is made of these alone. Without intermediates.
 
         Raises:
             InputError: memory is missing, is not read, or has no segments for media; a prefix or a state without
@@ -282,12 +285,13 @@ class Stack(nn.Module):
         x = tokens.x  # B L D
         if span.start == 0:
             x = self.input_dropout(self.input_norm(self.embedding_dropout(self.position.embed(x, tokens.pos))))
-        ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates)
+        ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates, read)
         x = self.output_dropout(self.norm(ran.x)) if span.stop == self.spec.depth else ran.x
         last = None if media is None else media[:, -1]
         after = None if state is None else StackState(ran.states, pos, valid, segment, prefix, last)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
-        return StackOutput(Tokens(x, tokens.pos, tokens.valid, tokens.segment), after, ran.aux, ran.intermediates)
+        left = (tokens.pos, tokens.valid, tokens.segment) if read is None else (picked(tokens.pos, read), None, None)
+        return StackOutput(Tokens(x, *left), after, ran.aux, ran.intermediates)
 
     def _viewed(self, tokens: Tokens, pos: Tensor, mask: Mask) -> tuple[Tokens, View]:
         """The tokens to work on, and what they may look at: of all that were handed in, where one process has them."""
@@ -301,18 +305,21 @@ class Stack(nn.Module):
         past: tuple[LayerState, ...] | None,
         span: range,
         intermediates: Collection[int],
+        read: Tensor | None,
     ) -> Ran:
         """Apply the layers of a span, in the way that the spec has them run."""
+        assert read is None or not intermediates, "of the last layer, there are not all tokens"
         spec = self.spec
         signalled = spec.sharing is not None and spec.sharing.step_signal
         steps = [Step(i, self._layer(spec.applied[i]), self.drop_path[i], signalled) for i in span]
-        if spec.reversible:
-            return run_reversibly(x, steps, view, past, intermediates)
+        if self.halting is None and not spec.reversible:
+            return run_layers(x, steps, view, reading, past, intermediates, read)
         if self.halting is None:
-            return run_layers(x, steps, view, reading, past, intermediates)
-        known = not self.training and not torch.compiler.is_compiling() and not x.is_meta
-        may_stop = self.may_stop and known
-        return run_until_halted(x, steps, view, reading, past, intermediates, self.halting, may_stop)
+            ran = run_reversibly(x, steps, view, past, intermediates)
+        else:
+            may_stop = self.may_stop and not (self.training or torch.compiler.is_compiling() or x.is_meta)
+            ran = run_until_halted(x, steps, view, reading, past, intermediates, self.halting, may_stop)
+        return ran if read is None else ran._replace(x=picked(ran.x, read))
 
     def _layer(self, index: int) -> Layer:
         layer = self.layers[index]

@@ -51,6 +51,10 @@ class Objective(ABC):
     Such an objective is handed embeddings and scales alone, those of the whole batch.
     """
 
+    reads_tokens = False
+    """Whether it reads the tokens of encoders (Outputs.tokens); those that no part of the model reads are left out
+    otherwise."""
+
     def prepare(self, batch: Batch, seed: int) -> Batch:
         """Change a batch before the model sees it (mask, corrupt, mix).
 

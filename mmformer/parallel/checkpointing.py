@@ -86,12 +86,18 @@ class CheckpointedLayer(Layer):
     computed = Layer.forward  # what is computed, and computed again; or the program that it is compiled to
 
     def forward(
-        self, x: Tensor, view: View, memory: View | None, state: LayerState | None, drop_path: float = 0.0
+        self,
+        x: Tensor,
+        view: View,
+        memory: View | None,
+        state: LayerState | None,
+        drop_path: float = 0.0,
+        read: Tensor | None = None,
     ) -> tuple[Tensor, LayerState | None, Aux]:
         if state is not None or not torch.is_grad_enabled():
-            return super().forward(x, view, memory, state, drop_path)
+            return super().forward(x, view, memory, state, drop_path, read)
         made: tuple[Tensor, None, Aux] = checkpoint(
-            self.computed, x, view, memory, None, drop_path, use_reentrant=False, context_fn=self.contexts
+            self.computed, x, view, memory, None, drop_path, read, use_reentrant=False, context_fn=self.contexts
         )
         return made
 

@@ -49,5 +49,6 @@ def _run(
     memory: Any,
     state: Any,
     drop_path: float = 0.0,
+    read: Any = None,
 ) -> Any:
-    return (program if state is None else plain)(x, view, memory, state, drop_path)
+    return (program if state is None else plain)(x, view, memory, state, drop_path, read)

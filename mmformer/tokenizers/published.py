@@ -19,6 +19,7 @@ from mmformer.tokenizers.any_vocabulary import AnyVocabulary, surrogate
 from mmformer.tokenizers.archive import Archive
 from mmformer.tokenizers.cleaning import clean
 from mmformer.tokenizers.special import SpecialIds
+from mmformer.tokenizers.words import KnownWords, words_stand_apart
 from tokenizers import Tokenizer
 
 
@@ -97,11 +98,15 @@ class TokenizersVocabulary(PublishedVocabulary):
         numbers: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self._size = 1 + max(numbers.values(), default=-1)
         self._special = {token: numbers[token] for token in self.options.special}
+        self._words = KnownWords(self._whole) if words_stand_apart(self._tokenizer) else None
 
     def __len__(self) -> int:
         return self._size
 
     def _encode(self, text: str) -> list[int]:
+        return self._whole(text) if self._words is None else self._words.encode(text)
+
+    def _whole(self, text: str) -> list[int]:
         if not any(token in text for token in self._special):
             return self._cut(text)
         ids, begin = [], 0

@@ -236,4 +236,4 @@ class TextTokens(nn.Module):
         if text.everywhere is not None:  # no place on the further axes
             further = torch.arange(AXES, device=x.device) > 0
             pos = pos.masked_fill(text.everywhere[..., None] & further, SPECIAL)
-        return Tokens(x, pos.expand(x.shape[0], -1, -1), text.real)
+        return Tokens(x, pos.expand(x.shape[0], -1, -1), None if text.whole else text.real)

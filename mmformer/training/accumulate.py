@@ -61,8 +61,9 @@ def accumulate(
     processes = collectives.data_world_size()
     if (pipeline := pipeline_of(model)) is not None:
         return _through_stages(pipeline, objectives, weights, batch, parts)
+    tokens = any(objective.reads_tokens for objective in objectives.values())
     if parts == 1:
-        outputs = model(batch)
+        outputs = model(batch, tokens=tokens)
         terms = _asked(outputs) | _terms(outputs, objectives, batch)
         total, means = _total(_over_ranks(terms), weights)
         assert total is not None, "RunSpec refuses sources that no objective reads"
@@ -71,14 +72,14 @@ def accumulate(
     micro = split(batch, parts)
     coupled = {name: objective for name, objective in objectives.items() if objective.couples_samples}
     single = {name: objective for name, objective in objectives.items() if not objective.couples_samples}
-    gathered = _gather(model, coupled, weights, batch, micro, backward) if coupled else None
+    gathered = _gather(model, coupled, weights, batch, micro, backward, tokens) if coupled else None
     items = _items(single, batch)
     sums: dict[str, LossTerm] = {}
     loss = None if gathered is None else gathered.loss
     for index, part in enumerate(micro):
         synchronise_gradients(model, index == parts - 1)
         with nullcontext() if gathered is None else _dropout(gathered.seeds[index]):
-            outputs = model(part)
+            outputs = model(part, tokens=tokens)
         asked, terms = _asked(outputs), _terms(outputs, single, part)
         # Weighed by the whole batch's items; what layers ask for knows no items beforehand, and counts by parts.
         shares = {name: term._replace(items=term.items * parts) for name, term in _over_ranks(asked).items()}
@@ -166,16 +167,17 @@ def _gather(
     batch: Batch,
     micro: list[Batch],
     backward: Backward,
+    tokens: bool,
 ) -> _Gathered | None:
     """Run the micro-batches without a graph, and the objectives on the whole of them; None: the batch has nothing for
-    them.
+    them. ``tokens`` is as in the second run, whose dropout is the same.
     """
     seeds = torch.randint(2**62, (len(micro),)).tolist()
     parts = []
     with torch.no_grad():
         for seed, part in zip(seeds, micro, strict=True):
             with _dropout(seed):
-                outputs = model(part, decode=False)
+                outputs = model(part, decode=False, tokens=tokens)
             if not any(objective.finds(outputs) for objective in objectives.values()):
                 return None
             parts.append(_coupled_fields(outputs))

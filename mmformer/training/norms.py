@@ -50,7 +50,7 @@ class ActivationNorms:
     def _add(self, name: str, layer: nn.Module, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         """A layer's hook: it was handed tokens and a view, and returns tokens first."""
         x, valid = output[0], inputs[1].mask.valid  # B L D, B L
-        x = x if valid is None else x[valid]
+        x = x[valid] if valid is not None and x.shape[:2] == valid.shape else x  # of the last, those that are read
         square, number = x.detach().float().square().sum(), x.new_tensor(float(x.numel()), dtype=torch.float32)
         before = self._sums.get(name)
         self._sums[name] = (square, number) if before is None else (before[0] + square, before[1] + number)

@@ -60,7 +60,7 @@ def _rehearse_objectives(run: RunSpec, model: Model, encoders: Mapping[str, Text
         for name, spec in run.objectives.items():
             objective = spec.build()
             prepared = objective.prepare(batch, seed=0)
-            losses = objective.losses(model(prepared), prepared)
+            losses = objective.losses(model(prepared, tokens=objective.reads_tokens), prepared)
             if losses and not any(loss.total.requires_grad for loss in losses.values()):
                 group, fix = ("adapters", "name more") if run.adapters else ("freeze", "freeze less")
                 raise InputError(

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 
-def is_plain(module: nn.Module) -> bool:
+def is_unaltered(module: nn.Module) -> bool:
     """Whether nobody has hooks on it, made a program of it, or spread its parameters."""
     hooks = (
         module._forward_hooks,

@@ -1,0 +1,92 @@
+"""A stack of which few tokens are read makes of those what it makes of all, and computes the others no further."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from contract import FEEDFORWARDS, make_inputs, make_stack
+from test_stack import CASE, equal
+from torch import Tensor, nn
+
+from mmformer.nn.feedforward import DenseFeedForwardSpec
+from mmformer.nn.halting import HaltingSpec
+from mmformer.nn.layer import picked
+from mmformer.nn.sharing import SharingSpec
+from mmformer.nn.stack import Stack
+
+READ = torch.tensor([[2, 1], [13, 11], [26, 18]])
+"""Two of each of three rows of nine."""
+
+
+def entering(stack: Stack) -> list[int]:
+    """How many tokens enter each layer's feed-forward, as passes are made."""
+    found: list[int] = []
+
+    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        found.append(inputs[0][..., 0].numel())
+
+    for layer in stack.layers:
+        if layer.feedforward is not None:
+            layer.feedforward.register_forward_pre_hook(note)
+    return found
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "sandwich", "deep", "parallel"])
+@pytest.mark.parametrize("feedforward", FEEDFORWARDS)
+@pytest.mark.parametrize("mixer", ["attention_grouped", "linear"])
+def test_those_that_are_read_are_what_they_are_among_all(mixer: str, feedforward: str, placement: str) -> None:
+    case = dataclasses.replace(CASE, mixer=mixer, feedforward=feedforward, cross="none", order="full")
+    if placement != "parallel":
+        case = dataclasses.replace(case, placement=placement)
+    elif FEEDFORWARDS[feedforward] is None:
+        pytest.skip("there is nothing beside the mixer")
+    spec = case.spec
+    spec = dataclasses.replace(spec, layer=dataclasses.replace(spec.layer, parallel=placement == "parallel"))
+    stack, inputs = make_stack(spec), make_inputs(case)
+    whole = inputs(stack)
+    found = entering(stack)  # from here on
+    left = inputs.run(stack, read=READ).tokens
+    equal(left.x, picked(whole, READ))
+    assert torch.equal(left.pos, picked(inputs.tokens.pos, READ))
+    assert left.valid is left.segment is None
+    if found:
+        alone = isinstance(spec.layer.feedforward, DenseFeedForwardSpec)  # experts choose among tokens
+        assert found == [27, READ.numel() if alone else 27]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sharing": SharingSpec(distinct=1)},
+        {"halting": HaltingSpec()},
+        {"reversible": True},
+    ],
+)
+def test_however_the_layers_are_run(changes: dict[str, Any]) -> None:
+    case = dataclasses.replace(CASE, mixer="attention", cross="none")
+    stack, inputs = make_stack(dataclasses.replace(case.spec, **changes)), make_inputs(case)
+    equal(inputs.run(stack, read=READ).tokens.x, picked(inputs(stack), READ))
+
+
+def test_layers_that_read_memory_and_spans_of_them() -> None:
+    stack, inputs = make_stack(CASE.spec), make_inputs(CASE)
+    equal(inputs.run(stack, read=READ).tokens.x, picked(inputs(stack), READ))
+    first = inputs.run(stack, span=range(1))
+    equal(inputs.run(stack, span=range(1), read=READ).tokens.x, picked(first.tokens.x, READ))
+
+
+def test_the_gradient_is_that_of_what_is_read() -> None:
+    stack, inputs = make_stack(CASE.spec), make_inputs(CASE)
+    x = inputs.tokens.x.requires_grad_()
+    wanted = [x, *stack.parameters()]
+    weight = torch.randn(*READ.shape, x.shape[2], dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+
+    def gradients(made: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((made * weight).sum(), wanted)
+
+    ours, expected = gradients(inputs.run(stack, read=READ).tokens.x), gradients(picked(inputs(stack), READ))
+    for mine, other in zip(ours, expected, strict=True):
+        equal(mine, other)
