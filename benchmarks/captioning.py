@@ -23,6 +23,7 @@ from benchmarks.systems.imported import imported
 from mmformer.generation.beam import BeamSpec
 from mmformer.generation.decoding import Decoding
 from mmformer.generation.generation import GenerationSpec
+from mmformer.generation.packs import Packs
 from mmformer.generation.sampling import GreedySpec
 from mmformer.models.logits import text_of
 from mmformer.models.model import Model
@@ -32,13 +33,13 @@ NEW = 20
 
 
 def writer(model: Model, spec: GenerationSpec, image: Tensor, start: int) -> Callable[[], list[list[int]]]:
-    """Pictures to ids, by the decoder that there is."""
-    (name,), prompt = model.decoders, torch.full((len(image), 1), start)
+    """Pictures to ids, by the decoder that there is. Its weights are packed once, as for many batches."""
+    (name,), prompt, packs = model.decoders, torch.full((len(image), 1), start), Packs()
 
     def write() -> list[list[int]]:
         with torch.inference_mode():
             read = model(Batch((), {}, image), decode=False).tokens
-            return [each.ids for each in spec.write(Decoding(model, name, read, len(image)), text_of(prompt))]
+            return [each.ids for each in spec.write(Decoding(model, name, read, len(image), packs), text_of(prompt))]
 
     return write
 

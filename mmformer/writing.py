@@ -12,6 +12,7 @@ from mmformer.data.picture import Picture, Pictures
 from mmformer.data.waveform import Waveform, Waveforms
 from mmformer.errors import InputError, nearest
 from mmformer.generation.generation import GenerationSpec
+from mmformer.generation.packs import Packs
 from mmformer.generation.sampling import GreedySpec
 from mmformer.generation.writing import write_texts
 from mmformer.inference import Inference, Progress
@@ -156,10 +157,11 @@ class Writer(Inference):
         batches: Iterator[tuple[list[int], Mapping[str, Tokens]]],
     ) -> list[str]:
         """What a decoder writes after each prompt, of batches of places with what is read at them."""
-        texts = [""] * len(prompts)
+        texts, packs = [""] * len(prompts), Packs()
         for places, memory in batches:
             begun = [prompts[place] for place in places]
-            for place, text in zip(places, write_texts(self.model, decoder, memory, begun, spec, places), strict=True):
+            written = write_texts(self.model, decoder, memory, begun, spec, places, packs)
+            for place, text in zip(places, written, strict=True):
                 texts[place] = text
         return texts
 

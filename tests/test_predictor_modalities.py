@@ -19,7 +19,8 @@ from mmformer.data.manifest import Manifest
 from mmformer.data.shards import ShardReader
 from mmformer.errors import CutWarning, InputError
 from mmformer.generation.beam import BeamSpec
-from mmformer.generation.sampling import SamplingSpec
+from mmformer.generation.packs import Packed
+from mmformer.generation.sampling import GreedySpec, SamplingSpec
 from mmformer.predictor import Predictor
 from mmformer.types import Batch
 
@@ -113,6 +114,17 @@ def test_captions_are_of_each_value(model: Predictor) -> None:
     assert model.caption(PICTURES[1]) == several[1]
     heard = model.caption(audio=SOUNDS)
     assert [model.caption(audio=sound) for sound in SOUNDS] == heard
+
+
+def test_weights_are_packed_once_for_many_batches(bundle: Path) -> None:
+    """Or not at all, where PyTorch has no packing."""
+    small, made, of = mmformer.load(bundle, batch_size=4), list[int](), Packed.of
+    way = GreedySpec(8, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Packed, "of", staticmethod(lambda *given: (made.append(given[2]), of(*given))[1]))
+        whole = small.caption(PICTURES[:1] * 8, spec=way)
+    assert made == ([4] if torch.backends.mkl.is_available() else [4, 4])
+    assert whole == small.caption(PICTURES[:1] * 4, spec=way) * 2
 
 
 def test_a_caption_begins_with_its_prompt(model: Predictor) -> None:

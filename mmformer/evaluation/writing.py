@@ -10,6 +10,7 @@ from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import Metric
 from mmformer.evaluation.rows import Column
 from mmformer.generation.generation import GenerationSpec
+from mmformer.generation.packs import Packs
 from mmformer.generation.writing import write_texts
 from mmformer.models.model import Model
 from mmformer.spec import Parts
@@ -25,16 +26,17 @@ class Writing(Metric):
         self.decoder, self.generation = decoder, generation
         self.model: Model | None = None
         self.encoders: Mapping[str, TextEncoder] = {}
+        self.packs = Packs()
 
     def start(self, model: Model, encoders: Mapping[str, TextEncoder], device: torch.device) -> None:
-        self.model, self.encoders = model, encoders
+        self.model, self.encoders, self.packs = model, encoders, Packs()
 
     def keep(self, outputs: Outputs, batch: Batch) -> Mapping[str, Column]:
         assert self.model is not None, "start() comes first"
         references = self._references(batch)
         numbers = self._numbers(batch)
         prompts = [""] * len(batch.keys)
-        written = write_texts(self.model, self.decoder, outputs.tokens, prompts, self.generation, numbers)
+        written = write_texts(self.model, self.decoder, outputs.tokens, prompts, self.generation, numbers, self.packs)
         return {"written": written, "references": references}
 
     def _numbers(self, batch: Batch) -> list[int]:

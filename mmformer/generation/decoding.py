@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from mmformer.errors import InputError, nearest
+from mmformer.generation.packs import Packed, Packs
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
 from mmformer.nn.cache import KeyValue
 from mmformer.nn.layer import LayerState
-from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked, weights_to_pack
-from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
@@ -48,20 +47,23 @@ class Progress(NamedTuple):
 class Decoding:
     """A decoder over a batch of inputs; it holds what it reads of them, and no progress.
 
-    On a CPU, texts of more than a few ids are written with weights that are packed (``nn/prepacked.py``). It holds them
-    beside the model's, and does not see what becomes of those before it begins again.
+    On a CPU, texts of more than a few ids are written with weights that are packed (``nn/prepacked.py``). They are held
+    beside the model's, and do not see what becomes of those before it begins again.
 
     Args:
         model: in evaluation mode.
         name: of the decoder.
         memory: encoder -> what left its stack, for all that the decoder reads; B rows each.
         rows: B, for a decoder that reads nothing.
+        packs: holds packed weights for further batches; None: they are this one's alone.
 
     Raises:
         InputError: no such decoder, or nothing of an encoder that it reads.
     """
 
-    def __init__(self, model: Model, name: str, memory: Mapping[str, Tokens], rows: int) -> None:
+    def __init__(
+        self, model: Model, name: str, memory: Mapping[str, Tokens], rows: int, packs: Packs | None = None
+    ) -> None:
         if name not in model.decoders:
             known = ", ".join(model.decoders) or "none"
             raise InputError(f"There is no decoder '{name}': the model's are {known}.{nearest(name, model.decoders)}")
@@ -74,7 +76,8 @@ class Decoding:
         self.memory = {read: memory[read] for read in decoder.spec.reads}
         self.rows = rows
         self._steps = 0
-        self._packed: _Packed | None = None
+        self._packs = packs
+        self._packed: Packed | None = None
 
     @property
     def context_length(self) -> int:
@@ -106,8 +109,10 @@ class Decoding:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
         text = Text(ids[:, None], torch.ones_like(ids), whole=True)
         self._steps += 1
-        if self._steps == PATIENCE:
-            self._packed = _Packed.of(self.decoder, self.stack, len(ids))
+        if self._steps == 1 and self._packs is not None:
+            self._packed = self._packs.held(self.decoder, len(ids))
+        elif self._steps == PATIENCE and self._packed is None:
+            self._packed = (self._packs or Packs()).pack(self.decoder, self.stack, len(ids))
         packed = None if torch.is_grad_enabled() else self._packed
         stack = self.stack if packed is None else packed.stack
         decoded = self.decoder(text, self.memory, stack, progress.lengths, progress.stack)
@@ -119,7 +124,7 @@ class Decoding:
         other = object.__new__(Decoding)
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
         other.memory = take(self.memory, rows)
-        other._steps, other._packed = self._steps, self._packed
+        other._steps, other._packs, other._packed = self._steps, self._packs, self._packed
         return other
 
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
@@ -127,21 +132,6 @@ class Decoding:
         logits = self.decoder.logits(x[:, 0], None if packed is None else packed.pieces).float()
         logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
         return logits
-
-
-class _Packed(NamedTuple):
-    """What each id goes through, with weights as products of few rows read them fastest."""
-
-    stack: Stack
-    pieces: PackedLinear  # the vocabulary's
-
-    @staticmethod
-    def of(decoder: Decoder, stack: Stack, rows: int) -> _Packed | None:
-        """None: that would not be faster, or cannot be done."""
-        weights = weights_to_pack(stack)
-        if weights is None or not can_pack([*weights, decoder.pieces], rows):
-            return None
-        return _Packed(prepacked(stack, rows), PackedLinear.of(decoder.pieces, decoder.logit_bias, rows))
 
 
 def take(value: Any, rows: Tensor) -> Any:

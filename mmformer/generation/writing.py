@@ -8,6 +8,7 @@ import torch
 
 from mmformer.generation.decoding import Decoding
 from mmformer.generation.generation import GenerationSpec
+from mmformer.generation.packs import Packs
 from mmformer.models.insertion import spread
 from mmformer.models.model import Model
 from mmformer.types import Text, Tokens
@@ -20,6 +21,7 @@ def write_texts(
     prompts: Sequence[str],
     spec: GenerationSpec,
     numbers: Sequence[int] | None = None,
+    packs: Packs | None = None,
 ) -> list[str]:
     """What a decoder writes after each prompt, with the prompt.
 
@@ -30,8 +32,9 @@ def write_texts(
         prompts: what the texts begin with; "" for nothing.
         spec: how ids are chosen.
         numbers: of the rows among all inputs (see ``GenerationSpec.write``).
+        packs: for those who write further batches with the same weights (see ``Decoding``).
     """
-    decoding = Decoding(model, name, memory, len(prompts))
+    decoding = Decoding(model, name, memory, len(prompts), packs)
     tokenizer = decoding.decoder.spec.tokenizer
     vocabulary = tokenizer.encoder().vocabulary
     spaced = [prompt and " " + prompt for prompt in prompts] if tokenizer.prefix_space else list(prompts)

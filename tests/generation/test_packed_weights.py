@@ -11,8 +11,9 @@ from torch import nn
 from writers import KINDS, decoding, prompts
 
 from mmformer.generation.beam import BeamSpec
-from mmformer.generation.decoding import PATIENCE, Decoding, Progress, _Packed
+from mmformer.generation.decoding import PATIENCE, Decoding, Progress
 from mmformer.generation.generation import GenerationSpec
+from mmformer.generation.packs import Packed, Packs
 from mmformer.generation.sampling import GreedySpec
 from mmformer.nn import prepacked
 from mmformer.nn.prepacked import PackedLinear
@@ -27,7 +28,7 @@ def test_packed_weights_write_the_same(
     kind: str, spec: GenerationSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Searches end one after the other, so that there are fewer rows than were packed for."""
-    steps, held = list[int](), list[_Packed | None]()
+    steps, held = list[int](), list[Packed | None]()
     step = Decoding.step
 
     def watched(self: Decoding, ids: torch.Tensor, progress: Progress) -> Any:
@@ -82,3 +83,27 @@ def test_a_step_has_a_gradient_where_one_is_wanted() -> None:
     weight = next(part.weight for part in made.stack.modules() if isinstance(part, nn.Linear))
     (gradient,) = torch.autograd.grad(logits.clamp(min=-9).sum(), [weight])
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+def test_what_was_packed_is_there_for_the_next_batch_of_its_kind() -> None:
+    packs, prompt, spec = Packs(), prompts(4, ragged=False), GreedySpec(8, 8)
+    first = decoding("alone", 4)
+    first._packs = packs
+    expected = spec.write(first, prompt)
+    assert packs.held(first.decoder, 4) is None, "a gradient may be wanted"
+    with torch.no_grad():
+        packed = packs.held(first.decoder, 4)
+        assert packed is first._packed
+        assert packed is not None
+        assert packs.held(first.decoder, 5) is packs.held(decoding("alone", 4).decoder, 4) is None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert packs.held(first.decoder, 4) is None
+    again = Decoding.__new__(Decoding)
+    again.__dict__ = {**first.__dict__, "_packed": None}
+    steps = list[Packed | None]()
+    step = Decoding.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoding, "step", lambda self, *given: (step(self, *given), steps.append(self._packed))[0])
+        assert [text.ids for text in spec.write(again, prompt)] == [text.ids for text in expected]
+    assert steps == [packed] * 7, "from the first id on"
