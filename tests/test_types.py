@@ -110,7 +110,7 @@ def test_a_decoder_reads_a_first_id_and_all_but_the_last() -> None:
     assert read.types.tolist() == [[0, 0, 1, 0]]
     assert read.everywhere is not None
     assert read.everywhere.tolist() == [[False, False, True, True]]
-    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None, None, False)
+    assert Text(text.ids, text.lengths).after(9)[2:] == (None, None, None, False, False)
 
 
 def test_what_is_written_is_the_target_or_the_text() -> None:

@@ -208,7 +208,9 @@ def test_parts_are_cut_in_order_and_no_longer_than_they_must_be() -> None:
 
 
 class Spying:
-    """An objective that keeps what it is handed."""
+    """An objective that keeps what it is handed; it reads tokens."""
+
+    reads_tokens = True
 
     def __init__(self, inner: Objective) -> None:
         self.inner, self.couples_samples = inner, inner.couples_samples
@@ -289,8 +291,8 @@ class Balanced(nn.Module):
         self.inner, self.items = model(), items
         self.balance = nn.Parameter(torch.tensor([2.0]))
 
-    def forward(self, given: Batch, decode: bool = True) -> Outputs:
-        outputs = self.inner(given, decode=decode)
+    def forward(self, given: Batch, decode: bool = True, tokens: bool = True) -> Outputs:
+        outputs = self.inner(given, decode=decode, tokens=tokens)
         assert given.image is not None
         asked = (self.balance * given.image.float().mean((1, 2, 3))).square().sum()
         return outputs._replace(aux={"image/balance": LossTerm(asked, torch.tensor(self.items * len(given.keys)))})
