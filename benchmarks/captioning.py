@@ -120,7 +120,7 @@ ROWS = [
         15.0,
         0.0,
         partial(coca, 32),
-        "what was written is kept, not read again for each id",
+        "what was written is kept, not read again for each id; weights are packed once",
         dtype=None,
     ),
     Row(
@@ -132,7 +132,8 @@ ROWS = [
         25.0,
         0.0,
         partial(coca_beams, 8, 6),
-        "pictures are read once, not for each beam; what was written is kept; beams read their picture together",
+        "pictures are read once, not for each beam; what was written is kept; beams read their picture together; "
+        "weights are packed once",
         dtype=None,
     ),
     *(
@@ -145,6 +146,7 @@ ROWS = [
             1.5,
             0.0,
             partial(blip, 8, beams),
+            "weights are packed once",
             dtype=None,
         )
         for name, beams in (("greedy", 1), ("beams", 4))

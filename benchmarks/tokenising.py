@@ -83,6 +83,7 @@ ROWS = [
         bound,
         allowed,
         partial(tokenised, peer, number),
+        "words that were cut before are looked up",
         dtype=None,
     )
     for name, peer, number, bound, allowed in (

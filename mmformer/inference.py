@@ -81,6 +81,7 @@ class Inference:
         self, values: Mapping[str, Sequence[Any]], progress: Progress | None
     ) -> Iterator[tuple[list[int], Outputs]]:
         """The model over the values of one modality, or of several that belong together, batch by batch, and places.
+        Encoders' tokens that no part of the model reads are left out.
 
         Raises:
             InputError: the model does not read a modality, or a value cannot be read.

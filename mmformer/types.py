@@ -276,7 +276,7 @@ class Outputs(NamedTuple):
     """What one forward pass returns; every dictionary goes by the names of the model's parts."""
 
     embedding: dict[str, Tensor]  # encoder -> B E, not normalised
-    tokens: dict[str, Tokens]  # encoder or decoder -> what left its stack
+    tokens: dict[str, Tokens]  # encoder or decoder -> what left its stack, unless nobody asked for it (Model.forward)
     logits: dict[str, Tensor]  # head -> B classes; of a language head B L V
     scale: dict[str, Tensor]  # head -> (1,), the factor on cosine similarities (the inverse temperature)
     bias: dict[str, Tensor]  # head -> (1,), added to scaled similarities (the sigmoid loss's)

@@ -119,7 +119,7 @@ def test_captions_are_of_each_value(model: Predictor) -> None:
 def test_weights_are_packed_once_for_many_batches(bundle: Path) -> None:
     """Or not at all, where PyTorch has no packing."""
     small, made, of = mmformer.load(bundle, batch_size=4), list[int](), Packed.of
-    way = GreedySpec(8, 8)
+    way = GreedySpec(12, 12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Packed, "of", staticmethod(lambda *given: (made.append(given[2]), of(*given))[1]))
         whole = small.caption(PICTURES[:1] * 8, spec=way)

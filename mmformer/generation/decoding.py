@@ -17,8 +17,8 @@ from mmformer.nn.layer import LayerState
 from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
-PATIENCE = 4
-"""Ids that are written before weights are packed, which takes about as long as so many."""
+PATIENCE = 8
+"""Ids that are written before weights are packed, which takes about as long as is gained by so many."""
 
 
 class Progress(NamedTuple):

@@ -213,7 +213,7 @@ class Layer(nn.Module):
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
         if read is not None and (self.feedforward is None or self.feedforward.by_token):
-            x, entered, read = picked(x, read), picked(entered, read), None
+            x, entered, read = picked(x, read), picked(entered, read) if self.parallel else entered, None
         if self.feedforward is not None and self.feedforward_residual is not None:
             valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens
             y, more = self.feedforward(
@@ -227,4 +227,4 @@ class Layer(nn.Module):
 
 def picked(x: Tensor, read: Tensor) -> Tensor:
     """Some of the tokens of all rows, as many for each sample: B L D at N K -> N K D."""
-    return x.flatten(0, 1).index_select(0, read.flatten()).view(*read.shape, -1)
+    return x.flatten(0, 1).index_select(0, read.flatten()).view(*read.shape, x.shape[2])

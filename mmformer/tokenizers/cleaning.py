@@ -23,7 +23,8 @@ def clean(text: str, how: Cleaning) -> str:
     Raises:
         InputError: its characters may need mending, and the library that does so is not installed.
     """
-    text = html.unescape(html.unescape(_mended(text))).strip()
+    if not _PLAIN.fullmatch(text):
+        text = html.unescape(html.unescape(_mended(text)))
     if how == "canonicalize":
         text = text.replace("_", " ").translate(_NO_PUNCTUATION)
     text = text if how == "whitespace" else text.lower()
@@ -32,8 +33,6 @@ def clean(text: str, how: Cleaning) -> str:
 
 def _mended(text: str) -> str:
     """With text that was decoded wrongly put right, curly quotes straight and so on: ftfy, Speer 2019."""
-    if _PLAIN.fullmatch(text):
-        return text
     try:
         import ftfy
     except ModuleNotFoundError as error:

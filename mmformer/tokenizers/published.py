@@ -61,7 +61,7 @@ class PublishedVocabulary(AnyVocabulary):
         if not isinstance(text, str):
             raise InputError(f"A text to encode must be a string, not {type(text).__name__}: {text!r:.80}.")
         cleaned = text if self.options.clean is None else clean(text, self.options.clean)
-        if (half := surrogate(cleaned)) is not None:
+        if not cleaned.isascii() and (half := surrogate(cleaned)) is not None:
             raise InputError(half)
         return self._encode(cleaned)
 

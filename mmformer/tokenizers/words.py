@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -19,29 +20,27 @@ LONGEST = 64
 """Characters at most of a word that is."""
 
 
-class KnownWords:
-    """Ids of texts, word by word.
+class KnownWords(dict[str, list[int]]):
+    """Words and their ids; what is not known yet is cut when it is asked for.
 
     Args:
         encode: a text to its ids.
     """
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        super().__init__()
         self._encode = encode
-        self._ids: dict[str, list[int]] = {"": []}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text: those of its words, one after the other."""
-        ids: list[int] = []
-        for word in text.split(" "):
-            found = self._ids.get(word)
-            ids += self._learned(word) if found is None else found
-        return ids
+        return [*chain.from_iterable(map(self.__getitem__, text.split(" ")))]
 
-    def _learned(self, word: str) -> list[int]:
+    def __missing__(self, word: str) -> list[int]:
         ids = self._encode(word)
-        if len(word) <= LONGEST and len(self._ids) < MOST:
-            self._ids[word] = ids
+        if len(word) <= LONGEST:
+            if len(self) >= MOST:  # words that are used come back
+                self.clear()
+            self[word] = ids
         return ids
 
 
@@ -50,15 +49,27 @@ def words_stand_apart(tokenizer: Tokenizer) -> bool:
 
     True for what is known to be so; a tokenizer in other parts is asked for whole texts.
     """
-    tokens: list[Any] = [*tokenizer.get_added_tokens_decoder().values()]
     cutters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
     return (
-        not any(re.search(r"\s", token.content) for token in tokens)
+        not any(getattr(tokenizer.model, name, None) for name in _RANDOM)
         and all(map(_is_local, _parts(tokenizer.normalizer, "normalizers")))
+        and not any(_has_spaces(token, tokenizer.normalizer) for token in tokenizer.get_added_tokens_decoder().values())
         and bool(cutters)
         and _drops_spaces(cutters[0])
         and all(map(_goes_on_alone, cutters[1:]))
     )
+
+
+_RANDOM = ("dropout", "alpha", "nbest_size")
+"""Of a model that cuts a word in another way each time."""
+
+
+def _has_spaces(token: Any, normalizer: Any) -> bool:
+    """Whether a token that is sought in texts by itself may be found across spaces, or everywhere."""
+    sought = [token.content]
+    if token.normalized and normalizer is not None:  # in texts that are normalised
+        sought.append(normalizer.normalize_str(token.content))
+    return any(not each or re.search(r"\s", each) for each in sought)
 
 
 def _parts(part: Any, inner: str) -> list[dict[str, Any]]:

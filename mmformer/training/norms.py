@@ -27,7 +27,9 @@ def gradient_norms(model: nn.Module) -> dict[str, Tensor]:
 
 
 class ActivationNorms:
-    """Within it, what leaves each layer of a model's stacks is measured: its root mean square over real tokens."""
+    """Within it, what leaves each layer of a model's stacks is measured: its root mean square over real tokens, and of
+    a last layer whose others nobody reads, over those that its pool reads.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = {

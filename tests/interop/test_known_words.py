@@ -14,7 +14,7 @@ from mmformer.interop.vocabularies import from_open_clip
 from mmformer.tokenizers.opening import from_content
 from mmformer.tokenizers.published import TokenizersVocabulary
 from mmformer.tokenizers.words import LONGEST, MOST, KnownWords, words_stand_apart
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")  # transformers' Marian
 
@@ -45,7 +45,7 @@ def test_ids_are_those_of_whole_texts(name: str) -> None:
 
 
 def cutter(**parts: Any) -> Tokenizer:
-    made = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    made = Tokenizer(parts.get("model") or models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     made.pre_tokenizer = parts.get("pre_tokenizer", pre_tokenizers.Whitespace())
     if "normalizer" in parts:
         made.normalizer = parts["normalizer"]
@@ -68,6 +68,11 @@ def split(pattern: str, behavior: str = "removed", invert: bool = True) -> dict[
         ({"normalizer": normalizers.Strip()}, False),
         ({"added": ["two words"]}, False),
         ({"added": ["<one>"]}, True),
+        ({"normalizer": normalizers.NFKC(), "added": ["\ufdfa"]}, False),  # four words, once it is normalised
+        ({"normalizer": normalizers.NFKC(), "added": [AddedToken("\ufdfa", normalized=False)]}, True),
+        ({"normalizer": normalizers.StripAccents(), "added": ["\u0301"]}, False),  # nothing, which is everywhere
+        ({"model": models.BPE({"a": 0}, [], dropout=0.1)}, False),
+        ({"model": models.BPE({"a": 0}, [])}, True),
         ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False)}, False),
         ({"pre_tokenizer": pre_tokenizers.Metaspace()}, False),
         ({"pre_tokenizer": pre_tokenizers.Sequence([])}, False),
@@ -109,7 +114,9 @@ def test_no_more_words_are_remembered_than_there_is_room_for(monkeypatch: pytest
     long = "y" * (LONGEST + 1)
     for _ in range(2):
         assert words.encode(f"a bb ccc {long}") == [1, 2, 3, LONGEST + 1]
-    assert asked == ["a", "bb", "ccc", long, "ccc", long]
+    assert asked == ["a", "bb", "ccc", long, long]
+    assert words.encode("dddd") == [4]
+    assert words == {"dddd": [4]}, "those that are used come back"
     assert MOST > 1000
 
 
@@ -123,7 +130,7 @@ def test_workers_begin_with_no_words() -> None:
     """A pickle has the file alone."""
     ours = _open_clip()
     ids = ours.encode("a cat")
-    assert ours._words._ids.keys() > {"a", "cat"}
+    assert ours._words.keys() >= {"a", "cat"}
     again = pickle.loads(pickle.dumps(ours))
-    assert again._words._ids == {"": []}
+    assert again._words == {}
     assert again.encode("a cat") == ids

@@ -33,6 +33,7 @@ from mmformer.objectives.objective import Objective
 from mmformer.tokenizers.image import ImagePatchesSpec
 from mmformer.tokenizers.text import TextTokensSpec
 from mmformer.training.accumulate import accumulate
+from mmformer.training.norms import ActivationNorms
 from mmformer.types import Batch, LossTerm, Outputs
 
 TEXTS = ["red", "a small blue square", "", "green on the left"]
@@ -125,6 +126,32 @@ def test_intermediates_are_whole() -> None:
     model, batch = built(EncoderSpec(WORDS, "trunk", LastPoolSpec())), tiny_batch(TEXTS)._replace(image=None)
     found = model(batch, ["text/2"], tokens=False)
     assert torch.equal(found.intermediates["text/2"], model(batch, ["text/2"]).intermediates["text/2"])
+
+
+def test_a_sample_without_ids_has_no_place_in_packed_rows() -> None:
+    """What it is in rows of its own, it is there: nothing of others."""
+    model = built(EncoderSpec(WORDS, "trunk", LastPoolSpec(), packed=True))
+    batch = tiny_batch(TEXTS)._replace(image=None)
+    assert batch.text is not None
+    real = batch.text.real.clone()
+    real[1] = False
+    batch = batch._replace(text=batch.text._replace(valid=real))
+    whole, alone = model(batch), model(batch, tokens=False)
+    assert torch.equal(whole.embedding["text"], alone.embedding["text"])
+
+
+def test_norms_of_a_last_layer_are_of_what_is_read() -> None:
+    model, batch = built(EncoderSpec(WORDS, "trunk", LastPoolSpec())), tiny_batch(TEXTS)._replace(image=None)
+    with ActivationNorms(model) as norms:
+        model(batch, tokens=False)
+    found = norms.read()
+    hidden = model(batch, ["text/0", "text/2"]).intermediates
+    assert batch.text is not None
+    last = hidden["text/2"][torch.arange(len(TEXTS)), batch.text.lengths - 1]
+    first = hidden["text/0"][batch.text.real]
+    for layer, x in ((0, first), (2, last)):
+        expected = x.square().mean().sqrt().float()
+        assert_close(found[f"activation_rms/stacks.trunk.layers.{layer}"], expected, rtol=1e-5, atol=1e-6)
 
 
 class Reading(Objective):

@@ -20,6 +20,7 @@ from mmformer.evaluation.neighbours import NeighboursSpec
 from mmformer.models.decoder import DecoderSpec
 from mmformer.models.head import ContrastiveHeadSpec
 from mmformer.nn.attention import AttentionSpec
+from mmformer.nn.pool import LastPoolSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.objectives.captioning import CaptioningSpec
 from mmformer.objectives.classification import ClassificationSpec
@@ -35,11 +36,13 @@ ROOT = Path(__file__).parents[2]
 def everything(shards: Path) -> RunSpec:
     """Softmax and sigmoid contrast, a classification head, a decoder, averaged weights, clipping, evaluation."""
     model = tiny_model(classes=len(COLOURS))
+    text = dataclasses.replace(model.encoders["text"], pool=LastPoolSpec())  # which is read alone
     layer = dataclasses.replace(model.stacks["text"].layer, cross=AttentionSpec(2))
     words = TextTokensSpec(VOCABULARY, context_length=16)
     model = dataclasses.replace(
         model,
         stacks={**model.stacks, "writer": StackSpec(16, 1, layer)},
+        encoders={**model.encoders, "text": text},
         decoders={"caption": DecoderSpec(words, "writer", {"image": "cross"})},
         heads={**model.heads, "sigmoid": ContrastiveHeadSpec(0.1, None, -10.0)},
     )

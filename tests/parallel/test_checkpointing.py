@@ -47,15 +47,15 @@ def built(spec: ActivationCheckpointingSpec | None = None, **layer: object) -> t
     return model, found
 
 
-def passed(stack: Stack) -> StackOutput:
+def passed(stack: Stack, read: Tensor | None = None) -> StackOutput:
     """One pass in training, always with the same draws."""
     x = torch.randn(3, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(2)
-    return stack(Tokens(x, torch.arange(LENGTH)[None, :, None].expand(3, LENGTH, 3)))
+    return stack(Tokens(x, torch.arange(LENGTH)[None, :, None].expand(3, LENGTH, 3)), read=read)
 
 
-def gradients(stack: Stack) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    output = passed(stack)
+def gradients(stack: Stack, read: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    output = passed(stack, read)
     loss = output.tokens.x.square().sum() + sum(term.total for term in output.aux.values())
     names, parameters = zip(*stack.named_parameters(), strict=True)
     asked = {name: torch.stack((term.total, term.items)).detach() for name, term in output.aux.items()}
@@ -74,6 +74,14 @@ def test_the_gradient_is_the_same_to_the_bit(keep: str, every: int) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert asked.keys() == again.keys()
     assert all(torch.equal(asked[name], again[name]) for name in asked)
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_what_is_read_alone_is_so_when_it_is_computed_again(keep: str) -> None:
+    read = torch.tensor([[0], [LENGTH + 2], [2 * LENGTH + 1]])
+    expected, _ = gradients(built(dropout=0.3)[1], read)
+    found, _ = gradients(built(ActivationCheckpointingSpec(1, keep), dropout=0.3)[1], read)  # type: ignore[arg-type]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 class Counted(TorchDispatchMode):

@@ -24,6 +24,7 @@ from mmformer.models.decoder import DecoderSpec
 from mmformer.models.model import Model, ModelSpec
 from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.layer import LayerSpec
+from mmformer.nn.pool import LastPoolSpec
 from mmformer.nn.stack import StackSpec
 from mmformer.parallel.checkpointing import ActivationCheckpointingSpec, checkpoint_layers
 from mmformer.parallel.compiling import compile_layers
@@ -85,6 +86,22 @@ def test_compiled_layers_make_the_same(backend: str) -> None:
     expected, model = updated(built()), built()
     compile_layers(model, backend=backend)
     assert_close(updated(model), expected)
+
+
+def test_a_compiled_layer_makes_what_is_read_alone() -> None:
+    def embedded(compiled: bool) -> Tensor:
+        spec = tiny_model()
+        text = dataclasses.replace(spec.encoders["text"], pool=LastPoolSpec())
+        model = dataclasses.replace(spec, encoders={**spec.encoders, "text": text}).build()
+        model.initialise(0)
+        if compiled:
+            compile_layers(model, backend="aot_eager")
+        outputs = model(tiny_batch(TEXTS), tokens=False)
+        assert list(outputs.tokens) == ["image"]
+        embedding: Tensor = outputs.embedding["text"]
+        return embedding
+
+    torch.testing.assert_close(embedded(True), embedded(False), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("again", [False, True])
