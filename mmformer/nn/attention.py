@@ -17,11 +17,12 @@ from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.nn.cache import KeyValue
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import attend
-from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads
+from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads, picked
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Sparse
 from mmformer.nn.position import Heads, rotate
 from mmformer.nn.recomputed import product_of
+from mmformer.nn.unaltered import is_unaltered
 from mmformer.spec import require, require_probability
 from mmformer.types import Aux
 
@@ -142,13 +143,33 @@ class Attention(Mixer):
         return attend(query, seen.key, seen.value, mask, causal, dropout, self.scale)
 
     def _attend_to_self(self, x: Tensor, view: View, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
-        width, shared = self.heads * self.head_width, self.key_value_heads * self.head_width
-        q, k, v = torch.split(product_of(x, self.qkv), [width, shared, shared], dim=-1)
+        q, k, v = self._projected(x) if view.read is None else self._projected_for(x, view.read)
         query, key, value = self._split(q), self._split(k), self._split(v)
         query, key = self._normalise(query, self.query_norm), self._normalise(key, self.key_norm)
         if view.rotary is not None:
             query, key = rotate(query, view.rotary), rotate(key, view.rotary)
         return query, KeyValue(key, value) if past is None else past.followed_by(key, value)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, ...]:
+        width, shared = self.heads * self.head_width, self.key_value_heads * self.head_width
+        return torch.split(product_of(x, self.qkv), [width, shared, shared], dim=-1)
+
+    def _projected_for(self, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, with queries of some tokens alone."""
+        parts = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
+        weights = torch.split(self.qkv.weight, parts)
+        biases = (None, None) if self.qkv.bias is None else torch.split(self.qkv.bias, parts)
+        q = F.linear(picked(x, read), weights[0], biases[0])  # B K D
+        k, v = product_of(x, lambda made: F.linear(made, weights[1], biases[1])).chunk(2, dim=-1)
+        return q, k, v
+
+    def asks_alone(self, view: View) -> bool:
+        """Where all see all, and nothing is added to scores."""
+        own = type(self) is Attention and not torch.compiler.is_compiling()
+        if not own or view.plans or view.rotary is not None or view.bias is not None or view.lowered is not None:
+            return False
+        open_to_all = self.pattern is None and all(part is None or part is False for part in view.mask)
+        return open_to_all and type(self.qkv) is nn.Linear and is_unaltered(self.qkv)
 
     def _attend_to_memory(
         self, x: Tensor, memory: Tensor, past: KeyValue | None, keep: bool

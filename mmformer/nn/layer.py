@@ -19,7 +19,7 @@ from mmformer.nn.attention import AttentionSpec
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.feedforward import FeedForwardSpec, GELUFeedForwardSpec
 from mmformer.nn.initialisation import Part
-from mmformer.nn.mixer import MixerSpec, State, View
+from mmformer.nn.mixer import MixerSpec, State, View, picked
 from mmformer.nn.norm import LayerNormSpec, NormSpec
 from mmformer.nn.recomputed import normed
 from mmformer.spec import require, require_probability
@@ -174,6 +174,8 @@ class Layer(nn.Module):
         self.feedforward_residual = None
         if spec.feedforward is not None:
             self.feedforward_residual = Residual(spec, width, branches, normed=not spec.parallel)
+        self._is_by_token = self.feedforward is None or self.feedforward.by_token  # after its mixers
+        self._ends_by_token = self._is_by_token and spec.cross is None and not spec.parallel  # after the first
 
     def forward(
         self,
@@ -202,6 +204,8 @@ class Layer(nn.Module):
         if self.mixer is not None and self.mixer_residual is not None:
             beside = (self.feedforward,) if self.parallel and self.feedforward is not None else ()
             entered = self.mixer_residual.enter(x, self.mixer, *beside)
+            if read is not None and self._ends_by_token and self.mixer.asks_alone(view) and not keep:
+                view, x, read = view._replace(read=read), picked(x, read), None
             y, mixer_state, aux = self.mixer(entered, view, past.mixer, keep)
             x = self.mixer_residual.leave(x, y, drop_path)
         if self.cross is not None and self.cross_residual is not None and memory is not None:
@@ -212,7 +216,7 @@ class Layer(nn.Module):
             y = y.reshape(x.shape)
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
-        if read is not None and (self.feedforward is None or self.feedforward.by_token):
+        if read is not None and self._is_by_token:
             x, entered, read = picked(x, read), picked(entered, read) if self.parallel else entered, None
         if self.feedforward is not None and self.feedforward_residual is not None:
             valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens
@@ -223,8 +227,3 @@ class Layer(nn.Module):
             aux = {**aux, **more}
         x = x if read is None else picked(x, read)
         return x, (LayerState(mixer_state, cross_state) if keep else None), aux
-
-
-def picked(x: Tensor, read: Tensor) -> Tensor:
-    """Some of the tokens of all rows, as many for each sample: B L D at N K -> N K D."""
-    return x.flatten(0, 1).index_select(0, read.flatten()).view(*read.shape, x.shape[2])

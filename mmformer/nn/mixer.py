@@ -39,6 +39,7 @@ class View(NamedTuple):
     memory: Tensor | None = None  # B M D': attend to these instead of to x; see merged
     plans: Mapping[PatternSpec | None, Plan] = MappingProxyType({})  # of what is computed by plans; None: no pattern
     canvases: Mapping[tuple[int, ...], Canvas] = MappingProxyType({})  # by the axes that they are laid out over
+    read: Tensor | None = None  # B K: the tokens that ask, counted through all rows (``Mixer.asks_alone``); None: all
 
     def merged(self, x: Tensor) -> Tensor:
         """Rows that read one row of the memory as one row: n·B L D -> B n·L D. They follow one another, as beams do. A
@@ -140,3 +141,12 @@ class Mixer(Part, ABC):
             state: what the last call returned, when decoding goes on from there.
             keep: return a state; otherwise None is returned, and nothing is held.
         """
+
+    def asks_alone(self, view: View) -> bool:
+        """Whether it can mix for some tokens of each row alone, those that ``View.read`` would say: B K D."""
+        return False
+
+
+def picked(x: Tensor, read: Tensor) -> Tensor:
+    """Some of the tokens of all rows, as many for each sample: B L D at N K -> N K D."""
+    return x.flatten(0, 1).index_select(0, read.flatten()).view(*read.shape, x.shape[2])

@@ -14,9 +14,9 @@ from mmformer.nn.ability import Ability, require_abilities
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.halting import HaltingSpec
 from mmformer.nn.initialisation import DeepNormInitialisationSpec, InitialisationSpec, Part, drawn_by
-from mmformer.nn.layer import Layer, LayerSpec, LayerState, picked
+from mmformer.nn.layer import Layer, LayerSpec, LayerState
 from mmformer.nn.mask import Mask
-from mmformer.nn.mixer import MixerSpec, View
+from mmformer.nn.mixer import MixerSpec, View, picked
 from mmformer.nn.position import Heads, PositionSpec
 from mmformer.nn.reversible import INVERTIBLE, is_invertible, run_reversibly
 from mmformer.nn.run import Ran, Step, run_layers, run_until_halted

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmformer.nn.feedforward import DenseFeedForwardSpec
 from mmformer.nn.halting import HaltingSpec
-from mmformer.nn.layer import picked
+from mmformer.nn.mixer import picked
 from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import Stack
 
@@ -54,6 +54,27 @@ def test_those_that_are_read_are_what_they_are_among_all(feedforward: str, place
     if found:
         alone = isinstance(spec.layer.feedforward, DenseFeedForwardSpec)  # experts choose among tokens
         assert found == [27, READ.numel() if alone else 27]
+
+
+@pytest.mark.parametrize("placement", ["pre", "post", "sandwich", "parallel"])
+@pytest.mark.parametrize("mixer", ["attention", "attention_one_key_qk_norm", "attention_wide_heads"])
+def test_where_all_see_all_attention_has_their_queries_alone(mixer: str, placement: str) -> None:
+    free = {"order": "full", "position": "nowhere", "cross": "none", "padded": False, "packed": False}
+    case = dataclasses.replace(CASE, mixer=mixer, placement=placement, **free)
+    stack, inputs, joined = make_stack(case.spec), make_inputs(case), list[int]()
+    expected, x = picked(inputs(stack), READ), inputs.tokens.x.requires_grad_()
+    for layer in stack.layers:
+        layer.mixer.out.register_forward_pre_hook(lambda _, given: joined.append(given[0][..., 0].numel()))
+    found = inputs.run(stack, read=READ).tokens.x
+    equal(found, expected)
+    alone = placement != "parallel"  # whose feed-forward reads what the mixer reads
+    assert joined == [27, READ.numel() if alone else 27]
+    weight = torch.randn(found.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    wanted = [x, *stack.parameters()]
+    ours = torch.autograd.grad((found * weight).sum(), wanted)
+    theirs = torch.autograd.grad((picked(inputs(stack), READ) * weight).sum(), wanted)
+    for mine, other in zip(ours, theirs, strict=True):
+        equal(mine, other)
 
 
 @pytest.mark.parametrize(
