@@ -130,7 +130,8 @@ class Decoding:
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
         packed = None if torch.is_grad_enabled() else self._packed
         logits = self.decoder.logits(x[:, 0], None if packed is None else packed.pieces).float()
-        logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
+        if self.decoder.tokenizer.unwritten:
+            logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
         return logits
 
 

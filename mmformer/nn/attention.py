@@ -156,7 +156,7 @@ class Attention(Mixer):
 
     def _projected_for(self, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same, with queries of some tokens alone."""
-        parts = self.heads * self.head_width, 2 * self.key_value_heads * self.head_width
+        parts = [self.heads * self.head_width, 2 * self.key_value_heads * self.head_width]
         weights = torch.split(self.qkv.weight, parts)
         biases = (None, None) if self.qkv.bias is None else torch.split(self.qkv.bias, parts)
         q = F.linear(picked(x, read), weights[0], biases[0])  # B K D

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmformer.nn.precision import product_dtype
+from mmformer.nn.prepacked import PackedLinear
 from mmformer.nn.unaltered import is_unaltered
 
 FEWEST = 256
-"""Tokens from which it is worth it."""
+"""Tokens from which it is worth it with weights as they are."""
 
 APPROXIMATIONS = ("none", "tanh")
 """Of GELU, which the kernel calls so, too."""
@@ -28,9 +29,11 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
         return False
     if approximate not in APPROXIMATIONS or linear.bias is None:
         return False
-    if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16} or x.numel() < FEWEST * x.shape[-1]:
+    if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16}:
         return False
-    if type(linear) is not nn.Linear or not is_unaltered(linear):
+    if not _is_packed(linear) and (type(linear) is not nn.Linear or x.numel() < FEWEST * x.shape[-1]):
+        return False
+    if not is_unaltered(linear):
         return False
     # Who counts or records operations is to see those that there are elsewhere, too.
     watched = torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None
@@ -39,9 +42,15 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
 
 def linear_gelu(x: Tensor, linear: nn.Linear, approximate: str) -> Tensor:
     """``gelu(linear(x))``, … in -> … out, in bfloat16."""
-    x, weight, bias = (each.to(torch.bfloat16) for each in (x, linear.weight, linear.bias))
+    weight = linear.packed if isinstance(linear, PackedLinear) else linear.weight.to(torch.bfloat16)
+    x, bias = x.to(torch.bfloat16), linear.bias.to(torch.bfloat16)
     made: Tensor = _mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
     return made
+
+
+def _is_packed(linear: nn.Linear) -> bool:
+    """Whether it is packed in bfloat16: then any number of tokens is worth it."""
+    return isinstance(linear, PackedLinear) and linear.packed.dtype != torch.float32
 
 
 _mkldnn: Any = torch.ops.mkldnn

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmformer.nn import feedforward
 from mmformer.nn.feedforward import GELUFeedForwardSpec, PlainFeedForward
 from mmformer.nn.fused import FEWEST, can_fuse, linear_gelu
+from mmformer.nn.prepacked import PackedLinear
 
 supported = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),  # type: ignore[no-untyped-call]
@@ -74,3 +75,16 @@ def test_what_is_more_than_two_maps_is_left(change: Callable[[nn.Linear], object
         assert not can_fuse(x, up, "none")
     with torch.no_grad():
         assert not can_fuse(x, nn.Linear(32, 8).bfloat16(), "none"), "one with a gradient may follow"
+
+
+@supported
+def test_a_packed_map_is_fused_for_any_number_of_tokens() -> None:
+    up, x = nn.Linear(32, 64).bfloat16(), torch.randn(1, 32).bfloat16()
+    with torch.inference_mode():
+        packed = PackedLinear.of(up.weight, up.bias, rows=1)
+        assert can_fuse(x, packed, "tanh")
+        assert not can_fuse(x, up, "tanh")
+        expected = nn.functional.gelu(up(x).float(), approximate="tanh")
+        torch.testing.assert_close(linear_gelu(x, packed, "tanh").float(), expected, rtol=2e-2, atol=2e-2)
+        single = PackedLinear.of(up.weight.float(), up.bias.float(), rows=1)
+        assert not can_fuse(x.float(), single, "tanh"), "in float32 it is no faster"
