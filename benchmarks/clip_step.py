@@ -137,7 +137,7 @@ def _rows(name: str, pictures: int, single: float, half: float) -> list[Row]:
                     bound,
                     allowed,
                     partial(update, name, pictures, captions, dtype == torch.bfloat16),
-                    "texts are as long as they are, not 77 ids; of the last feed-forwards, what nobody reads is not "
+                    "texts are as long as they are, not 77 ids; of the last layers, what nobody reads is not "
                     "computed; one kernel for AdamW",
                     dtype,
                     partial(memory, name, 32) if measured else None,

@@ -24,7 +24,7 @@ from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.types import Batch
 
 SMALL: dict[str, Any] = {"depth": 12}
-BECAUSE = "of the last layer's feed-forward, what nobody reads is not computed"
+BECAUSE = "of the last layer, what nobody reads is not computed"
 TINY: dict[str, Any] = {"depth": 6, "img_size": 64, "patch_size": 8}
 
 

@@ -48,7 +48,7 @@ class Decoding:
     """A decoder over a batch of inputs; it holds what it reads of them, and no progress.
 
     On a CPU, texts of more than a few ids are written with weights that are packed (``nn/prepacked.py``). They are held
-    beside the model's, and do not see what becomes of those before it begins again.
+    beside the model's, and do not see what becomes of those before it begins again, nor then where ``packs`` has them.
 
     Args:
         model: in evaluation mode.
@@ -75,7 +75,7 @@ class Decoding:
         self.decoder, self.stack = decoder, model.stack_of(decoder.spec.stack)
         self.memory = {read: memory[read] for read in decoder.spec.reads}
         self.rows = rows
-        self._steps = 0
+        self._steps, self._rows = 0, rows
         self._packs = packs
         self._packed: Packed | None = None
 
@@ -109,10 +109,13 @@ class Decoding:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
         text = Text(ids[:, None], torch.ones_like(ids), whole=True)
         self._steps += 1
-        if self._steps == 1 and self._packs is not None:
-            self._packed = self._packs.held(self.decoder, len(ids))
+        if self._steps == 1:
+            self._rows = len(ids)
+            self._packed = None if self._packs is None else self._packs.held(self.decoder, len(ids))
         elif self._steps == PATIENCE and self._packed is None:
-            self._packed = (self._packs or Packs()).pack(self.decoder, self.stack, len(ids))
+            # As many as there were at first, which another batch has too; fewer are filled up.
+            rows = self._rows if 2 * len(ids) >= self._rows else len(ids)
+            self._packed = (self._packs or Packs()).pack(self.decoder, self.stack, rows)
         packed = None if torch.is_grad_enabled() else self._packed
         stack = self.stack if packed is None else packed.stack
         decoded = self.decoder(text, self.memory, stack, progress.lengths, progress.stack)
@@ -124,7 +127,7 @@ class Decoding:
         other = object.__new__(Decoding)
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
         other.memory = take(self.memory, rows)
-        other._steps, other._packs, other._packed = self._steps, self._packs, self._packed
+        other._steps, other._rows, other._packs, other._packed = self._steps, self._rows, self._packs, self._packed
         return other
 
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V

@@ -8,7 +8,7 @@ import torch
 
 from mmformer.models.decoder import Decoder
 from mmformer.nn.precision import product_dtype
-from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked, weights_to_pack
+from mmformer.nn.prepacked import HINT, PackedLinear, can_pack, prepacked, weights_to_pack
 from mmformer.nn.stack import Stack
 
 
@@ -34,19 +34,25 @@ class Packs:
     """
 
     def __init__(self) -> None:
-        self._held: tuple[Decoder, int, torch.dtype, Packed] | None = None
+        self._held: tuple[Decoder, tuple[torch.dtype, int], Packed] | None = None
 
     def held(self, decoder: Decoder, rows: int) -> Packed | None:
         """What an earlier batch of so many rows had packed of it; None: nothing."""
         if self._held is None or torch.is_grad_enabled():
             return None
-        owner, number, dtype, packed = self._held
-        same = owner is decoder and number == rows and dtype == product_dtype(decoder.pieces)
-        return packed if same else None
+        owner, order, packed = self._held
+        return packed if owner is decoder and order == _order(decoder, rows) else None
 
     def pack(self, decoder: Decoder, stack: Stack, rows: int) -> Packed | None:
         """It packed for so many rows; None: as it is, it is as fast."""
+        self._held = None  # not two at once
         packed = Packed.of(decoder, stack, rows)
         if packed is not None:
-            self._held = decoder, rows, product_dtype(decoder.pieces), packed
+            self._held = decoder, _order(decoder, rows), packed
         return packed
+
+
+def _order(decoder: Decoder, rows: int) -> tuple[torch.dtype, int]:
+    """What the order of packed weights depends on."""
+    dtype = product_dtype(decoder.pieces)
+    return dtype, rows if dtype == torch.float32 else max(rows, HINT)

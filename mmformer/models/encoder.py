@@ -194,7 +194,7 @@ class Encoder(nn.Module):
             exits: where samples may leave it before its end; None: nowhere.
             seen: B K, the numbers of the tokens of the tokenizer's that the stack sees; None: all.
             whole: hand on tokens. False: the embedding alone is wanted, and where its pool reads few of the tokens,
-                the last layer's feed-forward is computed of those.
+                the last layer is computed of those as far as they go alone.
 
         Raises:
             InputError: the tokenizer packs several segments into a row; one embedding would mix them. Ids are to stand

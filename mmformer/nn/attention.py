@@ -164,7 +164,7 @@ class Attention(Mixer):
         return q, k, v
 
     def asks_alone(self, view: View) -> bool:
-        """Where all see all, and nothing is added to scores."""
+        """Where all see all, nothing is rotated or added to scores, and a plain map makes queries, keys and values."""
         own = type(self) is Attention and not torch.compiler.is_compiling()
         if not own or view.plans or view.rotary is not None or view.bias is not None or view.lowered is not None:
             return False

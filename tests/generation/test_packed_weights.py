@@ -106,3 +106,22 @@ def test_what_was_packed_is_there_for_the_next_batch_of_its_kind() -> None:
         patch.setattr(Decoding, "step", lambda self, *given: (step(self, *given), steps.append(self._packed))[0])
         assert [text.ids for text in spec.write(again, prompt)] == [text.ids for text in expected]
     assert steps == [packed] * 11, "from the first id on"
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+def test_texts_that_end_early_do_not_change_what_is_packed_for() -> None:
+    """The next batch has as many rows as this one had at first."""
+    packs, asked, first = Packs(), list[int](), decoding("alone", 8)
+    first._packs = packs
+    of = Packed.of
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Packed, "of", staticmethod(lambda *given: (asked.append(given[2]), of(*given))[1]))
+        _, progress = first.begin(prompts(8, ragged=False))
+        _, progress = first.step(torch.full((8,), 7), progress)
+        going = torch.arange(5)
+        fewer, progress = first.select(going), progress.take(going, going)
+        for _ in range(PATIENCE - 1):
+            _, progress = fewer.step(torch.full((5,), 7), progress)
+        assert asked == [8]
+        assert packs.held(first.decoder, 8) is fewer._packed
+        assert packs.held(first.decoder, 5) is None

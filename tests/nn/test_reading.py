@@ -77,6 +77,34 @@ def test_where_all_see_all_attention_has_their_queries_alone(mixer: str, placeme
         equal(mine, other)
 
 
+@pytest.mark.parametrize("change", ["relative_grid", "attention_window", "rotary", "padded", "a hook", "another map"])
+def test_where_something_is_between_attention_has_all_queries(change: str) -> None:
+    free = {"order": "full", "position": "nowhere", "cross": "none", "padded": False, "packed": False}
+    case = dataclasses.replace(CASE, **{**free, "mixer": "attention", "padded": change == "padded"})
+    if change in ("relative_grid", "rotary"):
+        case = dataclasses.replace(case, position=change)
+    elif change == "attention_window":
+        case = dataclasses.replace(case, mixer=change)
+    stack, inputs, seen = make_stack(case.spec), make_inputs(case), list[int]()
+    mixer = stack.layers[-1].mixer
+    if change == "another map":
+        mixer.qkv.__class__ = type("Adapted", (nn.Linear,), {})
+    expected = picked(inputs(stack), READ)
+    joined = list[int]()
+    if change == "a hook":
+        mixer.qkv.register_forward_hook(lambda _, given, made: seen.append(made[..., 0].numel()))
+    mixer.out.register_forward_pre_hook(lambda _, given: joined.append(given[0][..., 0].numel()))
+    equal(inputs.run(stack, read=READ).tokens.x, expected)
+    assert joined == [27]
+    assert seen == ([27] if change == "a hook" else [])
+
+
+def test_a_mixer_of_another_kind() -> None:
+    case = dataclasses.replace(CASE, mixer="linear", cross="none")
+    stack, inputs = make_stack(case.spec), make_inputs(case)
+    equal(inputs.run(stack, read=READ).tokens.x, picked(inputs(stack), READ))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
