@@ -2,9 +2,10 @@
 
     python -m benchmarks [--only ROW ...] [--check]
 
-Writes ``benchmarks/results/beside/ROW.json`` for each row, ``benchmarks/results/beside.md``, the table, and its picture
-``docs/beside.svg``. With ``--check``, nothing is written: a row whose ratio is below the least that was recorded for it
-fails, and one for which nothing was recorded. A row that has no result is told, and the exit code is then 1.
+Writes ``benchmarks/results/beside/PROCESSOR/ROW.json`` for each row, for ratios depend on the kind of processor;
+``benchmarks/results/beside.md``, the table; and its picture ``docs/beside.svg``. With ``--check``, nothing is written:
+a row whose ratio is below the least that was recorded for it on such a processor fails, and one for which nothing was
+recorded. A row that has no result is told, and the exit code is then 1.
 ``DATA=DIR`` names a folder of public sets as they were published, for the rows that read them; without it they are left
 out, with a word.
 """
@@ -16,6 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks import (
@@ -32,8 +34,9 @@ from benchmarks import (
     tokenising,
     vit_step,
 )
-from benchmarks.beside import HEAD, RESULTS, Result, Row, keep, kept, measure, quiet
+from benchmarks.beside import HEAD, RESULTS, THREADS, Result, Row, keep, kept, measure, quiet
 from benchmarks.captions import NotHereError
+from benchmarks.machine import kind
 
 FILES = (
     *(clip_step, vit_step, captioning, decoding, padded, losses, classifier, tokenising, loading, spectra),
@@ -57,7 +60,7 @@ def main() -> int:
         quiet()
         arguments.result.write_text(json.dumps(measure(ROWS[arguments.only[0]]).as_data()), encoding="utf-8")
         return 0
-    recorded, fallen, failed = kept(ROWS), [], []
+    recorded, fallen, failed = kept(ROWS, kind()), [], []
     print(HEAD)
     for name in arguments.only:
         try:
@@ -74,14 +77,15 @@ def main() -> int:
         if not arguments.check:
             keep(result)
         elif before is None:
-            fallen.append(f"{name}: {result.ratio:.2f}, and nothing was recorded to compare it with")
+            fallen.append(f"{name}: {result.ratio:.2f}, and nothing was recorded on this kind of processor ({kind()})")
         elif result.ratio < before.least:
             fallen.append(f"{name}: {result.ratio:.2f}, recorded {before.ratio:.2f} ({before.least:.2f} at least)")
     if arguments.check:
         print("\n".join(fallen) or "No ratio fell.", file=sys.stderr)
         return 1 if fallen or failed else 0
-    TABLE.write_text(table(kept(ROWS)), encoding="utf-8")
-    draw(kept(ROWS))
+    everywhere = {folder.name: kept(ROWS, folder.name) for folder in sorted(RESULTS.iterdir())}
+    TABLE.write_text(table(everywhere), encoding="utf-8")
+    draw(everywhere)
     return 1 if failed else 0
 
 
@@ -104,40 +108,48 @@ def in_a_process(name: str) -> Result:
     raise RowError(f"{name} failed: {last}\n\n{done.stderr}")
 
 
-def table(results: dict[str, Result]) -> str:
-    """The rows that were run, with what they were run on."""
+def table(everywhere: Mapping[str, Mapping[str, Result]]) -> str:
+    """The rows that were run, by what they were run on."""
     lines = ["# mmformer beside its peers", "", "`python -m benchmarks`; each row alone: `--only ROW`."]
     lines += ["", "![Times as fast as the peer, and what was asked](beside.svg)"]
-    machines = dict.fromkeys(result.machine for result in results.values())
-    lines += ["", *(f"Measured on {machine}; 2 threads." for machine in machines), "", HEAD]
-    lines += [result.line for result in results.values()]
-    left = [name for name in ROWS if name not in results]
-    lines += [f"\nNot run: {', '.join(left)}."] if left else []
     lines += ["", "The order of 10⁹ samples, its start and its going on, is in [a table of its own](order.md)."]
+    for results in everywhere.values():
+        machines = list(dict.fromkeys(result.machine for result in results.values()))
+        lines += ["", f"## {machines[0].partition(',')[0]}", ""]
+        lines += [f"Measured on {machine}; {THREADS} threads." for machine in machines]
+        lines += ["", HEAD, *(result.line for result in results.values())]
+        left = [name for name in ROWS if name not in results]
+        lines += [f"\nNot run there: {', '.join(left)}."] if left else []
     if GROWTH.exists():
         lines += ["", GROWTH.read_text(encoding="utf-8").strip().replace("# ", "## ", 1)]
     return "\n".join(lines) + "\n"
 
 
-def draw(results: dict[str, Result]) -> None:
-    """How many times as fast each row is, with its spread, and how many it has to be."""
+def draw(everywhere: Mapping[str, Mapping[str, Result]]) -> None:
+    """How many times as fast each row is on each kind of processor, with its spread, and how many it has to be."""
     import matplotlib as mpl
     from matplotlib import pyplot
 
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "beside", "font.size": 9})
-    figure, axis = pyplot.subplots(figsize=(9, 0.7 + 0.26 * len(results)), layout="constrained")
-    for place, result in enumerate(results.values()):
-        colour = "tab:blue" if result.reached else "tab:red"
-        axis.plot([result.least, result.most], [place, place], color=colour, alpha=0.5, linewidth=3)
-        axis.plot(result.ratio, place, "o", color=colour)
-        if result.at_least is not None:
-            axis.plot(result.at_least, place, "|", color="black", markersize=10)
+    names = [name for name in ROWS if any(name in results for results in everywhere.values())]
+    figure, axis = pyplot.subplots(figsize=(9, 0.9 + 0.3 * len(names)), layout="constrained")
+    for number, (processor, results) in enumerate(everywhere.items()):
+        marker, aside = "osD^"[number % 4], 0.7 * (number / len(everywhere) - 0.25)
+        axis.plot([], [], marker, color="grey", label=processor.replace("_", " "))
+        for name, result in results.items():
+            place, colour = names.index(name) + aside, "tab:blue" if result.reached else "tab:red"
+            axis.plot([result.least, result.most], [place, place], color=colour, alpha=0.5, linewidth=2)
+            axis.plot(result.ratio, place, marker, color=colour, markersize=4)
+            if result.at_least is not None:
+                axis.plot(result.at_least, names.index(name), "|", color="black", markersize=10)
+    axis.legend(loc="lower right")
     axis.axvline(1, color="grey", linewidth=0.8)
-    axis.set_yticks(range(len(results)), [f"{name} / {result.peer}" for name, result in results.items()])
+    peers = {name: result.peer for results in everywhere.values() for name, result in results.items()}
+    axis.set_ylim(-1, len(names))
+    axis.set_yticks(range(len(names)), [f"{name} / {peers[name]}" for name in names])
     axis.set(xscale="log", xlabel="times as fast as the peer (a stroke: what was asked)")
-    ticks = [
-        tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= max(2 * each.most for each in results.values())
-    ]
+    most = max(result.most for results in everywhere.values() for result in results.values())
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick <= 2 * most]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.invert_yaxis()

@@ -1,4 +1,5 @@
-"""Attention on a CPU in bfloat16: PyTorch's fused kernel against plain matrix products, forward and backward.
+"""Attention on a CPU in bfloat16: PyTorch's fused kernel against plain matrix products, forward and backward, and of
+one query, as each id that is written has one.
 
     python -m benchmarks.attention
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,7 +24,10 @@ from benchmarks.machine import describe
 from mmformer.nn.kernel import attend
 
 SHAPES = ((192, 4, 8, 32), (192, 4, 16, 32), (192, 4, 64, 32), (64, 8, 197, 64), (8, 12, 1024, 64))
+WRITING = ((1, 8, 130, 64), (16, 8, 130, 64), (32, 8, 256, 64), (8, 12, 197, 64), (48, 12, 20, 64))
 RESULT = Path("benchmarks/results/attention.md")
+
+Results: TypeAlias = Iterable[Tensor]
 
 
 def main() -> None:
@@ -35,18 +41,31 @@ def main() -> None:
     ]
     for shape in SHAPES:
         inputs = [torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-        torch.testing.assert_close(_fused(*inputs), _plain(*inputs), atol=2e-2, rtol=2e-2)
-        fused, plain = compare(_training(_fused, inputs), _training(_plain, inputs))
-        ratios = sorted(a / b for a, b in zip(fused, plain, strict=True))
-        middle = statistics.median(ratios)
-        lines.append(
-            f"| {', '.join(map(str, shape))} | {statistics.median(fused):.1f} | {statistics.median(plain):.1f} "
-            f"| **{middle:.1f}** ({ratios[0]:.1f} to {ratios[-1]:.1f}) |"
-        )
+        lines.append(line(shape, _training(_fused, inputs), _training(_plain, inputs)))
+    lines += ["", "Of one query, in inference mode:", "", *lines[4:6]]
+    with torch.inference_mode():
+        for rows, heads, keys, width in WRITING:
+            query, key, value = (
+                torch.randn(rows, heads, length, width, dtype=torch.bfloat16) for length in (1, keys, keys)
+            )
+            calls = (partial(route, query, key, value) for route in (_fused, _plain))
+            lines.append(line((rows, heads, keys, width), *calls))
     text = "\n".join(lines) + "\n"
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(text, encoding="utf-8")
     print(text)
+
+
+def line(shape: tuple[int, ...], fused: Callable[[], Results], plain: Callable[[], Results]) -> str:
+    """Of the table, where the two make the same."""
+    for one, other in zip(fused(), plain(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
+    times = compare(fused, plain)
+    ratios = sorted(a / b for a, b in zip(*times, strict=True))
+    return (
+        f"| {', '.join(map(str, shape))} | {' | '.join(f'{statistics.median(each):.2f}' for each in times)} "
+        f"| **{statistics.median(ratios):.1f}** ({ratios[0]:.1f} to {ratios[-1]:.1f}) |"
+    )
 
 
 def compare(a: Callable[[], object], b: Callable[[], object], repeats: int = 9) -> tuple[list[float], list[float]]:
@@ -70,7 +89,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return attend(query, key, value, None, False, 0.0)
 
 
-def _training(kernel: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+def _training(kernel: Callable[..., Tensor], inputs: list[Tensor]) -> Callable[[], Results]:
     return lambda: torch.autograd.grad(kernel(*inputs).float().sum(), inputs)
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, kind
 
 THREADS = 2
 RESULTS = Path("benchmarks/results/beside")
@@ -242,15 +242,16 @@ def quiet() -> None:
 
 
 def keep(result: Result) -> None:
-    """Write what a row showed."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    """Write what a row showed on this kind of processor."""
+    folder = RESULTS / kind()
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result.as_data(), indent=2, ensure_ascii=False) + "\n"
-    (RESULTS / f"{result.name}.json").write_text(text, encoding="utf-8")
+    (folder / f"{result.name}.json").write_text(text, encoding="utf-8")
 
 
-def kept(names: Iterable[str]) -> dict[str, Result]:
-    """What rows showed before, of those that have been run."""
-    files = {name: RESULTS / f"{name}.json" for name in names}
+def kept(names: Iterable[str], processor: str) -> dict[str, Result]:
+    """What rows showed before on a kind of processor, of those that have been run there."""
+    files = {name: RESULTS / processor / f"{name}.json" for name in names}
     return {name: Result.of(json.loads(file.read_text("utf-8"))) for name, file in files.items() if file.exists()}
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.prepacking
 
-Writes ``benchmarks/results/prepacking.md``. Each shape has so many weights that they do not stay in the caches.
+Writes ``benchmarks/results/prepacking/PROCESSOR.md``: which order is the faster depends on who made it. Each shape has
+so many weights that they do not stay in the caches.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.beside import THREADS, Work, compare
-from benchmarks.machine import describe
+from benchmarks.machine import describe, kind
 from mmformer.nn.prepacked import PackedLinear
 
-RESULT = Path("benchmarks/results/prepacking.md")
+RESULTS = Path("benchmarks/results/prepacking")
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (3072, 768), (768, 3072), (49408, 512))
 ROWS = (1, 2, 4, 8, 16, 32, 64)
 ELEMENTS = 80_000_000
@@ -68,7 +69,8 @@ def main() -> None:
             for shape in SHAPES:
                 lines.append(line(dtype, *shape))
                 print(lines[-1], flush=True)
-    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{kind()}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from mmformer.models.decoder import Decoder
 from mmformer.nn.precision import product_dtype
-from mmformer.nn.prepacked import HINT, PackedLinear, can_pack, prepacked, weights_to_pack
+from mmformer.nn.prepacked import PackedLinear, can_pack, packed_for, prepacked, weights_to_pack
 from mmformer.nn.stack import Stack
 
 
@@ -55,4 +55,4 @@ class Packs:
 def _order(decoder: Decoder, rows: int) -> tuple[torch.dtype, int]:
     """What the order of packed weights depends on."""
     dtype = product_dtype(decoder.pieces)
-    return dtype, rows if dtype == torch.float32 else max(rows, HINT)
+    return dtype, packed_for(dtype, rows)

@@ -1,6 +1,7 @@
-"""A linear map and the GELU of what it makes in one go, where a CPU computes in bfloat16, in inference mode.
+"""A linear map and the GELU of what it makes in one go, on a CPU in inference mode: in bfloat16, and in oneDNN's order.
 
-Hidden units are then written once, where they would be written, read and written again. In float32 it is no faster.
+Hidden units are then written once, where they would be written, read and written again. Of MKL's products it cannot be
+said (float32 as it is, and packed on Intel's processors).
 (A pass that only goes without a gradient may be followed by one with it that is to make the same: GradCache.)
 """
 
@@ -29,11 +30,11 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
         return False
     if approximate not in APPROXIMATIONS or linear.bias is None:
         return False
-    if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16}:
+    if isinstance(linear, PackedLinear):  # a product that nobody has hung anything on, and that is its own kernel's
+        return not linear.of_mkl and product_dtype(x) == linear.packed.dtype
+    if type(linear) is not nn.Linear or x.numel() < FEWEST * x.shape[-1]:
         return False
-    if not _is_packed(linear) and (type(linear) is not nn.Linear or x.numel() < FEWEST * x.shape[-1]):
-        return False
-    if not is_unaltered(linear):
+    if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16} or not is_unaltered(linear):
         return False
     # Who counts or records operations is to see those that there are elsewhere, too.
     watched = torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None
@@ -41,16 +42,11 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear, approximate: str) -> Tensor:
-    """``gelu(linear(x))``, … in -> … out, in bfloat16."""
+    """``gelu(linear(x))``, … in -> … out, in the precision of the packed weight, or in bfloat16."""
     weight = linear.packed if isinstance(linear, PackedLinear) else linear.weight.to(torch.bfloat16)
-    x, bias = x.to(torch.bfloat16), linear.bias.to(torch.bfloat16)
+    x, bias = x.to(weight.dtype), linear.bias.to(weight.dtype)
     made: Tensor = _mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
     return made
-
-
-def _is_packed(linear: nn.Linear) -> bool:
-    """Whether it is packed in bfloat16: then any number of tokens is worth it."""
-    return isinstance(linear, PackedLinear) and linear.packed.dtype != torch.float32
 
 
 _mkldnn: Any = torch.ops.mkldnn

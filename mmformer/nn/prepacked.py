@@ -1,12 +1,16 @@
 """Linear maps with weights as a CPU's products read them fastest, for writing, where few rows meet them all each time.
 
 A product of few rows brings the weight into the order that its kernel wants at each call, which takes about as long as
-the rest (``benchmarks/results/prepacking.md``). Here that order is kept. It takes as much memory as the weights do.
+the rest (``benchmarks/results/prepacking``). Here that order is kept. It takes as much memory as the weights do.
+
+There are two orders: oneDNN's, and for float32 on Intel's processors MKL's, which PyTorch's own products go through. On
+others MKL has no kernels of its own for them: there oneDNN's are up to five times as fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +20,10 @@ from torch.nn import functional as F
 from mmformer.nn.precision import product_dtype
 from mmformer.nn.unaltered import is_unaltered
 
-FEWEST = {torch.float32: 4, torch.bfloat16: 1}
-"""Rows from which it is worth it."""
-HINT = 64
-"""Rows that bfloat16 is packed for at least: an order for fewer is slower for those, too."""
+FEWEST = 4
+"""Rows from which MKL's order is worth it; oneDNN's is from one on."""
+HINT = {torch.float32: 256, torch.bfloat16: 64}
+"""Rows that oneDNN's order is made for at least: one for fewer is slower for those, too."""
 MOST = 2 * 2**30
 """Bytes of packed weights at most; more are left as they are."""
 
@@ -32,7 +36,9 @@ class PackedLinear(nn.Linear):
     bias: nn.Parameter | None  # type: ignore[assignment]  # as nn.Linear's is
     packed: Tensor
     rows: int
-    """Of which products are fast in float32: exactly as many. Fewer are filled up, or as they were."""
+    """Of which products are fast in MKL's order: exactly as many. Fewer are filled up, or as they were."""
+    of_mkl: bool
+    """Whether it is in that order."""
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, rows: int) -> PackedLinear:
@@ -43,17 +49,14 @@ class PackedLinear(nn.Linear):
         made.weight = nn.Parameter(weight, requires_grad=False)
         dtype = product_dtype(weight)
         made.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
-        made.rows = rows
-        held = weight.detach().to(dtype)
-        if dtype == torch.float32:
-            made.packed = _mkl._mkl_reorder_linear_weight(held, rows)
-        else:
-            made.packed = _mkldnn._reorder_linear_weight(held, max(rows, HINT))
+        made.rows, made.of_mkl = packed_for(dtype, rows), is_mkls(dtype)
+        reorder = _mkl._mkl_reorder_linear_weight if made.of_mkl else _mkldnn._reorder_linear_weight
+        made.packed = reorder(weight.detach().to(dtype), made.rows)
         return made
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor
-        if self.packed.dtype != torch.float32:
+        if not self.of_mkl:
             made = _mkldnn._linear_pointwise(x.to(self.packed.dtype), self.packed, self.bias, "none", [], "")
             return made
         flat = x.reshape(-1, self.in_features)
@@ -62,6 +65,17 @@ class PackedLinear(nn.Linear):
             flat = F.pad(flat, (0, 0, 0, self.rows - number))
         made = _mkl._mkl_linear(flat.float(), self.packed, self.weight, self.bias, self.rows)
         return made[:number].view(*x.shape[:-1], self.out_features)
+
+
+@cache
+def is_mkls(dtype: torch.dtype) -> bool:
+    """Whether MKL has the faster products of this precision: float32's, on processors that it was written for."""
+    return dtype == torch.float32 and "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
+
+
+def packed_for(dtype: torch.dtype, rows: int) -> int:
+    """How many rows a weight is packed for, where so many are to be multiplied."""
+    return rows if is_mkls(dtype) else max(rows, HINT.get(dtype, rows))
 
 
 def can_pack(weights: Sequence[Tensor], rows: int) -> bool:
@@ -74,7 +88,7 @@ def can_pack(weights: Sequence[Tensor], rows: int) -> bool:
     there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if torch.bfloat16 in dtypes:
         there = there and bool(_mkldnn._is_mkldnn_bf16_supported())
-    return there and all(dtype in FEWEST and rows >= FEWEST[dtype] for dtype in dtypes)
+    return there and all(dtype in HINT and rows >= (FEWEST if is_mkls(dtype) else 1) for dtype in dtypes)
 
 
 def weights_to_pack(module: nn.Module) -> list[Tensor] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmformer.nn import feedforward
+from mmformer.nn import feedforward, prepacked
 from mmformer.nn.feedforward import GELUFeedForwardSpec, PlainFeedForward
 from mmformer.nn.fused import FEWEST, can_fuse, linear_gelu
 from mmformer.nn.prepacked import PackedLinear
@@ -86,5 +86,20 @@ def test_a_packed_map_is_fused_for_any_number_of_tokens() -> None:
         assert not can_fuse(x, up, "tanh")
         expected = nn.functional.gelu(up(x).float(), approximate="tanh")
         torch.testing.assert_close(linear_gelu(x, packed, "tanh").float(), expected, rtol=2e-2, atol=2e-2)
-        single = PackedLinear.of(up.weight.float(), up.bias.float(), rows=1)
-        assert not can_fuse(x.float(), single, "tanh"), "in float32 it is no faster"
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_float32_is_fused_in_onednns_order_alone(
+    approximate: Literal["none", "tanh"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up, x = nn.Linear(32, 64), torch.randn(3, 32)
+    for of_mkl in (True, False):
+        monkeypatch.setattr(prepacked, "is_mkls", lambda dtype, answer=of_mkl: answer)
+        with torch.inference_mode():
+            packed = PackedLinear.of(up.weight, up.bias, rows=1)
+            assert can_fuse(x, packed, approximate) != of_mkl
+            assert not can_fuse(x.bfloat16(), packed, approximate)
+    with torch.inference_mode():
+        expected = nn.functional.gelu(up(x), approximate=approximate)
+        torch.testing.assert_close(linear_gelu(x, packed, approximate), expected, rtol=1e-5, atol=1e-6)

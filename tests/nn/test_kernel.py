@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +50,35 @@ def test_plain_products_equal_the_fused_kernel(key_heads: int, kind: str) -> Non
         results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
     assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
     assert all(bool(tensor.isfinite().all()) for tensor in results[0])
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "keys", "shared bias", "bias"])
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+def test_one_query_with_its_keys_on_the_left_is_the_same(key_heads: int, kind: str) -> None:
+    """Values and gradients, in float64; one that sees nothing gets zero."""
+    mask, results = make_mask(kind, torch.float64), []
+    mask = None if mask is None else mask[:, :, 2:3] if mask.shape[2] > 1 else mask
+    for route in (
+        lambda *given: kernel._of_one(*given, mask, 0.0, 0.7),
+        lambda *given: kernel._plain(*given, mask, False, 0.0, 0.7),
+    ):
+        inputs = tensors(key_heads, 1, KEYS, torch.float64)
+        y = route(*inputs)
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    assert bool(results[0][0][1].any()) == (kind in ("none", "shared bias")), "the second sample's may see nothing"
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_one_query_in_bfloat16_goes_that_way(mode: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [tensor.detach() for tensor in tensors(2, 1, 600, torch.bfloat16)]
+    monkeypatch.setattr(kernel, "FEWEST_HEADS", 8)  # as many as there are
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    with mode():
+        y = kernel.attend(*inputs, None, True, 0.0)
+        expected = kernel._plain(*(tensor.double() for tensor in inputs), None, False, 0.0)
+    assert y.dtype == torch.bfloat16
+    assert_close(y.double(), expected, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "boolean", "keys", "shared bias", "bias"])

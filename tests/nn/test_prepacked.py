@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from mmformer.nn import prepacked as packing
 from mmformer.nn.feedforward import SwiGLUFeedForwardSpec
 from mmformer.nn.layer import LayerSpec
-from mmformer.nn.prepacked import PackedLinear, can_pack, prepacked, weights_to_pack
+from mmformer.nn.prepacked import PackedLinear, can_pack, packed_for, prepacked, weights_to_pack
 from mmformer.nn.sharing import SharingSpec
 from mmformer.nn.stack import StackSpec
 
@@ -21,15 +21,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(params=[True, False], ids=["mkl", "onednn"])
+def of_mkl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Float32 as on Intel's processors, and as on others: both orders are there on each of them."""
+    intel: bool = request.param
+    monkeypatch.setattr(packing, "is_mkls", lambda dtype: intel and dtype == torch.float32)
+    return intel
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 24), (4, 2, 24), (8, 1, 24), (3, 24), (4, 24), (5, 1, 24), (5, 7, 24), (0, 24)])
-def test_a_packed_map_is_the_map(shape: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+def test_a_packed_map_is_the_map(shape: tuple[int, ...], dtype: torch.dtype, bias: bool, of_mkl: bool) -> None:
     """For as many rows as it was packed for, in any shape, and for others."""
     linear, x = nn.Linear(24, 40, bias=bias, dtype=dtype), torch.randn(shape, dtype=dtype)
     with torch.no_grad():
         packed = PackedLinear.of(linear.weight, linear.bias, rows=8)
         y = packed(x)
+    assert packed.of_mkl == (of_mkl and dtype == torch.float32)
     assert y.shape == (*shape[:-1], 40)
     assert y.dtype == dtype
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
@@ -45,7 +54,7 @@ def test_a_map_is_packed_in_what_autocast_computes_in() -> None:
         assert_close(y, linear(x), rtol=1e-2, atol=1e-2)
 
 
-def test_a_packed_stack_is_the_stack_and_shares_all_but_its_maps() -> None:
+def test_a_packed_stack_is_the_stack_and_shares_all_but_its_maps(of_mkl: bool) -> None:
     stack, inputs = make_stack(CASE.spec, torch.float32), make_inputs(CASE, torch.float32)
     with torch.no_grad():
         packed = prepacked(stack, rows=27)
@@ -58,6 +67,20 @@ def test_a_packed_stack_is_the_stack_and_shares_all_but_its_maps() -> None:
     assert own == {value.data_ptr() for value in packed.parameters()}
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"), [("Intel(R) Xeon(R) Processor", True), ("AMD EPYC", False), ("Neoverse-N1", False)]
+)
+def test_whose_order_float32_has(name: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    of = packing.is_mkls.__wrapped__
+    assert of(torch.float32) == expected
+    assert not of(torch.bfloat16)
+    monkeypatch.setattr(packing, "is_mkls", of)
+    assert packed_for(torch.float32, 8) == (8 if expected else 256), "exactly as many, or the best order for few"
+    assert packed_for(torch.bfloat16, 8) == 64
+    assert packed_for(torch.float64, 8) == 8, "which is not packed"
+
+
 def test_layers_that_share_weights_are_packed_once() -> None:
     layer = LayerSpec(feedforward=SwiGLUFeedForwardSpec())
     stack = StackSpec(32, 4, layer, sharing=SharingSpec(distinct=2)).build()
@@ -67,12 +90,12 @@ def test_layers_that_share_weights_are_packed_once() -> None:
     assert len(maps) == sum(type(part) is nn.Linear for part in stack.modules())
 
 
-def test_what_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_packed(monkeypatch: pytest.MonkeyPatch, of_mkl: bool) -> None:
     weights = [torch.randn(8, 8), torch.randn(8, 4)]
     assert not can_pack(weights, 4), "a gradient may be wanted"
     with torch.no_grad():
         assert can_pack(weights, 4)
-        assert not can_pack(weights, 3), "so few rows are as fast"
+        assert can_pack(weights, 3) != of_mkl, "so few rows are as fast"
         assert not can_pack([weight.double() for weight in weights], 4)
         assert not can_pack([weights[0], torch.empty(3, 3, device="meta")], 4)
         assert not can_pack([weights[0].as_subclass(Odd)], 4), "it may hold what it does not seem to"
