@@ -15,10 +15,11 @@ from mmformer.errors import InputError, nearest
 from mmformer.evaluation.metric import evaluate
 from mmformer.evaluation.zero_shot import ZeroShotSpec
 from mmformer.models.model import Model
+from mmformer.objectives.objective import Objective
 from mmformer.tokenizers.text import TextEncoder
 from mmformer.training.bundling import class_names
 from mmformer.training.run import RunSpec
-from mmformer.types import MODALITIES, Batch
+from mmformer.types import MODALITIES, Batch, LossTerm
 
 SAMPLES = 8
 
@@ -60,7 +61,7 @@ def _rehearse_objectives(run: RunSpec, model: Model, encoders: Mapping[str, Text
         for name, spec in run.objectives.items():
             objective = spec.build()
             prepared = objective.prepare(batch, seed=0)
-            losses = objective.losses(model(prepared, tokens=objective.reads_tokens), prepared)
+            losses = _losses(name, objective, model, prepared)
             if losses and not any(loss.total.requires_grad for loss in losses.values()):
                 group, fix = ("adapters", "name more") if run.adapters else ("freeze", "freeze less")
                 raise InputError(
@@ -80,6 +81,21 @@ def _rehearse_objectives(run: RunSpec, model: Model, encoders: Mapping[str, Text
                 f"objectives.{name} finds what it reads in no batch: the data lacks a modality or a label of it, or "
                 f"its parts lie in different sources. Add what it reads, or leave it out."
             )
+
+
+def _losses(name: str, objective: Objective, model: Model, batch: Batch) -> dict[str, LossTerm]:
+    """Of one objective alone, so that it does not find what is there for another."""
+    outputs = model(batch, tokens=objective.reads_tokens)
+    try:
+        return objective.losses(outputs, batch)
+    except KeyError as error:
+        (asked,) = error.args
+        if asked in outputs.tokens or asked not in model(batch).tokens:
+            raise
+        raise InputError(
+            f"objectives.{name} asks for the tokens of '{asked}', which are not made for objectives that do not say "
+            f"that they read tokens: set reads_tokens = True in {type(objective).__name__}."
+        ) from error
 
 
 def _first(loader: DataLoader[Any]) -> Batch:
