@@ -1,7 +1,7 @@
-"""A linear map and the GELU of what it makes in one go, on a CPU in inference mode: in bfloat16, and in oneDNN's order.
+"""A linear map and the GELU of what it makes in one go, on a CPU in inference mode, where the product is oneDNN's.
 
-Hidden units are then written once, where they would be written, read and written again. Of MKL's products it cannot be
-said (float32 as it is, and packed on Intel's processors).
+Hidden units are then written once, where they would be written, read and written again. MKL's (in float32 on Intel's
+processors) cannot do it.
 (A pass that only goes without a gradient may be followed by one with it that is to make the same: GradCache.)
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmformer.nn.precision import product_dtype
-from mmformer.nn.prepacked import PackedLinear
+from mmformer.nn.prepacked import PackedLinear, is_mkls
 from mmformer.nn.unaltered import is_unaltered
 
 FEWEST = 256
@@ -22,6 +22,7 @@ FEWEST = 256
 
 APPROXIMATIONS = ("none", "tanh")
 """Of GELU, which the kernel calls so, too."""
+PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
@@ -34,16 +35,18 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
         return not linear.of_mkl and product_dtype(x) == linear.packed.dtype
     if type(linear) is not nn.Linear or x.numel() < FEWEST * x.shape[-1]:
         return False
-    if {product_dtype(x), product_dtype(linear.weight)} != {torch.bfloat16} or not is_unaltered(linear):
+    dtype = product_dtype(linear.weight)
+    if product_dtype(x) != dtype or dtype not in PRECISIONS or is_mkls(dtype) or not is_unaltered(linear):
         return False
     # Who counts or records operations is to see those that there are elsewhere, too.
     watched = torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None
-    return not watched and torch.backends.mkldnn.is_available() and bool(_mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return not watched and there and (dtype != torch.bfloat16 or bool(_mkldnn._is_mkldnn_bf16_supported()))
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear, approximate: str) -> Tensor:
-    """``gelu(linear(x))``, … in -> … out, in the precision of the packed weight, or in bfloat16."""
-    weight = linear.packed if isinstance(linear, PackedLinear) else linear.weight.to(torch.bfloat16)
+    """``gelu(linear(x))``, … in -> … out, in the precision of the packed weight, or autocast's."""
+    weight = linear.packed if isinstance(linear, PackedLinear) else linear.weight.to(product_dtype(linear.weight))
     x, bias = x.to(weight.dtype), linear.bias.to(weight.dtype)
     made: Tensor = _mkldnn._linear_pointwise(x, weight, bias, "gelu", [], approximate)
     return made

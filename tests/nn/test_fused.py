@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmformer.nn import feedforward, prepacked
+from mmformer.nn import feedforward, fused, prepacked
 from mmformer.nn.feedforward import GELUFeedForwardSpec, PlainFeedForward
 from mmformer.nn.fused import FEWEST, can_fuse, linear_gelu
 from mmformer.nn.prepacked import PackedLinear
@@ -71,6 +71,7 @@ def test_what_is_more_than_two_maps_is_left(change: Callable[[nn.Linear], object
         with FlopCounterMode(display=False):
             assert not can_fuse(x, up, "none")
         assert not can_fuse(x, nn.Linear(32, 8), "none"), "which is refused in products, too"
+        assert not can_fuse(x.float(), up, "none"), "and so is that"
         change(up)
         assert not can_fuse(x, up, "none")
     with torch.no_grad():
@@ -86,6 +87,22 @@ def test_a_packed_map_is_fused_for_any_number_of_tokens() -> None:
         assert not can_fuse(x, up, "tanh")
         expected = nn.functional.gelu(up(x).float(), approximate="tanh")
         torch.testing.assert_close(linear_gelu(x, packed, "tanh").float(), expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_float32_is_fused_where_its_products_are_not_mkls(
+    approximate: Literal["none", "tanh"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up, x = nn.Linear(32, 64), torch.randn(FEWEST, 32)
+    monkeypatch.setattr(fused, "is_mkls", lambda dtype: True)
+    with torch.inference_mode():
+        assert not can_fuse(x, up, approximate)
+        monkeypatch.setattr(fused, "is_mkls", lambda dtype: False)
+        assert can_fuse(x, up, approximate)
+        assert not can_fuse(x.double(), up.double(), approximate)
+        up.float()
+        expected = nn.functional.gelu(up(x), approximate=approximate)
+        torch.testing.assert_close(linear_gelu(x, up, approximate), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")

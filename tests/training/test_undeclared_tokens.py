@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_run
+from tiny import tiny_run, write_shards
 from torch import Tensor
 
 from mmformer.errors import InputError
@@ -30,6 +30,11 @@ class Norms(Objective):
 
     def losses(self, outputs: Outputs, batch: Batch) -> dict[str, LossTerm]:
         return {"norm": LossTerm(outputs.tokens[self.name].x.square().sum(), torch.tensor(1.0))}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("shards"))
 
 
 @pytest.fixture
