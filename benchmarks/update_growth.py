@@ -72,7 +72,12 @@ AXES = {
     "depth": Axis("layers of both towers", "", (2, 4, 8, 16), "1"),
     "width": Axis("width of both towers", "", (128, 256, 512, 1024), "2 in products and weights, 1 in activations"),
     "classes": Axis("classes of a classifier", "", (100, 1_000, 10_000, 100_000), "1 of the classifier alone"),
-    "shards": Axis("shards of a set", "", (100, 1_000, 10_000, 100_000), "their table is a file that is mapped"),
+    "shards": Axis(
+        "shards of a set",
+        "",
+        (100, 1_000, 10_000, 100_000),
+        "1 up to 10,000, which are read whole; the table of more is mapped",
+    ),
 }
 """With the exponent of time that arithmetic would have it be."""
 
