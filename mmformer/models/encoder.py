@@ -206,6 +206,41 @@ class Encoder(nn.Module):
             _require_everywhere(stack)
         if self.spec.class_shifted and isinstance(value, Text):
             value = self._with_padding(value)
+        tokens = self._tokens(value, seen)
+        entering = self._marked(tokens)
+        if exits is not None and exits.sure is not None and stack.may_stop and not intermediates:
+            exited, aux = run_and_leave(stack, entering, self.spec.causal, self._embedded, exits)
+            return Encoded(exited.tokens, exited.embedding, aux, {}, exited.early)
+        packed = pack(entering) if self.spec.packed and entering.valid is not None else None
+        asked = {*intermediates, *(() if exits is None else exits.layers)}
+        read = None if whole or asked else self._read(entering, packed)
+        output = stack(
+            packed.tokens if packed else entering,
+            causal=self.spec.causal,
+            intermediates=asked,
+            span=None if self.spec.layers is None else range(self.spec.layers),
+            # Padding of texts is behind them, unless they say otherwise; what becomes of it, nothing reads.
+            trailing=isinstance(value, Text) and value.valid is None and not (self.spec.class_last or packed),
+            read=read,
+        )
+        if read is not None:
+            return Encoded(None, self._projected(self.pool.of_places(output.tokens.x)), output.aux, {}, None)
+        left, kept = output.tokens, output.intermediates
+        if packed is not None:
+            left = Tokens(packed.unpack(left.x), entering.pos, entering.valid)
+            kept = {layer: packed.unpack(x) for layer, x in kept.items()}
+        if self.special is not None and self.spec.class_last:
+            marked = _put_first(self.special, tokens)
+            left = Tokens(left.x.roll(1, dims=1), marked.pos, marked.valid)
+            kept = {layer: x.roll(1, dims=1) for layer, x in kept.items()}
+        if exits is None:
+            return self._read_out(left, output.aux, kept)
+        exited = weigh_exits(stack, left, kept, self._embedded, exits)
+        kept = {layer: kept[layer] for layer in intermediates}
+        return Encoded(exited.tokens, exited.embedding, output.aux, kept, exited.early)
+
+    def _tokens(self, value: Tensor | Patches | Text | Audio, seen: Tensor | None) -> Tokens:
+        """The tokenizer's tokens, those of them that the stack sees."""
         tokens: Tokens = self.tokenizer(value)
         if tokens.segment is not None:
             raise InputError(
@@ -213,50 +248,22 @@ class Encoder(nn.Module):
                 f"embedding of a row, with one class token and one set of registers: hand in one segment a row."
             )
         if seen is not None:
-            tokens = chosen(tokens, seen)
-        elif self.training and self.spec.patch_dropout:
-            tokens = drawn(tokens, 1 - self.spec.patch_dropout)
-        entered = tokens
-        if self.special is not None and self.spec.class_last:
-            tokens = self._put_last(self.special, tokens)
-        elif self.special is not None:
-            tokens = _put_first(self.special, tokens)
-        if exits is not None and exits.sure is not None and stack.may_stop and not intermediates:
-            exited, aux = run_and_leave(stack, tokens, self.spec.causal, self._embedded, exits)
-            return Encoded(exited.tokens, exited.embedding, aux, {}, exited.early)
-        packed = pack(tokens) if self.spec.packed and tokens.valid is not None else None
-        asked = {*intermediates, *(() if exits is None else exits.layers)}
-        read = None if whole or asked else self._read(tokens, packed)
-        span = None if self.spec.layers is None else range(self.spec.layers)
-        # Padding of texts is behind them, unless they say otherwise; what becomes of it, nothing reads.
-        trailing = isinstance(value, Text) and value.valid is None and not (self.spec.class_last or packed)
-        output = stack(
-            packed.tokens if packed else tokens,
-            causal=self.spec.causal,
-            intermediates=asked,
-            span=span,
-            trailing=trailing,
-            read=read,
-        )
-        if read is not None:
-            return Encoded(None, self._projected(self.pool.of_places(output.tokens.x)), output.aux, {}, None)
-        left, kept = output.tokens, output.intermediates
-        if packed is not None:
-            left = Tokens(packed.unpack(left.x), tokens.pos, tokens.valid)
-            kept = {layer: packed.unpack(x) for layer, x in kept.items()}
-        if self.special is not None and self.spec.class_last:
-            marked = _put_first(self.special, entered)
-            left = Tokens(left.x.roll(1, dims=1), marked.pos, marked.valid)
-            kept = {layer: x.roll(1, dims=1) for layer, x in kept.items()}
-        if exits is None:
-            left = left if self.resampler is None else self.resampler(left)
-            embedding = self._embedded(left)
-            if self.resampler is not None and self.resampler.class_query:
-                left = Tokens(left.x[:, 1:], left.pos[:, 1:])
-            return Encoded(left, embedding, output.aux, kept, None)
-        exited = weigh_exits(stack, left, kept, self._embedded, exits)
-        kept = {layer: kept[layer] for layer in intermediates}
-        return Encoded(exited.tokens, exited.embedding, output.aux, kept, exited.early)
+            return chosen(tokens, seen)
+        return drawn(tokens, 1 - self.spec.patch_dropout) if self.training and self.spec.patch_dropout else tokens
+
+    def _marked(self, tokens: Tokens) -> Tokens:
+        """With special tokens in the places where the stack finds them."""
+        if self.special is None:
+            return tokens
+        return self._put_last(self.special, tokens) if self.spec.class_last else _put_first(self.special, tokens)
+
+    def _read_out(self, left: Tokens, aux: Aux, kept: dict[int, Tensor]) -> Encoded:
+        """What is made of the tokens that left the stack: fewer, where they are resampled, and the embedding."""
+        left = left if self.resampler is None else self.resampler(left)
+        embedding = self._embedded(left)
+        if self.resampler is not None and self.resampler.class_query:
+            left = Tokens(left.x[:, 1:], left.pos[:, 1:])
+        return Encoded(left, embedding, aux, kept, None)
 
     def _several(self, pictures: Tensor, stack: Stack, intermediates: Collection[int]) -> Encoded:
         """Rows of several pictures, B N 3 H W: each by itself, then those of a row one after the other.
