@@ -4,7 +4,7 @@ A product of few rows brings the weight into the order that its kernel wants at 
 the rest (``benchmarks/results/prepacking``). Here that order is kept. It takes as much memory as the weights do.
 
 There are two orders: oneDNN's, and for float32 on Intel's processors MKL's, which PyTorch's own products go through. On
-others its kernels for them are slow: there oneDNN's are up to 4.7 times as fast.
+others MKL's products are slow, and oneDNN's of packed weights up to 4.7 times as fast.
 """
 
 from __future__ import annotations
