@@ -4,8 +4,8 @@
 
 Writes ``benchmarks/results/beside/PROCESSOR/ROW.json`` for each row, for ratios depend on the kind of processor;
 ``benchmarks/results/beside.md``, the table; and its picture ``docs/beside.svg``. With ``--check``, nothing is written:
-a row whose ratio is below the least that was recorded for it on such a processor fails, and one for which nothing was
-recorded. A row that has no result is told, and the exit code is then 1.
+a row whose ratio is below the least that was recorded for it on such a processor fails; one for which nothing was
+recorded there is refused. A row that has no result is told, and the exit code is then 1.
 ``DATA=DIR`` names a folder of public sets as they were published, for the rows that read them; without it they are left
 out, with a word.
 """
@@ -61,6 +61,13 @@ def main() -> int:
         arguments.result.write_text(json.dumps(measure(ROWS[arguments.only[0]]).as_data()), encoding="utf-8")
         return 0
     recorded, fallen, failed = kept(ROWS, kind()), [], []
+    missing = [name for name in arguments.only if name not in recorded]
+    if arguments.check and missing:
+        raise SystemExit(
+            f"Of {len(missing)} rows nothing was recorded on this kind of processor ({kind()}) to compare them with. "
+            f"Record them: python -m benchmarks --only {' '.join(missing)}; or check others: --check --only "
+            f"{' '.join(name for name in arguments.only if name in recorded) or 'ROW'}."
+        )
     print(HEAD)
     for name in arguments.only:
         try:
@@ -73,17 +80,17 @@ def main() -> int:
             print(error, file=sys.stderr)
             continue
         print(result.line, flush=True)
-        before = recorded.get(name)
         if not arguments.check:
             keep(result)
-        elif before is None:
-            fallen.append(f"{name}: {result.ratio:.2f}, and nothing was recorded on this kind of processor ({kind()})")
-        elif result.ratio < before.least:
+        elif result.ratio < (before := recorded[name]).least:
             fallen.append(f"{name}: {result.ratio:.2f}, recorded {before.ratio:.2f} ({before.least:.2f} at least)")
     if arguments.check:
         print("\n".join(fallen) or "No ratio fell.", file=sys.stderr)
         return 1 if fallen or failed else 0
-    everywhere = {folder.name: kept(ROWS, folder.name) for folder in sorted(RESULTS.iterdir())}
+    found = {folder.name: kept(ROWS, folder.name) for folder in sorted(RESULTS.glob("*/"))}
+    everywhere = {name: results for name, results in found.items() if results}
+    if not everywhere:
+        return 1
     TABLE.write_text(table(everywhere), encoding="utf-8")
     draw(everywhere)
     return 1 if failed else 0
@@ -134,7 +141,7 @@ def draw(everywhere: Mapping[str, Mapping[str, Result]]) -> None:
     names = [name for name in ROWS if any(name in results for results in everywhere.values())]
     figure, axis = pyplot.subplots(figsize=(9, 0.9 + 0.3 * len(names)), layout="constrained")
     for number, (processor, results) in enumerate(everywhere.items()):
-        marker, aside = "osD^"[number % 4], 0.7 * (number / len(everywhere) - 0.25)
+        marker, aside = "osD^"[number % 4], 0.7 * ((number + 0.5) / len(everywhere) - 0.5)
         axis.plot([], [], marker, color="grey", label=processor.replace("_", " "))
         for name, result in results.items():
             place, colour = names.index(name) + aside, "tab:blue" if result.reached else "tab:red"

@@ -1,7 +1,7 @@
 """A linear map and the GELU of what it makes in one go, on a CPU in inference mode, where the product is oneDNN's.
 
-Hidden units are then written once, where they would be written, read and written again. MKL's (in float32 on Intel's
-processors) cannot do it.
+Hidden units are then written once, where they would be written, read and written again. MKL's products (float32's on
+Intel's processors) have no such kernel.
 (A pass that only goes without a gradient may be followed by one with it that is to make the same: GradCache.)
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from mmformer.nn.precision import product_dtype
-from mmformer.nn.prepacked import PackedLinear, is_mkls
+from mmformer.nn.prepacked import PackedLinear, is_onednns
 from mmformer.nn.unaltered import is_unaltered
 
 FEWEST = 256
@@ -22,7 +22,6 @@ FEWEST = 256
 
 APPROXIMATIONS = ("none", "tanh")
 """Of GELU, which the kernel calls so, too."""
-PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
@@ -36,12 +35,11 @@ def can_fuse(x: Tensor, linear: nn.Linear, approximate: str) -> bool:
     if type(linear) is not nn.Linear or x.numel() < FEWEST * x.shape[-1]:
         return False
     dtype = product_dtype(linear.weight)
-    if product_dtype(x) != dtype or dtype not in PRECISIONS or is_mkls(dtype) or not is_unaltered(linear):
+    if product_dtype(x) != dtype or type(linear.weight) is not nn.Parameter or not is_unaltered(linear):
         return False
     # Who counts or records operations is to see those that there are elsewhere, too.
     watched = torch._C._get_tracing_state() is not None or _get_current_dispatch_mode() is not None
-    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return not watched and there and (dtype != torch.bfloat16 or bool(_mkldnn._is_mkldnn_bf16_supported()))
+    return not watched and is_onednns(dtype)
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear, approximate: str) -> Tensor:

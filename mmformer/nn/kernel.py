@@ -12,7 +12,7 @@ from mmformer.nn.precision import product_dtype
 
 PLAIN_KEYS = 512
 """Longest key sequence that is weighed by plain matrix products, whose weights are held for the gradient."""
-FEWEST_HEADS = 16
+FEWEST_HEADS = 24
 """Of all rows, from which it is worth it to ask with one query a row by products of our own."""
 
 
@@ -31,13 +31,14 @@ def attend(
         query: B H Q width of a head.
         key: B Hk K width; Hk divides H, and each key head serves H / Hk query heads.
         value: B Hk K width.
-        mask: (B or 1) (H or 1) (Q or 1) K: booleans, True where a query sees a key, or a bias to add; or None.
+        mask: (B or 1) (H or 1) (Q or 1) K: booleans, True where a query sees a key, or a bias to add, in the
+            precision of the query; or None.
         causal: query i sees keys 0 to i; then Q = K, and the mask is None.
         dropout: on the weights.
         scale: None: one over the root of the head's width.
     """
-    one = query.shape[2] == 1 and query.shape[0] * query.shape[1] >= FEWEST_HEADS
-    if one and query.device.type == "cpu" and query.dtype == torch.bfloat16:
+    if _is_of_one(query.device, query.dtype, query.shape[2]) and query.shape[0] * query.shape[1] >= FEWEST_HEADS:
+        assert not causal or key.shape[2] == 1, "queries and keys are as many"
         return _of_one(query, key, value, mask, dropout, scale)
     if _is_plain(query.device, query.dtype, key.shape[2]):
         return _plain(query, key, value, mask, causal, dropout, scale)
@@ -54,30 +55,36 @@ def lower(mask: Tensor, x: Tensor, keys: int) -> Tensor:
     dtype = product_dtype(x)
     if mask.dtype != torch.bool:  # of one that is learned, layers' gradients are to be added up in its own precision
         return mask if mask.requires_grad else mask.to(dtype)
-    as_it_is = x.device.type != "cpu" or _is_plain(x.device, dtype, keys)
+    plain = _is_plain(x.device, dtype, keys) or _is_of_one(x.device, dtype, x.shape[1])
+    as_it_is = x.device.type != "cpu" or plain
     return mask if as_it_is else hiding(mask, dtype)
 
 
 def _is_plain(device: torch.device, dtype: torch.dtype, keys: int) -> bool:
     # PyTorch's fused CPU kernel has a bfloat16 backward that makes it 1.5 to 8 times as slow as plain products
-    # (benchmarks/results/attention.md). Its forward pass is faster. A pass without a gradient alone may be followed by
+    # (benchmarks/results/attention). Its forward pass is faster. A pass without a gradient alone may be followed by
     # one with it that is to make the same (GradCache); one in inference mode is not.
     may_be_repeated = torch.compiler.is_compiling() or not torch.is_inference_mode_enabled()
     return may_be_repeated and device.type == "cpu" and dtype == torch.bfloat16 and keys <= PLAIN_KEYS
+
+
+def _is_of_one(device: torch.device, dtype: torch.dtype, queries: int) -> bool:
+    """Whether it is one query a row, as of each id that is written, which products of our own are faster for."""
+    alone = queries == 1 and torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+    return alone and device.type == "cpu" and dtype == torch.bfloat16
 
 
 def _of_one(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, scale: float | None
 ) -> Tensor:
     """Of one query a row, by products with its keys on the left: two to three times as fast as the fused kernel, which
-    brings keys of each head into another order first (benchmarks/results/attention.md).
-
-    It sees all keys that the mask lets it see: the causal one lets the first query see one key, and has but that.
+    brings keys of each head into another order first (benchmarks/results/attention). Scores are rounded as they are in
+    an update's plain products.
     """
     rows, heads, _, width = query.shape
     asked = (query * (width**-0.5 if scale is None else scale)).reshape(rows, key.shape[1], -1, width)  # B Hk G width
     scores = (key @ asked.transpose(-1, -2)).transpose(-1, -2)  # B Hk G K
-    weights = drop(weigh(scores.reshape(rows, heads, 1, -1), mask), dropout)  # B H 1 K
+    weights = drop(weigh(scores.reshape(rows, heads, 1, key.shape[2]), mask), dropout)  # B H 1 K
     return (weights.view(scores.shape) @ value).view(query.shape)
 
 

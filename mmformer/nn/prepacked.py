@@ -67,10 +67,26 @@ class PackedLinear(nn.Linear):
         return made[:number].view(*x.shape[:-1], self.out_features)
 
 
-@cache
 def is_mkls(dtype: torch.dtype) -> bool:
     """Whether MKL has the faster products of this precision: float32's, on processors that it was written for."""
-    return dtype == torch.float32 and "Intel" in torch.cpu.get_capabilities().get("cpu_name", "")
+    there = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return dtype == torch.float32 and _processor() == "intel" and there
+
+
+def is_onednns(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has the faster ones: all others on x86. On other processors nothing was measured, nor is packed."""
+    if dtype not in HINT or _processor() == "unknown" or is_mkls(dtype):
+        return False
+    there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and (dtype != torch.bfloat16 or bool(_mkldnn._is_mkldnn_bf16_supported()))
+
+
+@cache
+def _processor() -> str:
+    known = torch.cpu.get_capabilities()  # whose keys are not documented: of one that is not there, nothing is known
+    if known.get("architecture") != "x86_64":
+        return "unknown"
+    return "intel" if "Intel" in known.get("cpu_name", "Intel") else "other"
 
 
 def packed_for(dtype: torch.dtype, rows: int) -> int:
@@ -85,10 +101,7 @@ def can_pack(weights: Sequence[Tensor], rows: int) -> bool:
     size = sum(weight.numel() * product_dtype(weight).itemsize for weight in weights)
     if not weights or not plain or size > MOST or torch.is_grad_enabled():
         return False
-    there = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if torch.bfloat16 in dtypes:
-        there = there and bool(_mkldnn._is_mkldnn_bf16_supported())
-    return there and all(dtype in HINT and rows >= (FEWEST if is_mkls(dtype) else 1) for dtype in dtypes)
+    return all(is_onednns(dtype) or (is_mkls(dtype) and rows >= FEWEST) for dtype in dtypes)
 
 
 def weights_to_pack(module: nn.Module) -> list[Tensor] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,12 +16,13 @@ from mmformer.nn import kernel
 @contextmanager
 def as_on_an_accelerator() -> Iterator[None]:
     """Inside, softmax attention is the fused kernel's whatever the precision and the dropout, as on a GPU."""
-    longest, kernel.PLAIN_KEYS = kernel.PLAIN_KEYS, 0
+    longest, fewest = kernel.PLAIN_KEYS, kernel.FEWEST_HEADS
+    kernel.PLAIN_KEYS, kernel.FEWEST_HEADS = 0, sys.maxsize
     try:
         with _Fused():
             yield
     finally:
-        kernel.PLAIN_KEYS = longest
+        kernel.PLAIN_KEYS, kernel.FEWEST_HEADS = longest, fewest
 
 
 class _Fused(TorchFunctionMode):

@@ -89,9 +89,10 @@ def _losses(name: str, objective: Objective, model: Model, batch: Batch) -> dict
     try:
         return objective.losses(outputs, batch)
     except KeyError as error:
-        (asked,) = error.args
-        if asked in outputs.tokens or asked not in model(batch).tokens:
+        asked, whole = error.args[0] if len(error.args) == 1 else None, model(batch)
+        if asked not in whole.tokens.keys() - outputs.tokens.keys():
             raise
+        objective.losses(whole, batch)  # it was not another dictionary's key, then
         raise InputError(
             f"objectives.{name} asks for the tokens of '{asked}', which are not made for objectives that do not say "
             f"that they read tokens: set reads_tokens = True in {type(objective).__name__}."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import queue
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,20 +144,32 @@ def test_waits_do_not_grow_for_ever(server: Server, tmp_path: Path, waits: list[
     assert 30 <= max(waits) <= 60 and len(waits) == 11
 
 
+class SlowQueue(queue.Queue[Any]):
+    """Each of what it has takes half a second by a clock of its own, and where less is left, does not come."""
+
+    seconds = 0.0
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        if not block or timeout is None:
+            return super().get(block)
+        if timeout < 0.5:
+            raise queue.Empty
+        SlowQueue.seconds += 0.5
+        return super().get(timeout=60)
+
+
 def test_a_slow_answer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes longer than the limit, but no 4 MiB of it do: by a clock that its pieces move, not the machine."""
-    seconds: list[float] = []
-
-    def pieces(*_: object) -> Iterator[bytes]:
-        for first in range(0, len(DATA), 2**16):
-            seconds.append(0.5)
-            yield DATA[first : first + 2**16]
-
-    monkeypatch.setattr(transfer, "monotonic", lambda: sum(seconds))
-    monkeypatch.setattr(transfer, "_blocks", pieces)
-    copy("memory://a.tar", tmp_path / "copy", Patience(1, 60.0), EXPECTED)
+    """It takes longer than the limit, but no 4 MiB of it do: by a clock that does not depend on the machine."""
+    pieces = [DATA[first : first + 2**16] for first in range(0, len(DATA), 2**16)]
+    monkeypatch.setattr(SlowQueue, "seconds", 0.0)
+    monkeypatch.setattr(transfer.queue, "Queue", SlowQueue)
+    monkeypatch.setattr(transfer, "monotonic", lambda: SlowQueue.seconds)
+    monkeypatch.setattr(transfer, "_blocks", lambda *_: iter(pieces))
+    copy("memory://a.tar", tmp_path / "copy", Patience(1, 33.0), EXPECTED)
     assert (tmp_path / "copy").read_bytes() == DATA
-    assert sum(seconds) == 104.5, "209 pieces, of which 64 are 4 MiB and take 32 seconds"
+    assert SlowQueue.seconds > 100, "209 pieces, of which 64 are 4 MiB and take 32 seconds"
+    with pytest.raises(ShardError, match=r"no more than \d+ bytes came for 31 s"):
+        copy("memory://a.tar", tmp_path / "copy", Patience(1, 31.0), EXPECTED)
 
 
 def test_another_file_is_not_waited_for(server: Server, tmp_path: Path, waits: list[float]) -> None:

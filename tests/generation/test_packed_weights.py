@@ -22,13 +22,16 @@ from mmformer.types import Text
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "processor"), [(torch.float32, "intel"), (torch.float32, "other"), (torch.bfloat16, "other")]
+)
 @pytest.mark.parametrize("spec", [GreedySpec(max_length=12), BeamSpec(12, beams=2)], ids=["greedy", "beams"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_packed_weights_write_the_same(
-    kind: str, spec: GenerationSpec, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    kind: str, spec: GenerationSpec, dtype: torch.dtype, processor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Searches end one after the other, so that there are fewer rows than were packed for."""
+    monkeypatch.setattr(prepacked, "_processor", lambda: processor)
     steps, held = list[int](), list[Packed | None]()
     step = Decoding.step
 
@@ -61,7 +64,7 @@ def test_packed_weights_write_the_same(
 @pytest.fixture
 def exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Float32 in MKL's order, as on Intel's processors: one that is for a number of rows."""
-    monkeypatch.setattr(prepacked, "is_mkls", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(prepacked, "_processor", lambda: "intel")
 
 
 def autocast(dtype: torch.dtype) -> AbstractContextManager[object]:
@@ -138,7 +141,7 @@ def test_texts_that_end_early_do_not_change_what_is_packed_for() -> None:
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
 def test_onednns_order_is_for_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepacked, "is_mkls", lambda dtype: False)
+    monkeypatch.setattr(prepacked, "_processor", lambda: "other")
     packs, made = Packs(), decoding("alone", 4)
     with torch.no_grad():
         packed = packs.pack(made.decoder, made.stack, 4)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmformer.nn import feedforward, fused, prepacked
+from mmformer.nn import feedforward, prepacked
 from mmformer.nn.feedforward import GELUFeedForwardSpec, PlainFeedForward
 from mmformer.nn.fused import FEWEST, can_fuse, linear_gelu
 from mmformer.nn.prepacked import PackedLinear
@@ -18,6 +18,11 @@ from mmformer.nn.prepacked import PackedLinear
 supported = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),  # type: ignore[no-untyped-call]
     reason="the kernel is for CPUs that compute in bfloat16",
+)
+
+onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    reason="PyTorch without oneDNN",
 )
 
 
@@ -89,33 +94,45 @@ def test_a_packed_map_is_fused_for_any_number_of_tokens() -> None:
         torch.testing.assert_close(linear_gelu(x, packed, "tanh").float(), expected, rtol=2e-2, atol=2e-2)
 
 
+@onednn
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_float32_is_fused_where_its_products_are_not_mkls(
     approximate: Literal["none", "tanh"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    up, x = nn.Linear(32, 64), torch.randn(FEWEST, 32)
-    monkeypatch.setattr(fused, "is_mkls", lambda dtype: True)
+    module, x = built(approximate), torch.randn(4, FEWEST // 4, 32)
+    called = list[str]()
+    monkeypatch.setattr(feedforward, "linear_gelu", lambda *given: (called.append(given[2]), linear_gelu(*given))[1])
+    made = {}
     with torch.inference_mode():
-        assert not can_fuse(x, up, approximate)
-        monkeypatch.setattr(fused, "is_mkls", lambda dtype: False)
-        assert can_fuse(x, up, approximate)
-        assert not can_fuse(x.double(), up.double(), approximate)
-        up.float()
-        expected = nn.functional.gelu(up(x), approximate=approximate)
-        torch.testing.assert_close(linear_gelu(x, up, approximate), expected, rtol=1e-5, atol=1e-6)
+        for processor in ("intel", "unknown", "other"):
+            monkeypatch.setattr(prepacked, "_processor", lambda answer=processor: answer)
+            made[processor], _ = module(x)
+            assert called == ([approximate] if processor == "other" else [])
+            assert not can_fuse(x.double(), module.up.double(), approximate)
+            module.float()
+        weight = module.up.weight.as_subclass(Odd)
+        module.up.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+        assert type(module.up.weight) is Odd
+        assert not can_fuse(x, module.up, approximate), "it may hold what it does not seem to"
+    torch.testing.assert_close(made["other"], made["unknown"], rtol=1e-5, atol=1e-6)
 
 
+class Odd(torch.Tensor):
+    """A tensor that is more than it seems."""
+
+
+@onednn
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_float32_is_fused_in_onednns_order_alone(
     approximate: Literal["none", "tanh"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     up, x = nn.Linear(32, 64), torch.randn(3, 32)
-    for of_mkl in (True, False):
-        monkeypatch.setattr(prepacked, "is_mkls", lambda dtype, answer=of_mkl: answer)
+    for processor in ("intel", "other"):
+        monkeypatch.setattr(prepacked, "_processor", lambda answer=processor: answer)
         with torch.inference_mode():
             packed = PackedLinear.of(up.weight, up.bias, rows=1)
-            assert can_fuse(x, packed, approximate) != of_mkl
+            assert can_fuse(x, packed, approximate) == (processor == "other")
             assert not can_fuse(x.bfloat16(), packed, approximate)
     with torch.inference_mode():
         expected = nn.functional.gelu(up(x), approximate=approximate)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -69,16 +66,37 @@ def test_one_query_with_its_keys_on_the_left_is_the_same(key_heads: int, kind: s
     assert bool(results[0][0][1].any()) == (kind in ("none", "shared bias")), "the second sample's may see nothing"
 
 
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_one_query_in_bfloat16_goes_that_way(mode: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [tensor.detach() for tensor in tensors(2, 1, 600, torch.bfloat16)]
-    monkeypatch.setattr(kernel, "FEWEST_HEADS", 8)  # as many as there are
-    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
-    with mode():
-        y = kernel.attend(*inputs, None, True, 0.0)
-        expected = kernel._plain(*(tensor.double() for tensor in inputs), None, False, 0.0)
-    assert y.dtype == torch.bfloat16
-    assert_close(y.double(), expected, rtol=0, atol=2e-3)
+@pytest.mark.parametrize("peaked", [1, 8])
+@pytest.mark.parametrize("kind", ["none", "boolean", "keys", "shared bias"])
+def test_one_query_in_bfloat16_goes_that_way_in_inference_mode(
+    kind: str, peaked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a mask that was lowered; as near to what is exact as an update's plain products are."""
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), fused(*a, **k))[1])
+    query, key, value = (tensor.detach() for tensor in tensors(2, 1, KEYS, torch.bfloat16))
+    inputs, mask = (query * peaked, key, value), make_mask(kind, torch.bfloat16)
+    mask = None if mask is None else mask[:, :, :1]
+    exact = mask if mask is None or mask.dtype == torch.bool else mask.double()
+    expected = kernel._plain(*(tensor.double() for tensor in inputs), exact, False, 0.0)
+    plain = kernel._plain(*inputs, mask, False, 0.0)
+    monkeypatch.setattr(kernel, "FEWEST_HEADS", 9)  # there are two rows of four
+    with torch.inference_mode():
+        kernel.attend(*inputs, mask, False, 0.0)
+        assert len(calls) == 1
+        monkeypatch.setattr(kernel, "FEWEST_HEADS", 8)
+        lowered = None if mask is None else kernel.lower(mask, torch.zeros(2, 1, 32, dtype=torch.bfloat16), KEYS)
+        found = [kernel.attend(*inputs, each, False, 0.0) for each in (mask, lowered)]
+    assert len(calls) == 1
+    error = (plain.double() - expected).abs().max()
+    for each in found:
+        assert each.dtype == torch.bfloat16
+        assert (each.double() - expected).abs().max() <= 1.5 * error + 1e-3
+
+
+def test_one_query_with_a_gradient_is_an_updates() -> None:
+    inputs = tensors(2, 1, KEYS, torch.bfloat16)
+    assert torch.equal(kernel.attend(*inputs, None, False, 0.0), kernel._plain(*inputs, None, False, 0.0))
 
 
 @pytest.mark.parametrize("kind", ["none", "causal", "boolean", "keys", "shared bias", "bias"])

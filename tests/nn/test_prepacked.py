@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 def of_mkl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Float32 as on Intel's processors, and as on others: both orders are there on each of them."""
     intel: bool = request.param
-    monkeypatch.setattr(packing, "is_mkls", lambda dtype: intel and dtype == torch.float32)
+    monkeypatch.setattr(packing, "_processor", lambda: "intel" if intel else "other")
     return intel
 
 
@@ -68,17 +68,29 @@ def test_a_packed_stack_is_the_stack_and_shares_all_but_its_maps(of_mkl: bool) -
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("Intel(R) Xeon(R) Processor", True), ("AMD EPYC", False), ("Neoverse-N1", False)]
+    ("known", "expected"),
+    [
+        ({"architecture": "x86_64", "cpu_name": "Intel(R) Xeon(R) Processor"}, "mkl"),
+        ({"architecture": "x86_64", "cpu_name": "AMD EPYC"}, "onednn"),
+        ({"architecture": "x86_64"}, "mkl"),
+        ({"architecture": "aarch64", "cpu_name": "Neoverse-N1"}, None),
+        ({}, None),
+    ],
 )
-def test_whose_order_float32_has(name: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
-    of = packing.is_mkls.__wrapped__
-    assert of(torch.float32) == expected
-    assert not of(torch.bfloat16)
-    monkeypatch.setattr(packing, "is_mkls", of)
-    assert packed_for(torch.float32, 8) == (8 if expected else 256), "exactly as many, or the best order for few"
+def test_whose_order_float32_has(known: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    monkeypatch.setattr(packing, "_processor", packing._processor.__wrapped__)
+    assert packing.is_mkls(torch.float32) == (expected == "mkl")
+    assert packing.is_onednns(torch.float32) == (expected == "onednn")
+    assert not packing.is_mkls(torch.bfloat16)
+    assert not packing.is_onednns(torch.float64)
+    assert packed_for(torch.float32, 8) == (8 if expected == "mkl" else 256), "exactly as many, or the best for few"
     assert packed_for(torch.bfloat16, 8) == 64
     assert packed_for(torch.float64, 8) == 8, "which is not packed"
+    with torch.no_grad():
+        assert can_pack([torch.randn(8, 8)], 4) == (expected is not None)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not packing.is_mkls(torch.float32)
 
 
 def test_layers_that_share_weights_are_packed_once() -> None:

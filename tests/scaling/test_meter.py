@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmformer.nn.kernel import attend
+from mmformer.scaling.accelerator import as_on_an_accelerator
 from mmformer.scaling.meter import FORMULAS, Meter, Weightless
 
 ROWS, WIDTH = 6, 8
@@ -68,3 +71,18 @@ def test_attention_is_counted_as_its_products() -> None:
         assert meter.flops == meter.attention == 2 * product
         y.sum().backward()
     assert meter.flops == counter.get_total_flops() == 7 * product
+
+
+def test_one_query_is_the_fused_kernels_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a CPU has products of its own for."""
+    fused, calls = F.scaled_dot_product_attention, list[int]()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), fused(*a, **k))[1])
+    query, key = torch.randn(4, 8, 1, 8).bfloat16(), torch.randn(4, 8, 5, 8).bfloat16()
+    with torch.inference_mode():
+        attend(query, key, key, None, False, 0.0)
+        assert not calls
+        with as_on_an_accelerator():
+            attend(query, key, key, None, False, 0.0)
+        assert calls == [1]
+        attend(query, key, key, None, False, 0.0)
+    assert calls == [1]
