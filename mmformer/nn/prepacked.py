@@ -74,7 +74,7 @@ def is_mkls(dtype: torch.dtype) -> bool:
 
 
 def is_onednns(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has the faster ones: all others on x86. On other processors nothing was measured, nor is packed."""
+    """Whether oneDNN has the faster ones: all others on x86. Elsewhere nothing was measured, and nothing is packed."""
     if dtype not in HINT or _processor() == "unknown" or is_mkls(dtype):
         return False
     there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
