@@ -27,18 +27,21 @@ from mmformer.generation.packs import Packs
 from mmformer.generation.sampling import GreedySpec
 from mmformer.models.logits import text_of
 from mmformer.models.model import Model
+from mmformer.nn.patient import patient
 from mmformer.types import Batch
 
 NEW = 20
 
 
 def writer(model: Model, spec: GenerationSpec, image: Tensor, start: int) -> Callable[[], list[list[int]]]:
-    """Pictures to ids, by the decoder that there is. Its weights are packed once, as for many batches."""
+    """Pictures to ids, by the decoder that there is. Weights are packed once, as ``Inference.run`` does."""
     (name,), prompt, packs = model.decoders, torch.full((len(image), 1), start), Packs()
+    with torch.inference_mode():
+        reader = patient(model)
 
     def write() -> list[list[int]]:
         with torch.inference_mode():
-            read = model(Batch((), {}, image), decode=False).tokens
+            read = reader(Batch((), {}, image), decode=False).tokens
             return [each.ids for each in spec.write(Decoding(model, name, read, len(image), packs), text_of(prompt))]
 
     return write

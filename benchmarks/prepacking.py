@@ -1,4 +1,4 @@
-"""Products of few rows with packed weights, and with weights as they are.
+"""Products with packed weights, and with weights as they are.
 
     python -m benchmarks.prepacking
 
@@ -21,17 +21,21 @@ from mmformer.nn.prepacked import PackedLinear
 
 RESULTS = Path("benchmarks/results/prepacking")
 SHAPES = ((512, 512), (2048, 512), (512, 2048), (3072, 768), (768, 3072), (49408, 512))
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 1024)
+COUNTED = 64
+"""Rows of the products that packing is counted in."""
 ELEMENTS = 80_000_000
 ROUNDS = 4
 
 
 def line(dtype: torch.dtype, out: int, inner: int) -> str:
-    """Of the table: how many times as fast packed weights are, and how many products packing takes as long as."""
+    """Of the table: how many times as fast packed weights are, how many products packing takes as long as, and how many
+    rows gain as much as it takes.
+    """
     number = max(1, ELEMENTS // (out * inner))
     weights = [torch.randn(out, inner).to(dtype) for _ in range(number)]
     bias = torch.randn(out).to(dtype)
-    ratios, cost = [], 0.0
+    ratios, cost, paid = [], 0.0, 0.0
     for rows in ROWS:
         x = torch.randn(rows, inner).to(dtype)
         began = time.perf_counter()
@@ -48,9 +52,17 @@ def line(dtype: torch.dtype, out: int, inner: int) -> str:
 
         mine, other = compare(Work(ours, plain, 0.0), ROUNDS)
         ratios.append(statistics.median(b / a for a, b in zip(mine, other, strict=True)))
-        cost = packing / statistics.median(other)
+        if rows == COUNTED:
+            cost = packing / statistics.median(other)
+        paid = rows * packing / max(statistics.median(b - a for a, b in zip(mine, other, strict=True)), 1e-9)
     name = str(dtype).removeprefix("torch.")
-    return f"| {name} | {out} × {inner} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {cost:.1f} |"
+    return (
+        f"| {name} | {out} × {inner} | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} | {cost:.1f} | {_rows(paid)} |"
+    )
+
+
+def _rows(number: float) -> str:
+    return f"{number:,.0f}" if number < 100_000 else "–"
 
 
 def main() -> None:
@@ -59,10 +71,11 @@ def main() -> None:
         "# Packed weights",
         "",
         f"`python -m benchmarks.prepacking`. {describe()}; {THREADS} threads. Times as fast as `F.linear`, by rows; "
-        f"and how many of its products of {ROWS[-1]} rows packing takes as long as.",
+        f"how many of its products of {COUNTED} rows packing takes as long as; and how many rows gain as much, "
+        f"{ROWS[-1]:,} at a time (–: none do).",
         "",
-        f"| precision | weight | {' | '.join(map(str, ROWS))} | packing |",
-        f"|---|---|{'---|' * (len(ROWS) + 1)}",
+        f"| precision | weight | {' | '.join(f'{rows:,}' for rows in ROWS)} | packing | paid by |",
+        f"|---|---|{'---|' * (len(ROWS) + 2)}",
     ]
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):

@@ -15,6 +15,7 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.head import ClassHeadSpec, ContrastiveHead
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
+from mmformer.nn.patient import patient
 from mmformer.reader import Reader
 from mmformer.types import Audio, Outputs
 from mmformer.uses import uses
@@ -88,9 +89,11 @@ class Inference:
         """
         for modality in values:
             self.encoders_of(modality)
+        with torch.inference_mode():
+            model = patient(self.model)
         for places, batch in self.reader.batches(values):
             with torch.inference_mode():
-                outputs = self.model(batch.to(self.device), decode=False, tokens=False)
+                outputs = model(batch.to(self.device), decode=False, tokens=False)
             yield places, outputs
             if progress is not None:
                 progress(len(places))

@@ -14,6 +14,7 @@ from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
 from mmformer.nn.cache import KeyValue
 from mmformer.nn.layer import LayerState
+from mmformer.nn.stack import Stack
 from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
@@ -95,10 +96,12 @@ class Decoding:
 
     def begin(self, prompt: Text) -> tuple[Tensor, Progress]:
         """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""
-        self._steps, self._packed = 0, None
+        self._steps = 0
+        self._packed = None if self._packs is None else self._packs.held(self.decoder, len(prompt.ids))
         if prompt.valid is None and bool((prompt.lengths == prompt.ids.shape[1]).all()):
             prompt = prompt._replace(whole=True)
-        decoded = self.decoder(prompt, self.memory, self.stack, state=self.stack.empty_state())
+        stack = self._fastest()
+        decoded = self.decoder(prompt, self.memory, stack, state=stack.empty_state())
         last = (prompt.lengths - 1)[:, None, None].expand(-1, 1, decoded.x.shape[2])
         assert decoded.state is not None
         logits = self._logits(decoded.x.gather(1, last))
@@ -116,9 +119,7 @@ class Decoding:
             # As many as there were at first, which another batch has too; fewer are filled up.
             rows = self._rows if 2 * len(ids) >= self._rows else len(ids)
             self._packed = (self._packs or Packs()).pack(self.decoder, self.stack, rows)
-        packed = None if torch.is_grad_enabled() else self._packed
-        stack = self.stack if packed is None else packed.stack
-        decoded = self.decoder(text, self.memory, stack, progress.lengths, progress.stack)
+        decoded = self.decoder(text, self.memory, self._fastest(), progress.lengths, progress.stack)
         assert decoded.state is not None
         return self._logits(decoded.x), Progress(decoded.state, progress.lengths + 1)
 
@@ -129,6 +130,9 @@ class Decoding:
         other.memory = take(self.memory, rows)
         other._steps, other._rows, other._packs, other._packed = self._steps, self._rows, self._packs, self._packed
         return other
+
+    def _fastest(self) -> Stack:
+        return self.stack if self._packed is None or torch.is_grad_enabled() else self._packed.stack
 
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
         packed = None if torch.is_grad_enabled() else self._packed

@@ -18,6 +18,7 @@ from mmformer.nn.cache import KeyValue
 from mmformer.nn.initialisation import Roles, Rows
 from mmformer.nn.kernel import attend
 from mmformer.nn.mixer import Mixer, MixerSpec, State, View, even_heads, picked
+from mmformer.nn.patient import PatientLinear
 from mmformer.nn.pattern import PatternSpec
 from mmformer.nn.plan import Sparse
 from mmformer.nn.position import Heads, rotate
@@ -169,7 +170,7 @@ class Attention(Mixer):
         if not own or view.plans or view.rotary is not None or view.bias is not None or view.lowered is not None:
             return False
         open_to_all = self.pattern is None and all(part is None or part is False for part in view.mask)
-        return open_to_all and type(self.qkv) is nn.Linear and is_unaltered(self.qkv)
+        return open_to_all and type(self.qkv) in (nn.Linear, PatientLinear) and is_unaltered(self.qkv)
 
     def _attend_to_memory(
         self, x: Tensor, memory: Tensor, past: KeyValue | None, keep: bool

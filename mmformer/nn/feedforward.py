@@ -15,6 +15,7 @@ from mmformer.nn.ability import MEANINGS, Ability
 from mmformer.nn.dropout import Dropout
 from mmformer.nn.fused import can_fuse, linear_gelu
 from mmformer.nn.initialisation import Part, Roles, Rows
+from mmformer.nn.patient import PatientLinear
 from mmformer.nn.recomputed import product_of, product_of_units
 from mmformer.spec import Catalogued, family, require, require_probability
 from mmformer.types import Aux
@@ -128,9 +129,10 @@ class PlainFeedForward(FeedForward):
         return {"up": (Rows("inner"),), "down": (Rows("output"),)}
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Aux]:
-        if isinstance(self.spec, GELUFeedForwardSpec) and can_fuse(x, self.up, self.spec.approximate):
-            return self._out(linear_gelu(x, self.up, self.spec.approximate)), {}
-        return product_of_units(product_of(x, self.up), self.spec.units, self._out), {}
+        up = self.up.now(x) if isinstance(self.up, PatientLinear) else self.up
+        if isinstance(self.spec, GELUFeedForwardSpec) and can_fuse(x, up, self.spec.approximate):
+            return self._out(linear_gelu(x, up, self.spec.approximate)), {}
+        return product_of_units(product_of(x, up), self.spec.units, self._out), {}
 
     def _out(self, units: Tensor) -> Tensor:
         y: Tensor = self.down(self.dropout(units))

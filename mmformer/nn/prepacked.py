@@ -9,7 +9,7 @@ others MKL's products are slow, and oneDNN's of packed weights up to 4.7 times a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -116,20 +116,25 @@ def prepacked(module: M, rows: int) -> M:
 
     What it packs is to be asked for first: ``weights_to_pack``, ``can_pack``.
     """
-    copy: M = _copied(module, rows, {})
+    return changed(module, lambda linear: PackedLinear.of(linear.weight, linear.bias, rows))
+
+
+def changed(module: M, change: Callable[[nn.Linear], nn.Linear]) -> M:
+    """A copy of a module with others in place of its linear maps; it shares all else."""
+    copy: M = _copied(module, change, {})
     return copy
 
 
-def _copied(module: Any, rows: int, made: dict[nn.Module, nn.Module]) -> Any:
+def _copied(module: Any, change: Callable[[nn.Linear], nn.Linear], made: dict[nn.Module, nn.Module]) -> Any:
     if module is None:
         return None
     if module not in made:
         if type(module) is nn.Linear:
-            made[module] = PackedLinear.of(module.weight, module.bias, rows)
+            made[module] = change(module)
         else:
             copy = module.__class__.__new__(module.__class__)
             copy.__dict__ = {**module.__dict__}
-            copy.__dict__["_modules"] = {name: _copied(part, rows, made) for name, part in module._modules.items()}
+            copy.__dict__["_modules"] = {name: _copied(part, change, made) for name, part in module._modules.items()}
             made[module] = copy
     return made[module]
 

@@ -112,11 +112,12 @@ def test_what_was_packed_is_there_for_the_next_batch_of_its_kind() -> None:
     again = Decoding.__new__(Decoding)
     again.__dict__ = {**first.__dict__, "_packed": None}
     steps = list[Packed | None]()
-    step = Decoding.step
+    begin, step = Decoding.begin, Decoding.step
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoding, "begin", lambda self, *given: (begin(self, *given), steps.append(self._packed))[0])
         patch.setattr(Decoding, "step", lambda self, *given: (step(self, *given), steps.append(self._packed))[0])
         assert [text.ids for text in spec.write(again, prompt)] == [text.ids for text in expected]
-    assert steps == [packed] * 11, "from the first id on"
+    assert steps == [packed] * 12, "from the prompt on"
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch without MKL")
