@@ -52,7 +52,7 @@ class KaldiFilterbankSpec(SpectrumSpec):
         bands = BandEnergies(F.pad(banks, (0, 1)).T)
         room = samples.new_zeros(0, length)
 
-        def log_mel(cut: Tensor, made: Tensor) -> None:
+        def put(cut: Tensor, made: Tensor) -> None:
             nonlocal room
             if len(room) < len(cut):
                 room = samples.new_zeros(len(cut), length)  # zeros past a window stay
@@ -62,6 +62,5 @@ class KaldiFilterbankSpec(SpectrumSpec):
             torch.mul(cut[:, :-1], _EMPHASIS, out=raised[:, 1:])
             torch.sub(cut, raised, out=raised).mul_(window)
             bands.put(room[: len(cut)], made)
-            made.clamp_(min=_FLOOR).log_()
 
-        return frame_by_frame(log_mel, samples, lengths, numbers)
+        return frame_by_frame(put, _FLOOR, samples, lengths, numbers)

@@ -45,11 +45,10 @@ class LogMelSpec(SpectrumSpec):
         window = torch.hann_window(numbers.window, device=samples.device)
         bands = BandEnergies(self._filters(numbers, samples.device))
 
-        def log_mel(cut: Tensor, made: Tensor) -> None:
+        def put(cut: Tensor, made: Tensor) -> None:
             bands.put(cut * window, made)
-            made.clamp_(min=_FLOOR).log_()
 
-        return frame_by_frame(log_mel, samples, lengths, numbers)
+        return frame_by_frame(put, _FLOOR, samples, lengths, numbers)
 
     def _filters(self, numbers: SpectrogramSpec, device: torch.device) -> Tensor:  # bins bands, on the HTK scale
         with torch.device(device):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmformer.spec import Catalogued, family, require
 
@@ -26,6 +25,9 @@ _AT_ONCE = 512
 
 _BANDS_AT_ONCE = 32
 """Bands that a CPU sums at once: fewer would be too narrow a product, of more most weights would be zero."""
+
+Put = Callable[[Tensor, Tensor], None]
+"""Puts energies of frames, N window, into N bands. It does not write into the frames, which share their samples."""
 
 
 @family
@@ -62,13 +64,13 @@ class SpectrumSpec(Catalogued, ABC):
 
 
 def frame_by_frame(
-    log_mel: Callable[[Tensor, Tensor], None], samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec
+    put: Put, floor: float, samples: Tensor, lengths: Tensor, numbers: SpectrogramSpec
 ) -> tuple[Tensor, Tensor]:
-    """What is made of each frame by itself: of those that hold sound alone, for padding would cost as much.
+    """Logarithms of what is made of each frame by itself: of those that hold sound, for padding would cost as much.
 
     Args:
-        log_mel: of frames, N window, into N bands; it does not write into the frames, which share their samples. Past a
-            sound's end there are zeros.
+        put: makes energies. Past a sound's end its frames have zeros.
+        floor: the least energy that is told from silence.
 
     Returns:
         B T bands, and each sound's frames, no more than ``numbers.frames``.
@@ -76,29 +78,49 @@ def frame_by_frame(
     frames = numbers.spectrum.count(lengths, numbers)  # B
     if numbers.frames is not None:
         frames = frames.clamp(max=numbers.frames)
-    shape = (len(samples), numbers.frames or int(frames.max()), numbers.bands)
-    values = torch.empty(shape, device=samples.device)
-    missing = max(0, (int(frames.max()) - 1) * numbers.hop + numbers.window - samples.shape[1])
+    values = samples.new_empty(len(samples), numbers.frames or int(frames.max()), numbers.bands)
+    within = torch.div(lengths - numbers.window, numbers.hop, rounding_mode="floor") + 1
+    within = torch.minimum(within, frames).clamp(min=0)  # B
+    time = torch.arange(values.shape[1], device=samples.device)
+    there = time < frames[:, None]  # B T
+    _put_within(put, samples, within, values, numbers)
+    _put_ends(put, samples, lengths, there & (time >= within[:, None]), values, numbers)
+    values.clamp_(min=floor).log_()
+    if not bool(there.all()):
+        values.masked_fill_(~there[:, :, None], numbers.spectrum.past)
+    return values, frames
+
+
+def _put_within(put: Put, samples: Tensor, within: Tensor, values: Tensor, numbers: SpectrogramSpec) -> None:
+    """Energies of those frames of each sound that lie within it: the first ones, so many."""
+    if not bool(within.any()):
+        return
+    cut = samples.unfold(1, numbers.window, numbers.hop)[:, : values.shape[1]]  # B T' window, of shared memory
     if samples.device.type == "cpu":
-        room = samples.new_zeros(samples.shape[1] + missing)
-        cut = room.unfold(0, numbers.window, numbers.hop)  # frames of one sound, of shared memory
-        for row, (length, number) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
-            room[:length] = samples[row, :length]
-            room[length:] = 0.0
+        for row, number in enumerate(within.tolist()):
             for first in range(0, number, _AT_ONCE):
                 part = slice(first, min(number, first + _AT_ONCE))
-                log_mel(cut[part], values[row, part])
-            values[row, number:] = numbers.spectrum.past
-        return values, frames
-    beyond = torch.arange(samples.shape[1], device=samples.device) >= lengths[:, None]
-    samples = F.pad(samples.masked_fill(beyond, 0.0), (0, missing))
-    cut = samples.unfold(1, numbers.window, numbers.hop)[:, : shape[1]]  # B T window
-    there = torch.arange(cut.shape[1], device=samples.device) < frames[:, None]  # B T
-    values.fill_(numbers.spectrum.past)
+                put(cut[row, part], values[row, part])
+        return
+    there = torch.arange(cut.shape[1], device=samples.device) < within[:, None]  # B T'
     made = values.new_empty(int(there.sum()), numbers.bands)
-    log_mel(cut[there], made)
+    put(cut[there], made)
     values[:, : cut.shape[1]][there] = made
-    return values, frames
+
+
+def _put_ends(
+    put: Put, samples: Tensor, lengths: Tensor, ends: Tensor, values: Tensor, numbers: SpectrogramSpec
+) -> None:
+    """Energies of frames that reach past their sound's end: ``ends`` says which, B T."""
+    rows, places = ends.nonzero(as_tuple=True)  # N
+    if len(rows) == 0:
+        return
+    at = places[:, None] * numbers.hop + torch.arange(numbers.window, device=samples.device)  # N window
+    real = at < lengths[rows, None]
+    frames = samples[rows[:, None], at.clamp(max=samples.shape[1] - 1)].where(real, 0.0)
+    made = values.new_empty(len(rows), numbers.bands)
+    put(frames, made)
+    values[rows, places] = made
 
 
 class BandEnergies:
