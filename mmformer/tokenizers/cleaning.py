@@ -23,12 +23,14 @@ def clean(text: str, how: Cleaning) -> str:
     Raises:
         InputError: its characters may need mending, and the library that does so is not installed.
     """
-    if not _PLAIN.fullmatch(text):
+    printable = text.isascii() and text.isprintable() and "&" not in text  # told in less time than by the pattern
+    if not printable and not _PLAIN.fullmatch(text):
         text = html.unescape(html.unescape(_mended(text)))
     if how == "canonicalize":
         text = text.replace("_", " ").translate(_NO_PUNCTUATION)
     text = text if how == "whitespace" else text.lower()
-    return " ".join(text.split())
+    single = printable and "  " not in text and text[:1] != " " != text[-1:]
+    return text if single else " ".join(text.split())
 
 
 def _mended(text: str) -> str:

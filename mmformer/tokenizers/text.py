@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -141,14 +142,14 @@ class TextEncoder:
         nothing = special.eos[0] if special.eos else special.pad or 0
         room = self.spec.context_length - len(before) - len(after)
         encoded = self.vocabulary.encode_many(spaced)
-        rows = [before + ids[:room] + after for ids in encoded]
-        rows = [row or [nothing] for row in rows]
+        rows = [before + ids[:room] + after or [nothing] for ids in encoded]
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         length = min(-(-max(map(len, rows), default=1) // 8) * 8, self.spec.context_length)
         if self.spec.padded:
             length = self.spec.context_length
         ids = torch.full((len(rows), length), special.pad or 0, dtype=torch.int64)  # B L
-        ids[torch.arange(length) < lengths[:, None]] = torch.tensor([*chain.from_iterable(rows)], dtype=torch.int64)
+        flat = torch.from_numpy(np.array([*chain.from_iterable(rows)], dtype=np.int64))  # half of torch.tensor's time
+        ids.masked_scatter_(torch.arange(length) < lengths[:, None], flat)
         read = torch.full_like(lengths, length) if self.spec.padded else lengths
         text = Text(ids, read, begun=bool(before))
         return text, sum(len(row) > room for row in encoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 import sys
 from typing import Any, get_args
@@ -40,3 +41,11 @@ def test_others_are_refused_where_the_library_is_not_installed(monkeypatch: pyte
     for text in ("café", "&amp;", "a\x07b"):
         with pytest.raises(InputError, match=r"ftfy, as open_clip does; it is not installed: pip install ftfy"):
             clean(text, "lower")
+
+
+def test_spaces_of_plain_texts_are_single() -> None:
+    for text in map("".join, itertools.product(("", " ", "\t", "A b", "_", "'"), repeat=4)):
+        assert clean(text, "whitespace") == " ".join(text.split())
+        assert clean(text, "lower") == " ".join(text.lower().split())
+        bare = text.lower().replace("_", " ").replace("'", "")
+        assert clean(text, "canonicalize") == " ".join(bare.split())
