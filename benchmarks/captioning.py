@@ -27,17 +27,16 @@ from mmformer.generation.packs import Packs
 from mmformer.generation.sampling import GreedySpec
 from mmformer.models.logits import text_of
 from mmformer.models.model import Model
-from mmformer.nn.patient import patient
 from mmformer.types import Batch
 
 NEW = 20
 
 
 def writer(model: Model, spec: GenerationSpec, image: Tensor, start: int) -> Callable[[], list[list[int]]]:
-    """Pictures to ids, by the decoder that there is. Weights are packed once, as ``Inference.run`` does."""
+    """Pictures to ids, by the decoder that there is. Weights are packed once for all passes, as for many batches."""
     (name,), prompt, packs = model.decoders, torch.full((len(image), 1), start), Packs()
     with torch.inference_mode():
-        reader = patient(model)
+        reader = model.for_many()
 
     def write() -> list[list[int]]:
         with torch.inference_mode():

@@ -15,7 +15,6 @@ from mmformer.errors import InputError, nearest
 from mmformer.models.head import ClassHeadSpec, ContrastiveHead
 from mmformer.models.logits import text_logits, text_of
 from mmformer.models.model import Model
-from mmformer.nn.patient import patient
 from mmformer.reader import Reader
 from mmformer.types import Audio, Outputs
 from mmformer.uses import uses
@@ -82,7 +81,8 @@ class Inference:
         self, values: Mapping[str, Sequence[Any]], progress: Progress | None
     ) -> Iterator[tuple[list[int], Outputs]]:
         """The model over the values of one modality, or of several that belong together, batch by batch, and places.
-        Encoders' tokens that no part of the model reads are left out.
+        Encoders' tokens that no part of the model reads are left out. While batches are taken, the model's parameters
+        are to stay as they are.
 
         Raises:
             InputError: the model does not read a modality, or a value cannot be read.
@@ -90,7 +90,7 @@ class Inference:
         for modality in values:
             self.encoders_of(modality)
         with torch.inference_mode():
-            model = patient(self.model)
+            model = self.model.for_many()
         for places, batch in self.reader.batches(values):
             with torch.inference_mode():
                 outputs = model(batch.to(self.device), decode=False, tokens=False)

@@ -15,7 +15,6 @@ from mmformer.evaluation.classified import Classifier
 from mmformer.evaluation.metric import MetricSpec, check_label, check_pair
 from mmformer.evaluation.rows import Column
 from mmformer.models.model import Model
-from mmformer.nn.patient import patient
 from mmformer.spec import Parts, require
 from mmformer.tokenizers.text import TextEncoder
 from mmformer.types import Batch, Outputs
@@ -116,7 +115,7 @@ def embed_classes(
         for name in names:
             prompts += [template.format(name) for template in templates]
             owner += [place] * len(templates)
-    parts, cut, model = [], 0, patient(model)
+    parts, cut, model = [], 0, model.for_many()
     for start in range(0, len(prompts), batch_size):
         encoded, own = encoder.encode_counting(prompts[start : start + batch_size])
         outputs = model(Batch((), {}, text=encoded).to(device), decode=False, tokens=False)

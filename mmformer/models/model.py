@@ -19,6 +19,7 @@ from mmformer.models.going_on import begun
 from mmformer.models.head import Head, HeadSpec, Shared, Source
 from mmformer.models.pixel_head import PixelHeadSpec
 from mmformer.nn.ability import Ability
+from mmformer.nn.patient import patient
 from mmformer.nn.stack import Stack, StackSpec
 from mmformer.tokenizers.text import TextEncoder, TextTokens, TextTokensSpec
 from mmformer.types import Batch, Outputs
@@ -294,6 +295,14 @@ class Model(nn.Module):
         stack = self.stacks[name]
         assert isinstance(stack, Stack)
         return stack
+
+    def for_many(self) -> Model:
+        """Itself, or a copy with the same parameters that reads many values faster (``nn/patient.py``).
+
+        While a copy is used, parameters are to stay as they are. On a CPU, a value's last bits then depend on how many
+        were read before it.
+        """
+        return patient(self)
 
     def initialise(self, seed: int) -> None:
         """Draw every parameter anew: see ``models/first_weights.py``."""

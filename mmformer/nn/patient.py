@@ -1,7 +1,7 @@
 """Linear maps that pack their weights as soon as it pays: for those who have a model read many values, batch by batch.
 
-To pack a weight takes about as long as ``WORTH`` rows gain by it, whatever its size: in float32 250 to 900 of them, in
-bfloat16 700 to 6,000 (``benchmarks/results/prepacking/amd_epyc.md``). It is packed when so many have met it, where
+To pack a weight takes as long as some thousand rows gain by it, more of them in bfloat16, and more where a map narrows
+(``benchmarks/results/prepacking/amd_epyc.md``: "paid by"). So it is packed when ``WORTH`` rows have met it, where
 oneDNN has the faster products (``nn/prepacked.py``): in MKL's order a weight is for one number of rows.
 """
 
@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from mmformer.nn.precision import product_dtype
 from mmformer.nn.prepacked import PackedLinear, can_pack, changed, is_onednns, weights_to_pack
 
-WORTH = 1024
-"""Rows that meet a weight before it is packed."""
+WORTH = {torch.float32: 1024, torch.bfloat16: 4096}
+"""Rows that meet a weight before it is packed, by the precision of its products."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -45,8 +45,9 @@ class PatientLinear(nn.Linear):
         if torch.is_grad_enabled():
             return self.plain
         if self.packed is None:
+            dtype = product_dtype(self.weight)
             self.met += x.numel() // self.in_features
-            if self.met < WORTH or not is_onednns(product_dtype(self.weight)):
+            if not is_onednns(dtype) or self.met < WORTH[dtype]:
                 return self.plain
             self.__dict__["packed"] = PackedLinear.of(self.weight, self.bias, 1)
         assert self.packed is not None
@@ -59,13 +60,18 @@ class PatientLinear(nn.Linear):
 
 
 def patient(module: M) -> M:
-    """A copy of a module with such maps, which shares all else with it; the module itself where none would ever pack.
+    """A copy of a module with such maps, which shares all else with it; the module itself where none would ever pack,
+    or all together would take more than ``prepacked.MOST``.
 
     While the copy is used, weights are to stay as they are.
     """
-    weights = weights_to_pack(module)
+    first = next(module.parameters(), None)
+    if first is None or torch.is_grad_enabled() or not is_onednns(product_dtype(first)):
+        return module
     # Who counts or records operations is to see those that there are elsewhere, too.
-    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
-    if weights is None or watched or not can_pack(weights, 1):
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return module
+    weights = weights_to_pack(module)
+    if weights is None or not can_pack(weights, 1):
         return module
     return changed(module, PatientLinear.of)

@@ -17,8 +17,8 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmformer
+from mmformer.models.model import Model
 from mmformer.nn import feedforward, prepacked
-from mmformer.nn import patient as module
 from mmformer.nn.feedforward import GELUFeedForwardSpec
 from mmformer.nn.patient import WORTH, PatientLinear, patient
 
@@ -26,6 +26,12 @@ pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
     reason="PyTorch without oneDNN",
 )
+
+in_bfloat16 = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),  # type: ignore[no-untyped-call]
+    reason="the kernel is for CPUs that compute in bfloat16",
+)
+MANY = WORTH[torch.float32]
 
 
 @pytest.fixture(autouse=True)
@@ -38,25 +44,25 @@ def maps(part: nn.Module) -> list[PatientLinear]:
     return [each for each in part.modules() if isinstance(each, PatientLinear)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=in_bfloat16)])
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
 def test_a_map_is_packed_when_so_many_rows_have_met_it(dtype: torch.dtype, bias: bool) -> None:
-    linear, x = nn.Linear(24, 40, bias=bias, dtype=dtype), torch.randn(WORTH // 2, 2, 24, dtype=dtype)
+    linear, x = nn.Linear(24, 40, bias=bias, dtype=dtype), torch.randn(WORTH[dtype] // 2, 2, 24, dtype=dtype)
     made = patient(linear)
     assert isinstance(made, PatientLinear)
     assert made.weight is linear.weight
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     assert torch.equal(made(x[1:]), linear(x[1:]))
     assert made.packed is None
-    assert made.met == WORTH - 2
+    assert made.met == WORTH[dtype] - 2
     for rows in (x[:1], x, x[0, :1], x[:0]):
         assert_close(made(rows), linear(rows), rtol=tolerance, atol=tolerance)
         assert made.packed is not None, "with those that make them enough, too"
 
 
 def test_a_stack_of_them_is_the_stack_and_shares_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WORTH", 48)
+    monkeypatch.setitem(WORTH, torch.float32, 48)
     stack, inputs = make_stack(CASE.spec, torch.float32), make_inputs(CASE, torch.float32)
     with torch.no_grad():
         made = patient(stack)
@@ -71,7 +77,7 @@ def test_a_stack_of_them_is_the_stack_and_shares_its_weights(monkeypatch: pytest
 
 
 def test_a_gradient_goes_through_the_weights_as_they_are() -> None:
-    linear, x = nn.Linear(24, 40), torch.randn(WORTH, 24)
+    linear, x = nn.Linear(24, 40), torch.randn(MANY, 24)
     with torch.no_grad():
         made = patient(linear)
         made(x)
@@ -80,9 +86,10 @@ def test_a_gradient_goes_through_the_weights_as_they_are() -> None:
     assert_close(gradient, x.sum(0).expand(40, 24), rtol=1e-5, atol=1e-4)
 
 
+@in_bfloat16
 @torch.inference_mode()
 def test_in_another_precision_than_it_was_packed_in() -> None:
-    linear, x = nn.Linear(24, 40), torch.randn(WORTH, 24)
+    linear, x = nn.Linear(24, 40), torch.randn(WORTH[torch.bfloat16], 24)
     made = patient(linear)
     with torch.autocast("cpu", torch.bfloat16):
         assert_close(made(x), linear(x), rtol=1e-2, atol=1e-2)
@@ -96,7 +103,7 @@ def test_in_another_precision_than_it_was_packed_in() -> None:
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 @torch.inference_mode()
 def test_a_feedforward_is_fused_before_and_after(approximate: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, x = GELUFeedForwardSpec(approximate=approximate).build(32), torch.randn(2, WORTH // 4, 32)  # type: ignore[arg-type]
+    plain, x = GELUFeedForwardSpec(approximate=approximate).build(32), torch.randn(2, MANY // 4, 32)  # type: ignore[arg-type]
     for part in plain.modules():
         if isinstance(part, nn.Linear):
             part.reset_parameters()
@@ -154,8 +161,8 @@ def test_a_predictor_packs_within_a_call_and_sees_weights_that_changed_before_th
     predictor = mmformer.load(save_dual(tmp_path / "bundle"), batch_size=4)
     pictures, made = [pixels(seed) for seed in range(12)], list[nn.Module]()
     expected = predictor.embed(image=pictures)
-    monkeypatch.setattr(module, "WORTH", 16)
-    monkeypatch.setattr("mmformer.inference.patient", lambda model: (made.append(patient(model)), made[-1])[1])
+    monkeypatch.setitem(WORTH, torch.float32, 16)
+    monkeypatch.setattr(Model, "for_many", lambda model: (made.append(patient(model)), made[-1])[1])
     assert_close(predictor.embed(image=pictures), expected, rtol=1e-5, atol=1e-5)
     assert any(each.packed is not None for each in maps(made[0]))
     assert not maps(predictor.model)
@@ -166,3 +173,16 @@ def test_a_predictor_packs_within_a_call_and_sees_weights_that_changed_before_th
     assert (changed - expected).abs().max() > 0.1
     fresh = predictor.embed(image=pictures[:1])
     assert_close(changed[:1], fresh, rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_of_labels_go_through_packed_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, made = mmformer.load(save_dual(tmp_path / "bundle"), batch_size=2), list[nn.Module]()
+    labels = ["red", "a very light blue", "green", "black"]
+    expected = predictor.classify(pixels(0), labels)
+    monkeypatch.setitem(WORTH, torch.float32, 16)
+    monkeypatch.setattr(Model, "for_many", lambda model: (made.append(patient(model)), made[-1])[1])
+    found = predictor.classify(pixels(0), labels)
+    assert any(each.packed is not None for each in maps(made[0].stacks["text"]))  # type: ignore[index]
+    assert list(found) == list(expected)
+    for label in labels:
+        assert found[label] == pytest.approx(expected[label], abs=1e-5)
