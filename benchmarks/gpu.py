@@ -302,7 +302,7 @@ def decoding(device: Device, batch: int) -> Iterator[str]:
         share, (one, its) = held * new / mine / device.copies, (rows * new / mine, rows * new / other)
         yield f"| {rows} | {one:,.0f} | {share:.0%} | {its:,.0f} | **{other / mine:.2f}** |"
     yield ""
-    yield "Weights are read once an id; there is no static cache here, and no graph of the device's is captured."
+    yield "Weights are read once an id (the goal: 65 %). Our steps are recorded; transformers' cache grows."
 
 
 def loss(device: Device, batch: int) -> Iterator[str]:

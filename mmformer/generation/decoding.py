@@ -3,46 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmformer.errors import InputError, nearest
+from mmformer.generation.captured import Captured, Held, can_capture
 from mmformer.generation.packs import Packed, Packs
+from mmformer.generation.progress import Progress, take
 from mmformer.models.decoder import Decoder
 from mmformer.models.model import Model
-from mmformer.nn.cache import KeyValue
-from mmformer.nn.layer import LayerState
 from mmformer.nn.stack import Stack
-from mmformer.nn.state import StackState
 from mmformer.types import Text, Tokens
 
 PATIENCE = 8
-"""Ids that are written before weights are packed, which takes about as long as is gained by so many."""
-
-
-class Progress(NamedTuple):
-    """What is carried from one id to the next."""
-
-    stack: StackState
-    lengths: Tensor  # B, int64: ids so far, bos with them
-
-    def take(self, rows: Tensor, inputs: Tensor | None = None) -> Progress:
-        """The same over some texts, which may be there several times. This one is used up: what it held is moved.
-
-        Args:
-            inputs: those that stay; each has as many texts, which follow one another. None: all, and what was made of
-                what they read is not copied: a row then takes the place of another of its own input.
-        """
-
-        def layer(state: LayerState) -> LayerState:
-            cross = state.cross if inputs is None else take(state.cross, inputs)
-            return LayerState(take(state.mixer, rows), cross)
-
-        layers = tuple(layer(state) for state in self.stack.layers)
-        rest = take(self.stack._replace(layers=()), rows)
-        return Progress(rest._replace(layers=layers), self.lengths.index_select(0, rows))
+"""Ids that are written before weights are packed, or steps recorded: which takes about as long as is gained by so many.
+"""
 
 
 class Decoding:
@@ -50,6 +26,7 @@ class Decoding:
 
     On a CPU, texts of more than a few ids are written with weights that are packed (``nn/prepacked.py``). They are held
     beside the model's, and do not see what becomes of those before it begins again, nor then where ``packs`` has them.
+    On a CUDA device they are written by steps that it recorded, where it can (``generation/captured.py``).
 
     Args:
         model: in evaluation mode.
@@ -79,6 +56,8 @@ class Decoding:
         self._steps, self._rows = 0, rows
         self._packs = packs
         self._packed: Packed | None = None
+        unwritten = self.decoder.tokenizer.unwritten
+        self._unwritten = torch.tensor(unwritten, device=self.device) if unwritten else None
 
     @property
     def context_length(self) -> int:
@@ -94,7 +73,7 @@ class Decoding:
     def device(self) -> torch.device:
         return self.decoder.tokenizer.table.device
 
-    def begin(self, prompt: Text) -> tuple[Tensor, Progress]:
+    def begin(self, prompt: Text) -> tuple[Tensor, Held]:
         """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""
         self._steps = 0
         self._packed = None if self._packs is None else self._packs.held(self.decoder, len(prompt.ids))
@@ -108,9 +87,12 @@ class Decoding:
         logits[:, list(self.decoder.tokenizer.special.unwritten_first)] = float("-inf")
         return logits, Progress(decoded.state, prompt.lengths)
 
-    def step(self, ids: Tensor, progress: Progress) -> tuple[Tensor, Progress]:
+    def step(self, ids: Tensor, progress: Held) -> tuple[Tensor, Held]:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
-        text = Text(ids[:, None], torch.ones_like(ids), whole=True)
+        if isinstance(progress, Captured):
+            if progress.free:
+                return progress.step(ids), progress
+            progress = progress.released()
         self._steps += 1
         if self._steps == 1:
             self._rows = len(ids)
@@ -119,7 +101,14 @@ class Decoding:
             # As many as there were at first, which another batch has too; fewer are filled up.
             rows = self._rows if 2 * len(ids) >= self._rows else len(ids)
             self._packed = (self._packs or Packs()).pack(self.decoder, self.stack, rows)
-        decoded = self.decoder(text, self.memory, self._fastest(), progress.lengths, progress.stack)
+        if self._steps >= PATIENCE and can_capture(self.decoder, self.stack, progress):
+            captured = Captured(self._after, ids, progress, self.memory)
+            return captured.step(ids), captured
+        return self._after(ids, progress, self.memory)
+
+    def _after(self, ids: Tensor, progress: Progress, memory: Mapping[str, Tokens]) -> tuple[Tensor, Progress]:
+        text = Text(ids[:, None], torch.ones_like(ids), whole=True)
+        decoded = self.decoder(text, memory, self._fastest(), progress.lengths, progress.stack)
         assert decoded.state is not None
         return self._logits(decoded.x), Progress(decoded.state, progress.lengths + 1)
 
@@ -129,6 +118,7 @@ class Decoding:
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
         other.memory = take(self.memory, rows)
         other._steps, other._rows, other._packs, other._packed = self._steps, self._rows, self._packs, self._packed
+        other._unwritten = self._unwritten
         return other
 
     def _fastest(self) -> Stack:
@@ -137,23 +127,4 @@ class Decoding:
     def _logits(self, x: Tensor) -> Tensor:  # B 1 D -> B V
         packed = None if torch.is_grad_enabled() else self._packed
         logits = self.decoder.logits(x[:, 0], None if packed is None else packed.pieces).float()
-        if self.decoder.tokenizer.unwritten:
-            logits[:, self.decoder.tokenizer.unwritten] = float("-inf")
-        return logits
-
-
-def take(value: Any, rows: Tensor) -> Any:
-    """Rows of every tensor in a tree of tuples and dictionaries; the batch is each tensor's first axis.
-
-    Keys and values that grow are used up (``KeyValue.take``).
-    """
-    if isinstance(value, KeyValue):
-        return value.take(rows)
-    if isinstance(value, Tensor):
-        return value.index_select(0, rows)
-    if isinstance(value, dict):
-        return {key: take(item, rows) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = (take(item, rows) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+        return logits if self._unwritten is None else logits.index_fill_(1, self._unwritten, float("-inf"))

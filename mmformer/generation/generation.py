@@ -129,16 +129,16 @@ def log_probabilities(
         punished = torch.where(logits > 0, logits / spec.repetition_penalty, logits * spec.repetition_penalty)
         logits = torch.where(there, punished, logits)
     allowed = logits.log_softmax(-1)
-    size, ending = spec.no_repeat_ngram, allowed[:, list(ends)]  # B E, a copy
-    held_back = bool(spec.min_length or spec.total_min_length)
+    size, held_back = spec.no_repeat_ngram, bool(spec.min_length or spec.total_min_length)
+    if not size and not held_back:
+        return allowed
+    ending = allowed[:, list(ends)]  # B E, a copy
     if size and history.shape[1] >= size:
         runs = history.unfold(1, size, 1)  # B runs size
         same = (runs[..., :-1] == history[:, None, history.shape[1] - size + 1 :]).all(-1)
         last = runs[..., -1]
         banned = torch.zeros_like(allowed, dtype=torch.bool).scatter_add(1, last.clamp(min=0), same & (last >= 0))
         allowed = allowed.masked_fill(banned, float("-inf"))
-    elif not held_back:
-        return allowed
     if held_back:
         allowed[:, list(ends)] = allowed[:, list(ends)].masked_fill(short[:, None], float("-inf"))
     # Where nothing is left to write, the text ends.

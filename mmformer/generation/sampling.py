@@ -30,31 +30,34 @@ class _OneByOneSpec(GenerationSpec):
 
     @torch.inference_mode()
     def write(self, decoding: Decoding, prompt: Text, numbers: Sequence[int] | None = None) -> list[Written]:
-        limit, ends = room(self, decoding, prompt), decoding.decoder.tokenizer.ends
-        longest = int(limit.max())
-        uniform = self._uniform(numbers or range(decoding.rows), longest).to(decoding.device)
+        limits, ends = room(self, decoding, prompt).tolist(), decoding.decoder.tokenizer.ends
+        uniform = self._uniform(numbers or range(decoding.rows), max(limits)).to(decoding.device)
         ids: list[list[int]] = [[] for _ in range(decoding.rows)]
         scores = [0.0] * decoding.rows
-        rows, history = torch.arange(decoding.rows, device=decoding.device), begin_history(prompt)
+        rows, history = list(range(decoding.rows)), begin_history(prompt)
         wanted = least(self, prompt)
         logits, progress = decoding.begin(prompt)
-        for written in range(longest):
+        for written in range(max(limits)):
             log_probability = log_probabilities(logits, history, written < wanted, self, ends)
-            chosen = self.choose(log_probability, uniform[rows, written])
+            chosen = self.choose(log_probability, uniform[:, written])
             taken = log_probability.gather(1, chosen[:, None])[:, 0]
-            for row, index, value in zip(rows.tolist(), chosen.tolist(), taken.tolist(), strict=True):
+            told = torch.stack((chosen.double(), taken.double())).tolist()  # a device is waited for once an id
+            going: list[int] = []
+            for place, (row, index, value) in enumerate(zip(rows, *told, strict=True)):
                 scores[row] += value
-                if index not in ends:
-                    ids[row].append(index)
-            ended = torch.isin(chosen, torch.tensor(ends, dtype=chosen.dtype, device=chosen.device))
-            going = (~ended & (written + 1 < limit)).nonzero()[:, 0]
-            if not len(going):
+                if index in ends:
+                    continue
+                ids[row].append(int(index))
+                if written + 1 < limits[row]:
+                    going.append(place)
+            if not going:
                 break
             history = torch.cat((history, chosen[:, None]), dim=1)
             if len(going) < len(rows):  # texts that have ended cost nothing
-                rows, limit, wanted = rows[going], limit[going], wanted[going]
-                history, chosen = history[going], chosen[going]
-                decoding, progress = decoding.select(going), progress.take(going, going)
+                left = torch.tensor(going, device=decoding.device)
+                rows = [rows[place] for place in going]
+                uniform, wanted, history, chosen = uniform[left], wanted[left], history[left], chosen[left]
+                decoding, progress = decoding.select(left), progress.take(left, left)
             logits, progress = decoding.step(chosen, progress)
         return [Written(*pair) for pair in zip(ids, scores, strict=True)]
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 AHEAD = 64
 """Tokens at least that there is room for when there was none; a long row gets half of its length."""
@@ -48,14 +49,28 @@ class KeyValue(NamedTuple):
     key: Tensor  # B H L width of a head
     value: Tensor  # B H L width of a head
     room: Room | None = None
+    at: Tensor | None = None  # 1, int64: see fixed
+
+    def fixed(self, places: int, at: Tensor) -> KeyValue:
+        """The same, with places for so many tokens in all, each put where ``at`` says by then (1, int64, shared): each
+        call reads and writes the same memory, so that a device can do it again as it was recorded. What stands from
+        there on is to be hidden.
+        """
+        free = places - self.key.shape[2]
+        key, value = (F.pad(x, (0, 0, 0, free)) for x in (self.key, self.value))  # B H places width of a head
+        return KeyValue(key, value, at=at)
 
     def followed_by(self, key: Tensor, value: Tensor) -> KeyValue:
-        """With those of more tokens behind; this one is not changed.
+        """With those of more tokens behind; this one is not changed, but where it is fixed: then it has one more.
 
         Where no gradient is wanted, tokens are put where there is room for them: to copy all that is there at each id
         takes longer than to attend to it.
         """
         self._require_whole()
+        if self.at is not None:
+            self.key.index_copy_(2, self.at, key)
+            self.value.index_copy_(2, self.at, value)
+            return self
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or key.is_meta:
             return KeyValue(torch.cat((self.key, key), dim=2), torch.cat((self.value, value), dim=2))
         room, tokens = self.room, key.shape[2]

@@ -174,8 +174,8 @@ class Layer(nn.Module):
         self.feedforward_residual = None
         if spec.feedforward is not None:
             self.feedforward_residual = Residual(spec, width, branches, normed=not spec.parallel)
-        self._is_by_token = self.feedforward is None or self.feedforward.by_token  # after its mixers
-        self._ends_by_token = self._is_by_token and spec.cross is None and not spec.parallel  # after the first
+        self.is_by_token = self.feedforward is None or self.feedforward.by_token  # after its mixers
+        self._ends_by_token = self.is_by_token and spec.cross is None and not spec.parallel  # after the first
 
     def forward(
         self,
@@ -216,7 +216,7 @@ class Layer(nn.Module):
             y = y.reshape(x.shape)
             x = self.cross_residual.leave(x, y, drop_path)
             aux = {**aux, **{f"cross_{name}": term for name, term in more.items()}}
-        if read is not None and self._is_by_token:
+        if read is not None and self.is_by_token:
             x, entered, read = picked(x, read), picked(entered, read) if self.parallel else entered, None
         if self.feedforward is not None and self.feedforward_residual is not None:
             valid = None if view.mask.valid is None else view.mask.valid[:, -x.shape[1] :]  # of x's own tokens

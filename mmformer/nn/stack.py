@@ -288,7 +288,7 @@ class Stack(nn.Module):
         ran = self._run(x, view, reading, None if state is None else past.layers, span, intermediates, read)
         x = self.output_dropout(self.norm(ran.x)) if span.stop == self.spec.depth else ran.x
         last = None if media is None else media[:, -1]
-        after = None if state is None else StackState(ran.states, pos, valid, segment, prefix, last)
+        after = None if state is None else StackState(ran.states, pos, valid, segment, prefix, last, past.at)
         # Not tokens._replace: a compiled stack would return a tuple without members (PyTorch 2.11).
         left = (tokens.pos, tokens.valid, tokens.segment) if read is None else (picked(tokens.pos, read), None, None)
         return StackOutput(Tokens(x, *left), after, ran.aux, ran.intermediates)

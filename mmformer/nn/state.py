@@ -21,12 +21,16 @@ class StackState(NamedTuple):
     segment: Tensor | None = None  # B L
     prefix: Tensor | None = None  # B: of the first call, whose tokens must hold it
     media: Tensor | None = None  # B: what the last token sees of a memory in parts
+    at: Tensor | None = None  # 1, int64: the next token's place, where there are places already (``KeyValue.fixed``)
 
 
 def described(past: StackState, tokens: Tokens) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """pos, valid and segment of all keys: those in the state, then the new tokens."""
     if past.pos is None:
         return tokens.pos, tokens.valid, tokens.segment
+    if past.at is not None:
+        assert past.valid is not None and past.segment is None, "places that nothing stands in are hidden by valid"
+        return past.pos.index_copy_(1, past.at, tokens.pos), past.valid.index_fill_(1, past.at, True), None
     pos = torch.cat((past.pos, tokens.pos), dim=1)
     valid = None
     if past.valid is not None or tokens.valid is not None:
