@@ -137,12 +137,15 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flops = int(_FORMULAS[operation](*args, **kwargs, out_val=made))
             self.flops += flops
             self.attention += flops if operation in ATTENTION else 0
+        # A backward pass adds a second gradient to the first in place, but for tensors without data: the first of
+        # them is gone before anything else is made.
+        in_place = func is aten.add.Tensor and torch._C._current_graph_task_id() >= 0
         for value in tree_leaves(made):
             if isinstance(value, Tensor):
-                self._see(value)
+                self._see(value, not in_place)
         return made
 
-    def _see(self, value: Tensor) -> None:
+    def _see(self, value: Tensor, note: bool = True) -> None:
         storage = value.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._alive:
@@ -157,7 +160,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         self._alive[key] = weakref.ref(storage, gone)
         self.live += size
-        self._note()
+        if note:
+            self._note()
 
     def _note(self) -> None:
         self.history.append((self.gradients, self.live - self.gradients))

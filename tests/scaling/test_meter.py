@@ -43,6 +43,18 @@ def test_it_is_the_same_with_data_and_without() -> None:
     assert found[0] == found[1]
 
 
+def test_the_gradients_of_a_weight_that_is_used_twice_are_added_up_in_place() -> None:
+    real, made = torch.randn(99, WIDTH, requires_grad=True), Weightless().module(lambda: nn.Embedding(99, WIDTH))
+    found = []
+    for weight in (real, made.weight):
+        with Meter([weight]) as meter:
+            x = F.embedding(torch.arange(ROWS), weight)
+            F.linear(x, weight).sum().backward()
+        found.append(meter.peak())
+    assert found[0] == found[1]
+    assert found[0] < 4 * weight.nbytes, "the weight and its two gradients, and less than another"
+
+
 def test_gradients_are_told_from_the_rest() -> None:
     made = Weightless()
     layer, x = made.module(lambda: nn.Linear(WIDTH, WIDTH, bias=False)), made.tensor(ROWS, WIDTH)
