@@ -89,12 +89,11 @@ CASES = (
         Lengths(),
     ),
     Case(
-        "CoCa B/32, 1 + 16 layers",
+        "CoCa B/32, 1 + 36 layers",
         NOWHERE
         | {
             "model": "configs/models/coca.yaml",
             "model.stacks.image.depth": "1",
-            "model.stacks.text.depth": "16",
             "objectives": "{contrastive: {class_path: ContrastiveSpec}, caption: {class_path: CaptioningSpec}}",
             "data.image": PICTURES,
             "data.text": LANGUAGE,

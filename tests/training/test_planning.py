@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model, tiny_run
 
-from benchmarks.plan import Case, measured, planned
+from benchmarks.plan import CASES, Case, measured, planned
 from mmformer.config import to_yaml
 from mmformer.errors import InputError
 from mmformer.nn.bias import RelativeBucketPositionSpec
@@ -40,6 +40,11 @@ def test_a_plan_is_within_a_tenth_of_what_is_measured(caption: bool, tmp_path: P
     plan, real = planned(case), measured(case)
     assert plan.flops == pytest.approx(real.flops, rel=1e-6)
     assert plan.peak == pytest.approx(real.peak, rel=0.1)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_there_are_the_runs_that_plans_are_measured_on(case: Case) -> None:
+    assert case.run().objectives
 
 
 def test_what_is_held_grows_with_the_batch_and_is_shared_out() -> None:
