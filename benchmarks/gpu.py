@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.beside import quiet
+from benchmarks.device import Device, compared, measured
 from benchmarks.loading import BATCH, PICTURES, loading_spec
 from benchmarks.machine import describe
 from benchmarks.systems.case import Reference, open_clip_model, timm_model, transformers_model
@@ -35,6 +35,9 @@ from mmformer.generation.sampling import GreedySpec
 from mmformer.models.logits import text_of
 from mmformer.nn.cross_entropy import linear_cross_entropy
 from mmformer.nn.kernel import attend
+from mmformer.nn.mask import Mask
+from mmformer.nn.pattern import WindowSpec
+from mmformer.nn.plan import Plan, make_plan
 from mmformer.objectives.classification import ClassificationSpec
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.objectives.objective import Objective
@@ -45,49 +48,7 @@ from mmformer.types import Batch, Text
 
 RESULT = Path("benchmarks/results/gpu.md")
 RATE = 1e-5
-
-
-class Device(NamedTuple):
-    """What is measured on."""
-
-    name: str
-    products: float  # FLOP/s of matrix products in bfloat16
-    copies: float  # bytes a second, read and written
-    small: bool
-
-    def seconds(self, call: Callable[[], object]) -> float:
-        self.wait()
-        began = time.perf_counter()
-        call()
-        self.wait()
-        return time.perf_counter() - began
-
-    def wait(self) -> None:
-        if self.name == "cuda":
-            torch.cuda.synchronize()
-
-    def best(self, call: Callable[[], object], times: int = 10) -> float:
-        call()
-        return min(self.seconds(call) for _ in range(times))
-
-    def raised(self, call: Callable[[], object]) -> float:
-        """MiB by which a call raises what is allocated; not a number where nobody counts."""
-        if self.name != "cuda":
-            return float("nan")
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def measured(name: str, small: bool) -> Device:
-    """A device with its rates."""
-    device, size = Device(name, 0.0, 0.0, small), 512 if small else 8192
-    a, b = (torch.randn(size, size, device=name, dtype=torch.bfloat16) for _ in range(2))
-    source = torch.empty(2**22 if small else 2**30, dtype=torch.uint8, device=name)
-    target = torch.empty_like(source)
-    products = 2 * size**3 / device.best(lambda: torch.mm(a, b))
-    return device._replace(products=products, copies=2 * source.numel() / device.best(lambda: target.copy_(source)))
+WINDOW = 256
 
 
 # --------------------------------------------------------------------------------------------------------- training
@@ -213,19 +174,6 @@ def _update(gradient: Callable[[], Tensor], optimizer: torch.optim.Optimizer) ->
     return update
 
 
-def compared(
-    device: Device, ours: Callable[[], object], theirs: Callable[[], object]
-) -> tuple[list[float], list[float]]:
-    """Seconds of both, in the order A B B A, eight times each; the first calls are not counted."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for call in (ours, theirs, ours, theirs):
-        call()
-    for _ in range(1 if device.small else 4):
-        for which in (0, 1, 1, 0):
-            times[which].append(device.seconds((ours, theirs)[which]))
-    return times
-
-
 # ---------------------------------------------------------------------------------------------- the rest of the path
 
 
@@ -256,22 +204,37 @@ def loading(device: Device, batch: int) -> Iterator[str]:
 
 
 def attention(device: Device, batch: int) -> Iterator[str]:
-    """The kernel that stacks use, forward and backward."""
-    yield "| length | heads × width | TFLOP/s | share of the products' rate |"
-    yield "|---|---|---|---|"
-    for length in (256,) if device.small else (256, 1024, 4096, 16_384):
+    """The kernels that stacks use, forward and backward: of all pairs, and of a window by blocks (flex on CUDA)."""
+    yield "| length | heads × width | all pairs, TFLOP/s | share of the products' rate | window, TFLOP/s | share |"
+    yield "|---|---|---|---|---|---|"
+    for length in (1024,) if device.small else (256, 1024, 4096, 16_384):
         rows = max(1, 2**16 // length) if not device.small else 1
         q, k, v = (
             torch.randn(rows, 12, length, 64, device=device.name, dtype=torch.bfloat16, requires_grad=True)
             for _ in range(3)
         )
-        flops = 3.5 * 4 * rows * 12 * length**2 * 64  # the backward pass makes the weights again
+        plan = make_plan(Mask(causal=True, pattern=WindowSpec(WINDOW - 1, 0)), length, q.device, 0.0)
 
         def passed(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
             torch.autograd.grad(attend(q, k, v, None, False, 0.0).sum(), (q, k, v))
 
-        rate = flops / device.best(passed, 5)
-        yield f"| {length:,} | 12 × 64 | {rate / 1e12:.1f} | {rate / device.products:.0%} |"
+        def windowed(q: Tensor = q, k: Tensor = k, v: Tensor = v, plan: Plan | None = plan) -> None:
+            assert plan is not None
+            torch.autograd.grad(plan.attend(q, k, v, 0.0).sum(), (q, k, v))
+
+        each = 3.5 * 4 * rows * 12 * 64  # FLOPs of a pair; the backward pass makes the weights again
+        rates = [each * length**2 / device.best(passed, 5)]
+        rates += [each * _seen(length) / device.best(windowed, 5)] if plan is not None else []
+        told = [f"{rate / 1e12:.1f} | {rate / device.products:.0%}" for rate in rates]
+        yield f"| {length:,} | 12 × 64 | {' | '.join([*told, '– | –'][:2])} |"
+    yield ""
+    yield f"The window: {WINDOW} keys up to a query's own; of those pairs alone, FLOPs are counted."
+
+
+def _seen(length: int) -> int:
+    """Pairs in the window."""
+    within = min(length, WINDOW)
+    return within * (within + 1) // 2 + (length - within) * WINDOW
 
 
 def decoding(device: Device, batch: int) -> Iterator[str]:
