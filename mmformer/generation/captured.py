@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +38,17 @@ def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], obje
     Raises:
         RuntimeError: it cannot be recorded.
     """
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may ask for memory meanwhile, as one does that brings batches to the device.
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    graph, stream = torch.cuda.CUDAGraph(), _stream(device)
+    # PyTorch's own stream for it is the first device's, and is not left where recording fails. Other threads may ask
+    # for memory meanwhile, as one does that brings batches to the device.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         run()
     return graph.replay
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def can_record(device: torch.device) -> bool:
