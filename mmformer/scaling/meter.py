@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+import mmformer.nn.grouped  # noqa: F401  # its operations are known when it was imported
 from mmformer.errors import InputError
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,11 +47,20 @@ def _grouped_backward(_: Any, x: Sequence[int], weight: Sequence[int], *__: Any,
     return 2 * _grouped(x, weight)
 
 
+def _packed(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * prod(x) * weight[0]
+
+
 ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-FORMULAS = ATTENTION | {own.grouped_linear: _grouped, own.grouped_linear_backward: _grouped_backward}
+PACKED = {
+    getattr(library, name): _packed
+    for library, name in ((torch.ops.mkldnn, "_linear_pointwise"), (torch.ops.mkl, "_mkl_linear"))
+    if hasattr(library, name)  # not every build has both
+}
+FORMULAS = ATTENTION | PACKED | {own.grouped_linear: _grouped, own.grouped_linear_backward: _grouped_backward}
 """FLOPs of operations that PyTorch's counter does not know, from the shapes of what they are given."""
 
 _FORMULAS = FlopCounterMode(display=False, custom_mapping=FORMULAS).flop_registry
@@ -81,7 +91,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     FLOPs are what PyTorch's FlopCounterMode counts, which cannot be used where a backward pass runs another one (of
     reversible stacks): those of matrix products, convolutions and attention, a multiplication and an addition as two.
-    What elements go through one by one is left out. Memory that operations take and give back inside is not seen.
+    What elements go through one by one is left out. Memory that operations take and give back inside is not seen, nor
+    that of packed weights, which a library keeps.
 
     Args:
         before: tensors that are there already (parameters, what an optimizer keeps): they count as alive.
@@ -141,7 +152,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # them is gone before anything else is made.
         in_place = func is aten.add.Tensor and torch._C._current_graph_task_id() >= 0
         for value in tree_leaves(made):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not value.is_mkldnn:
                 self._see(value, not in_place)
         return made
 

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmformer.nn.kernel import attend
+from mmformer.nn.prepacked import PackedLinear
 from mmformer.scaling.accelerator import as_on_an_accelerator
-from mmformer.scaling.meter import FORMULAS, Meter, Weightless
+from mmformer.scaling.meter import FORMULAS, PACKED, Meter, Weightless
 
 ROWS, WIDTH = 6, 8
 
@@ -83,6 +84,14 @@ def test_attention_is_counted_as_its_products() -> None:
         assert meter.flops == meter.attention == 2 * product
         y.sum().backward()
     assert meter.flops == counter.get_total_flops() == 7 * product
+
+
+@pytest.mark.skipif(not PACKED, reason="this PyTorch has no packed weights")
+def test_products_with_packed_weights_are_counted_as_those_with_plain_ones() -> None:
+    x, layer = torch.randn(ROWS, 3, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+    with torch.inference_mode(), Meter() as meter:
+        PackedLinear.of(layer.weight, layer.bias, 3 * ROWS)(x)
+    assert meter.flops == 2 * x.numel() * 2 * WIDTH
 
 
 def test_one_query_is_the_fused_kernels_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
