@@ -2,7 +2,8 @@
 
 Results are compared first; then both are called in the order A B B A after a warm-up, on 2 threads. A row's number is
 the median of the peer's time over ours, pair by pair, with the least and the most of them; beside it stands what share
-of the machine's rate of matrix products ours reaches, measured in the same run.
+of the machine's ceiling ours reaches, measured in the same run: of its rate of matrix products, or, where few rows read
+many weights, of the rate of a copy.
 
 Each file of rows has a list ``ROWS`` and ends with ``main(ROWS)``: it can be run alone, or with the others by
 ``python -m benchmarks``.
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import describe, kind
+from mmformer.scaling.meter import Meter
 
 THREADS = 2
 RESULTS = Path("benchmarks/results/beside")
@@ -44,6 +45,8 @@ class Work(NamedTuple):
     """Between what they make, over the largest of the peer's; of tokens, the share that is not equal."""
     told: bool = False
     """The calls return the seconds that count; others are part of neither's work."""
+    reads: float = 0.0
+    """Bytes that a call has to read, of work that memory bounds; 0: products bound it, if anything."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Row:
         allowed: difference of results; a row that has more is not timed.
         make: builds both.
         because: where speed comes from work that need not be done: which.
-        dtype: of the products, whose rate is the ceiling; None: the row is not bound by products.
+        dtype: of the products, whose rate is the ceiling; None: they are not what bounds the row.
         memory: measures the MiB that ours and the peer's take, each in a fresh process; None: time alone.
         memory_at_most: share of the peer's that ours may take.
     """
@@ -94,7 +97,7 @@ class Result:
     most: float
     at_least: float | None
     difference: float
-    ceiling: float | None  # share of the rate of matrix products
+    ceiling: float | None  # share of the rate of matrix products, or of a copy
     because: str
     repeats: int
     machine: str
@@ -189,7 +192,7 @@ def measure(row: Row) -> Result:
         ratios[-1],
         row.at_least,
         work.difference,
-        None if row.dtype is None else _flops(work.ours) / seconds / product_rate(row.dtype),
+        _ceiling(row, work, seconds),
         row.because,
         len(mine),
         describe(),
@@ -199,11 +202,18 @@ def measure(row: Row) -> Result:
     )
 
 
+def _ceiling(row: Row, work: Work, seconds: float) -> float | None:
+    """The share that a call reaches of what bounds it; None: nothing that is measured here."""
+    if work.reads:
+        return work.reads / seconds / copy_rate()
+    return None if row.dtype is None else _flops(work.ours) / seconds / product_rate(row.dtype)
+
+
 def _flops(call: Callable[[], object]) -> float:
     """Of the products of one call."""
-    with FlopCounterMode(display=False) as counter:
+    with Meter() as meter:
         call()
-    return float(counter.get_total_flops())
+    return float(meter.flops)
 
 
 def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
@@ -215,6 +225,17 @@ def product_rate(dtype: torch.dtype, size: int = 2048) -> float:
         torch.mm(a, b)
         times.append(time.perf_counter() - began)
     return 2 * size**3 / min(times)
+
+
+def copy_rate(size: int = 2**28) -> float:
+    """Bytes a second that a copy reads and writes on this machine: the best of several."""
+    source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - began)
+    return 2 * size / min(times)
 
 
 def main(rows: Sequence[Row]) -> None:

@@ -123,7 +123,6 @@ ROWS = [
         0.0,
         partial(coca, 32),
         "what was written is kept, not read again for each id; weights are packed once",
-        dtype=None,
     ),
     Row(
         "captioning_coca_beams",
@@ -136,7 +135,6 @@ ROWS = [
         partial(coca_beams, 8, 6),
         "pictures are read once, not for each beam; what was written is kept; beams read their picture together; "
         "weights are packed once",
-        dtype=None,
     ),
     *(
         Row(
@@ -149,7 +147,6 @@ ROWS = [
             0.0,
             partial(blip, 8, beams),
             "weights are packed once",
-            dtype=None,
         )
         for name, beams in (("greedy", 1), ("beams", 4))
     ),

@@ -9,6 +9,7 @@ after some ids: there the first id's logits are compared.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def written(rows: int, dtype: torch.dtype) -> Work:
     (name,) = model.decoders
     prompt = torch.randint(5, 1000, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
     spec = GreedySpec(max_length=NEW, min_length=NEW)
-    seen = torch.ones_like(prompt)
+    seen, reads = torch.ones_like(prompt), _reads(theirs, rows)
 
     def ours() -> list[list[int]]:
         with torch.inference_mode():
@@ -46,12 +47,19 @@ def written(rows: int, dtype: torch.dtype) -> Work:
 
     if dtype == torch.float32:
         pairs = [a == b for mine, other in zip(ours(), its(), strict=True) for a, b in zip(mine, other, strict=True)]
-        return Work(ours, its, 1 - sum(pairs) / len(pairs))
+        return Work(ours, its, 1 - sum(pairs) / len(pairs), reads=reads)
     with torch.inference_mode():
         mine, _ = Decoding(model, name, {}, rows=rows).begin(text_of(prompt))
         other = theirs(prompt).logits[:, -1].float()
     there = mine.isfinite()
-    return Work(ours, its, float((mine - other)[there].abs().max() / other.abs().max()))
+    return Work(ours, its, float((mine - other)[there].abs().max() / other.abs().max()), reads=reads)
+
+
+def _reads(model: Any, rows: int) -> float:
+    """Bytes that all ids have to read: the weights for each, and what the rows keep of those before it."""
+    weights = [*model.transformer.h.parameters(), model.lm_head.weight]
+    held = 2 * SIZES["n_layer"] * SIZES["n_embd"] * rows * (PROMPT + NEW // 2)
+    return float(NEW * weights[0].itemsize * (sum(weight.numel() for weight in weights) + held))
 
 
 ROWS = [
