@@ -34,7 +34,7 @@ from mmformer.parallel.copies import find_drift
 from mmformer.parallel.sharding import is_spread, local_part, spread, whole
 from mmformer.training.average import WeightAverage
 from mmformer.training.bundling import other_answers
-from mmformer.training.divergence import Guard, Refused
+from mmformer.training.divergence import Guard, Refused, finite
 from mmformer.training.freeze import Thaw, freeze
 from mmformer.training.initial import InitialSpec, Loaded, choose_initial, other_transforms
 from mmformer.training.norms import ActivationNorms, gradient_norms
@@ -187,9 +187,8 @@ class TrainingTask(pl.LightningModule):
         Raises:
             InputError: some are not.
         """
-        held = [local_part(parameter.detach()) for parameter in self.built.parameters() if not parameter.is_meta]
-        finite = torch.stack([each.isfinite().all() for each in held])
-        if collectives.any_rank(not bool(finite.all()), self.device):
+        held = (local_part(parameter.detach()) for parameter in self.built.parameters() if not parameter.is_meta)
+        if collectives.any_rank(not finite(held), self.device):
             raise InputError(
                 f"Training diverged: after update {self.global_step} some weights are no numbers. Lower optimizer.lr "
                 f"(now {self.run.optimizer.lr:g}); earlier checkpoints are kept."

@@ -25,7 +25,7 @@ from mmformer.training import sealing
 from mmformer.training import update as updating
 from mmformer.training.average import EMASpec, WeightAverage
 from mmformer.training.checkpoint import whole_checkpoints
-from mmformer.training.divergence import DivergenceSpec, Guard
+from mmformer.training.divergence import DivergenceSpec, Guard, finite
 from mmformer.training.fit import fit
 from mmformer.training.optimizers.adafactor import AdafactorSpec
 from mmformer.training.optimizers.adamw import AdamWSpec
@@ -240,6 +240,21 @@ def test_no_more_may_be_skipped_than_was_allowed(
     assert max(read) == ends
     with spoilt(dict.fromkeys(spoils[:-1], NAN)):
         fit(run, tmp_path / "fewer")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [0, 500, 999])
+def test_one_value_that_is_no_number_is_found(dtype: torch.dtype, value: float, place: int) -> None:
+    held = [torch.randn(10, 10, dtype=dtype), torch.empty(0, dtype=dtype), torch.randn(1000, dtype=dtype)]
+    assert finite(held)
+    held[2][place] = value
+    assert not finite(held)
+
+
+def test_without_values_all_are_numbers() -> None:
+    assert finite([])
+    assert finite([torch.empty(0, 3)])
 
 
 def test_weights_that_a_finite_gradient_ruined_are_not_kept(shards: Path, tmp_path: Path) -> None:
