@@ -119,6 +119,11 @@ def table(everywhere: Mapping[str, Mapping[str, Result]]) -> str:
     """The rows that were run, by what they were run on."""
     lines = ["# mmformer beside its peers", "", "`python -m benchmarks`; each row alone: `--only ROW`."]
     lines += ["", "![Times as fast as the peer, and what was asked](beside.svg)"]
+    lines += [
+        "",
+        "The ceiling is the machine's rate of matrix products, and that of a copy where ids are written one by one,",
+    ]
+    lines += ["for each reads all weights; both are measured in the row's run, on as many threads."]
     lines += ["", "The order of 10⁹ samples, its start and its going on, is in [a table of its own](order.md)."]
     for results in everywhere.values():
         machines = list(dict.fromkeys(result.machine for result in results.values()))

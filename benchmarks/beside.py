@@ -41,8 +41,9 @@ class Work(NamedTuple):
 
     ours: Callable[[], object]
     theirs: Callable[[], object]
-    difference: float
-    """Between what they make, over the largest of the peer's; of tokens, the share that is not equal."""
+    difference: float | None
+    """Between what they make, over the largest of the peer's; of tokens, the share that is not equal. None: what they
+    make is not to be compared; the row says why."""
     told: bool = False
     """The calls return the seconds that count; others are part of neither's work."""
     reads: float = 0.0
@@ -62,9 +63,10 @@ class Row:
         at_least: times as fast as the peer, which the row has to show; None: it is only recorded.
         allowed: difference of results; a row that has more is not timed.
         make: builds both.
-        because: where speed comes from work that need not be done: which.
+        because: where the speed comes from; of work that need not be done: which.
         dtype: of the products, whose rate is the ceiling; None: they are not what bounds the row.
         memory: measures the MiB that ours and the peer's take, each in a fresh process; None: time alone.
+        memory_of: what is measured there, where that is not the row's work.
         memory_at_most: share of the peer's that ours may take.
     """
 
@@ -80,6 +82,7 @@ class Row:
     dtype: torch.dtype | None = torch.float32
     memory: Callable[[], tuple[float, float]] | None = None
     memory_at_most: float | None = None
+    memory_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Result:
     least: float
     most: float
     at_least: float | None
-    difference: float
+    difference: float | None
     ceiling: float | None  # share of the rate of matrix products, or of a copy
     because: str
     repeats: int
@@ -104,6 +107,7 @@ class Result:
     command: str
     memory: tuple[float, float] | None = None  # MiB, ours and the peer's
     memory_at_most: float | None = None
+    memory_of: str = ""
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> Result:
@@ -131,11 +135,13 @@ class Result:
         """Of the table."""
         share = "" if self.ceiling is None else f"{self.ceiling:.0%}"
         bound = "" if self.at_least is None else f"{self.at_least:.3g}{'' if self.reached else ' (missed)'}"
-        memory = "" if self.memory is None else f"{self.memory_share:.2f} ({self.memory[0]:,.0f} MiB)"
+        of = f"; {self.memory_of}" if self.memory_of else ""
+        memory = "" if self.memory is None else f"{self.memory_share:.2f} ({self.memory[0]:,.0f} MiB{of})"
+        difference = "not compared" if self.difference is None else f"{self.difference:.0e}"
         return (
             f"| {self.what} | {self.peer} | {_figure(self.ours)} | {_figure(self.theirs)} | {self.unit}/s "
             f"| **{self.ratio:.2f}** ({self.least:.2f} to {self.most:.2f}) | {bound} | {share} | {memory} "
-            f"| {self.difference:.0e} | {self.because} |"
+            f"| {difference} | {self.because} |"
         )
 
 
@@ -168,7 +174,7 @@ def measure(row: Row) -> Result:
     """
     torch.manual_seed(0)
     work = row.make()
-    if not work.difference <= row.allowed:
+    if work.difference is not None and not work.difference <= row.allowed:
         raise SystemExit(
             f"{row.name}: results differ by {work.difference:.1e}, more than {row.allowed:g}: they are not timed."
         )
@@ -199,6 +205,7 @@ def measure(row: Row) -> Result:
         f"python -m benchmarks --only {row.name}",
         None if row.memory is None else row.memory(),
         row.memory_at_most,
+        row.memory_of,
     )
 
 

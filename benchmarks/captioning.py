@@ -146,7 +146,7 @@ ROWS = [
             1.5,
             0.0,
             partial(blip, 8, beams),
-            "weights are packed once",
+            "weights are packed once" if beams == 1 else "weights are packed once; beams read their picture together",
         )
         for name, beams in (("greedy", 1), ("beams", 4))
     ),

@@ -14,13 +14,15 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.beside import Row, Work
 from benchmarks.machine import describe
@@ -28,6 +30,7 @@ from mmformer.files import whole_folder
 from mmformer.nn.stack import StackSpec
 from mmformer.training.background import HostCopy
 from mmformer.training.checkpoint import STATE
+from mmformer.training.divergence import finite
 from mmformer.training.sealing import content_of, damage, seal
 from mmformer.training.writing_state import write_state
 from mmformer.types import Tokens
@@ -44,14 +47,14 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     stack, optimizer = trained(arguments.layers, device)
-    state, parameters = state_of(stack, optimizer), sum(each.numel() for each in stack.parameters())
+    parameters, size = sum(each.numel() for each in stack.parameters()), size_of(state_of(stack, optimizer))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        table = measure(state, Path(folder), arguments.times)
+        table = measure(stack, optimizer, Path(folder), arguments.times)
     lines = [
         "# How long a checkpoint keeps training waiting",
         "",
         f"`python -m benchmarks.checkpoint --layers {arguments.layers} --times {arguments.times}`. {describe()}; "
-        f"{parameters / 1e6:.0f} M parameters on {device} with AdamW's moments, {size_of(state) / 1e9:.2f} GB. "
+        f"{parameters / 1e6:.0f} M parameters on {device} with AdamW's moments, {size / 1e9:.2f} GB. "
         f"{os.getloadavg()[0]:.0f} processes wanted the machine's cores.",
         "",
         "| what | median, s | least | most |",
@@ -61,8 +64,8 @@ def main() -> None:
             for name, values in table.items()
         ),
         "",
-        "The first copy finds its memory, later ones fill it again. Of main memory, training waits only for what of it "
-        "is not done when the next update's gradient is: see the row of [all peers](beside.md).",
+        "Of main memory, an update waits for what of the copy is not done when its gradient is; the row of [all peers]"
+        "(beside.md) is of that, and of all else by which it is later.",
     ]
     text = "\n".join(lines) + "\n"
     RESULT.parent.mkdir(parents=True, exist_ok=True)
@@ -86,26 +89,30 @@ def state_of(stack: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     return {"state_dict": stack.state_dict(), "optimizer_states": [optimizer.state_dict()]}
 
 
-def measure(state: dict[str, Any], folder: Path, times: int) -> dict[str, list[float]]:
-    """Seconds of everything that is done with a checkpoint, or would be."""
-    host = HostCopy()
-    first, copied = timed(lambda: host.take(state))
-    table: dict[str, list[float]] = {
-        "`torch.save` and fsync: training would wait for it": [],
-        "the first copy: training waits": [first],
-        "a later copy: training waits": [],
-        "writing, hashing and naming the copy: in a thread": [],
-        "looking whether it is whole, before it is loaded": [],
-    }
+def measure(stack: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, times: int) -> dict[str, list[float]]:
+    """Seconds of everything that is done with a checkpoint, or would be, and of the gradients beside it."""
+    state, still, host, thread = (
+        state_of(stack, optimizer),
+        still_of(stack, optimizer),
+        HostCopy(),
+        ThreadPoolExecutor(1),
+    )
+    gradient = partial(gradient_of, stack)
+    gradient()
+    table = defaultdict(list, {"the first copy, which finds its memory": [timed(lambda: host.take(state))[0]]})
     for _ in range(times):
-        numbers = (
-            timed(lambda: plain(state, folder / "plain.ckpt"))[0],
-            timed(lambda: host.take(state))[0],
-            timed(lambda: write(copied, folder / "whole"))[0],
-            timed(lambda: damage(folder / "whole"))[0],
-        )
-        for name, seconds in zip([name for name in table if "first" not in name], numbers, strict=True):
-            table[name].append(seconds)
+        saving = timed(lambda: plain(state, folder / "plain.ckpt"))[0]
+        table["`torch.save` and fsync: training would wait for it"].append(saving)
+        table["a gradient of 512 tokens"].append(timed(gradient)[0])
+        beside, copied = timed(lambda: copy_beside(state, still, host, gradient))
+        table["the same, and beside it weights are looked at and copied"].append(beside)
+        writing = thread.submit(write, copied, folder / "whole")
+        began = time.perf_counter()
+        while not writing.done():
+            table["the same, and beside it a thread writes, hashes and names the copy"].append(timed(gradient)[0])
+        table["until that is done"].append(time.perf_counter() - began)
+        writing.result()
+        table["looking whether it is whole, before it is loaded"].append(timed(lambda: damage(folder / "whole"))[0])
     return table
 
 
@@ -131,51 +138,90 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def waiting(layers: int) -> Work:
-    """The seconds that training waits: for our copy, before it goes on and before the optimizer; for ``torch.save``."""
+    """The seconds by which training is later: for our copy, all that an update takes longer; for ``torch.save``, its.
+
+    Ours looks whether weights are numbers, too, as it does before each checkpoint. What it writes is read again, and
+    compared with what ``torch.save`` wrote. Its thread writes where nothing is timed: what an update takes longer
+    beside that is in ``results/checkpoint.md``.
+    """
     stack, optimizer = trained(layers, "cpu")
-    state = state_of(stack, optimizer)
-    still = [*stack.parameters(), *(value for kept in optimizer.state.values() for value in kept.values())]
-    tokens = Tokens(torch.randn(1, 512, WIDTH), torch.zeros(1, 512, 3, dtype=torch.int64))
-    host = HostCopy()
+    state, still, host = state_of(stack, optimizer), still_of(stack, optimizer), HostCopy()
+    gradient = partial(gradient_of, stack)
     folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def ours() -> float:
-        began = timed(lambda: host.take(state, still))[0]
-        stack(tokens).tokens.x.square().mean().backward()  # the next update's gradient, as it is beside a copy
-        return began + timed(host.finish)[0]
+        alone = timed(gradient)[0]
+        return max(timed(lambda: copy_beside(state, still, host, gradient))[0] - alone, 0.0)
 
     def theirs() -> float:
         return timed(lambda: torch.save(state, folder / "plain.ckpt"))[0]
 
-    ours()
-    copied = host.take(state)["state_dict"]
-    same = all(torch.equal(value, copied[name]) for name, value in state["state_dict"].items())
-    return Work(ours, theirs, 0.0 if same else 1.0, told=True)
+    theirs()
+    write(copy_beside(state, still, host, gradient), folder / "whole")
+    return Work(ours, theirs, unequal(folder / "whole" / STATE, folder / "plain.ckpt"), told=True)
+
+
+def still_of(stack: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What of their state an update alone changes."""
+    return [*stack.parameters(), *(value for kept in optimizer.state.values() for value in kept.values())]
+
+
+def gradient_of(stack: nn.Module) -> None:
+    """What goes on beside a copy: a gradient of 512 tokens."""
+    device = next(stack.parameters()).device
+    places = torch.zeros(1, 512, 3, dtype=torch.int64, device=device)
+    tokens = Tokens(torch.ones(1, 512, WIDTH, device=device), places)
+    stack(tokens).tokens.x.square().mean().backward()
+
+
+def copy_beside(
+    state: dict[str, Any], still: list[Tensor], host: HostCopy, gradient: Callable[[], None]
+) -> dict[str, Any]:
+    """A gradient, and beside it the copy of a state whose weights are numbers."""
+    if not finite(state["state_dict"].values()):
+        raise SystemExit("The weights of this benchmark are no numbers.")
+    copied: dict[str, Any] = host.take(state, still)
+    gradient()
+    host.finish()
+    return copied
+
+
+def unequal(ours: Path, theirs: Path) -> float:
+    """The share of tensors that two files of states do not have alike."""
+    mine, other = (list(tensors_of(torch.load(path, weights_only=True))) for path in (ours, theirs))
+    same = [name == its and torch.equal(a, b) for (name, a), (its, b) in zip(mine, other, strict=True)]
+    return 1 - sum(same) / len(same)
+
+
+def tensors_of(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a nested state, by where they are in it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in parts:
+        yield from tensors_of(each, f"{name}/{key}")
 
 
 ROWS = [
     Row(
         "checkpoint",
-        "a checkpoint of 100 M parameters and AdamW's moments: what an update waits for",
+        "a checkpoint of 100 M parameters and AdamW's moments: by how much an update is later",
         "torch",
         1,
         "checkpoints",
         8.0,
         0.0,
         partial(waiting, 14),
-        "copied while the next update's gradient is computed (which takes 0.1 s longer), and written by a thread",
+        "copied while the next update's gradient is computed, by which that takes longer; then a thread writes it",
         dtype=None,
     )
 ]
 
 
-def size_of(value: Any) -> int:
-    """Bytes of all tensors in a nested state."""
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(map(size_of, parts))
+def size_of(state: dict[str, Any]) -> int:
+    """Bytes of all its tensors."""
+    return sum(each.numel() * each.element_size() for _, each in tensors_of(state))
 
 
 if __name__ == "__main__":

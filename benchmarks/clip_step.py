@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import mmformer
+from benchmarks import updates
 from benchmarks.beside import Row, Work, main, quiet
 from benchmarks.captions import emoji_names, multi30k
 from benchmarks.memory import peak
@@ -32,10 +33,9 @@ from mmformer.models.model import Model
 from mmformer.objectives.contrastive import ContrastiveSpec
 from mmformer.objectives.objective import Objective
 from mmformer.training.accumulate import accumulate
-from mmformer.training.optimizers.adamw import AdamWSpec
 from mmformer.types import Batch, Text
 
-BETAS, EPS, RATE = (0.9, 0.98), 1e-6, 1e-5
+BETAS, EPS = (0.9, 0.98), 1e-6
 
 
 def inputs(captions: Callable[[int], list[str]], pictures: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +50,7 @@ def ours_of(model: Model, image: Tensor, ids: Tensor, half: bool) -> Callable[[]
     lengths = (ids != 0).sum(1)
     batch = Batch((), {}, image, Text(ids[:, : -(-int(lengths.max()) // 8) * 8], lengths))
     objectives: dict[str, Objective] = {"contrastive": ContrastiveSpec(same_caption_positive=False).build()}
-    optimizer = AdamWSpec(lr=RATE, betas=BETAS, eps=EPS).build(model.train())
+    optimizer = updates.ours(model.train(), BETAS, EPS)
 
     def backward(loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -69,7 +69,7 @@ def theirs_of(model: Any, image: Tensor, ids: Tensor, half: bool) -> Callable[[]
     """An update by open_clip."""
     import open_clip
 
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=RATE, betas=BETAS, eps=EPS)
+    optimizer = updates.theirs(model.train(), BETAS, EPS)
     loss_of: Any = open_clip.ClipLoss()
 
     def update() -> float:
@@ -84,12 +84,11 @@ def theirs_of(model: Any, image: Tensor, ids: Tensor, half: bool) -> Callable[[]
 
 
 def update(name: str, pictures: int, captions: Callable[[int], list[str]], half: bool) -> Work:
-    """One of each, of the same batch; the losses of the first are compared."""
+    """One of each, of the same batch; the losses of the first few are compared."""
     reference, model = imported(open_clip_model(name))
     batch = inputs(captions, pictures)
     ours, theirs = ours_of(model, *batch, half), theirs_of(reference, *batch, half)
-    mine, its = ours(), theirs()
-    return Work(ours, theirs, abs(mine - its) / its)
+    return Work(ours, theirs, updates.apart(ours, theirs))
 
 
 def memory(name: str, pictures: int) -> tuple[float, float]:
@@ -142,6 +141,7 @@ def _rows(name: str, pictures: int, single: float, half: float) -> list[Row]:
                     dtype,
                     partial(memory, name, 32) if measured else None,
                     0.8 if measured else None,
+                    "an update of 32" if measured else "",
                 )
             )
     return rows

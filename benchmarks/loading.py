@@ -90,7 +90,9 @@ def loaded(workers: int) -> Work:
         return sum(len(batch[0]) for batch in made)
 
     mine, other = ours(), theirs()
-    return Work(ours, theirs, abs(mine - other) / other if abs(mine - other) > workers * BATCH else 0.0)
+    if abs(mine - other) > workers * BATCH:
+        raise SystemExit(f"{mine} pictures were read by us, {other} by webdataset, which may lose a batch a worker.")
+    return Work(ours, theirs, None)
 
 
 ROWS = [
@@ -103,7 +105,7 @@ ROWS = [
         1.6,
         0.0,
         partial(loaded, workers),
-        "no floats, no copies of tar members",
+        "PyTorch's resizer of bytes, not Pillow's; no floats, no copies of tar members",
         dtype=None,
     )
     for workers in (0, 2)

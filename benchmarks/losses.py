@@ -87,6 +87,11 @@ WHAT = {
     "softmax": "softmax contrastive loss of 8,192 pairs, 512 wide",
     "sigmoid": "sigmoid contrastive loss of 8,192 pairs, 512 wide",
 }
+BECAUSE = {
+    "language": f"logits are made once, {CHUNK} tokens at a time, and the gradient with them",
+    "softmax": "logits are made twice, in chunks, and none is kept",
+    "sigmoid": "logits are made once, in chunks, and the gradient with them",
+}
 
 
 def _memory(kind: str) -> tuple[float, float]:
@@ -119,7 +124,7 @@ ROWS = [
         1 / 1.1,
         1e-4,
         partial(timed, make),
-        f"logits are made {f'once, {CHUNK} tokens at a time' if kind == 'language' else 'twice, in chunks'}",
+        BECAUSE[kind],
         memory=partial(_memory, kind),
         memory_at_most=1 / 6,
     )

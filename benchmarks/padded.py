@@ -2,7 +2,8 @@
 
     python -m benchmarks.padded
 
-Ours has ``packed: true``. A pass with gradients is forward, the mean square of what leaves the stack, and backward.
+Ours has ``packed: true``. A pass with gradients is forward, the mean of what leaves the stack times fixed numbers,
+and backward; embeddings' gradients are compared, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.beside import Row, Work, main
 from benchmarks.systems.case import DEEP, transformers_model
@@ -35,7 +36,7 @@ USEFUL = int(lengths().sum())
 
 
 def passed(gradients: bool, half: bool) -> Work:
-    """What leaves the stack, of real ids alone."""
+    """What leaves the stack, of real ids alone, and of a pass with gradients those of embeddings, which come last."""
     reference, model = imported(transformers_model("Bert", "Model", **DEEP))
     encoder = model.encoders["text"]
     assert isinstance(encoder, Encoder)
@@ -44,25 +45,35 @@ def passed(gradients: bool, half: bool) -> Work:
     valid = torch.arange(MOST) < number[:, None]
     ids = torch.randint(5, 30_000, (TEXTS, MOST), generator=torch.Generator().manual_seed(1)) * valid
     batch = Batch((), {}, text=text_of(ids)._replace(lengths=number))
+    embeddings = [_embedding(each, reference.config.vocab_size) for each in (model, reference)]
+    weights = torch.randn(USEFUL, reference.config.hidden_size, generator=torch.Generator().manual_seed(2))
 
-    def ours() -> Tensor:
+    def ours() -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(gradients):
-            return taken(model(batch).tokens["text"].x)
+            return taken(model(batch).tokens["text"].x, embeddings[0])
 
-    def theirs() -> Tensor:
+    def theirs() -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(gradients):
-            return taken(reference(ids, attention_mask=valid.long()).last_hidden_state)
+            return taken(reference(ids, attention_mask=valid.long()).last_hidden_state, embeddings[1])
 
-    def taken(x: Tensor) -> Tensor:
-        x = x[:, :MOST][valid]
-        if gradients:
-            for module in (model, reference):
-                module.zero_grad()
-            torch.autograd.backward(x.float().square().mean())
-        return x.detach()
+    def taken(x: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
+        x = x[:, :MOST][valid]  # of all real ids
+        if not gradients:
+            return (x,)
+        for module in (model, reference):
+            module.zero_grad()
+        torch.autograd.backward((x.float() * weights).mean())
+        assert embedding.grad is not None
+        return x.detach(), embedding.grad
 
-    mine, other = ours().float(), theirs().float()
-    return Work(ours, theirs, float((mine - other).abs().max() / other.abs().max()))
+    pairs = [(a.float(), b.float()) for a, b in zip(ours(), theirs(), strict=True)]
+    return Work(ours, theirs, max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs))
+
+
+def _embedding(model: nn.Module, ids: int) -> Tensor:
+    """The token embedding of a model."""
+    (found,) = (each for each in model.parameters() if each.ndim == 2 and each.shape[0] == ids)
+    return found
 
 
 ROWS = [

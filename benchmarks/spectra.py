@@ -1,4 +1,4 @@
-"""Sounds to batches of log-mel spectra beside torchaudio's and transformers' own, clip by clip; equal values.
+"""Sounds to batches of log-mel spectra beside torchaudio's and transformers' own, called clip by clip; equal values.
 
     python -m benchmarks.spectra
 
@@ -92,12 +92,26 @@ ROWS = [
         3.0,
         1e-4,
         partial(make),
-        "batches of frames, not clips one by one",
+        because,
         dtype=None,
     )
-    for name, what, peer, make in (
-        ("log_mel", "log-mel spectra of 64 bands", "torchaudio", log_mel),
-        ("kaldi", "Kaldi's filterbanks of 128 bands, as AST reads them", "transformers", kaldi),
+    for name, what, peer, make, because in (
+        (
+            "log_mel",
+            "log-mel spectra of 64 bands, torchaudio clip by clip",
+            "torchaudio",
+            log_mel,
+            "powers without the magnitude's root; of each 32 bands, only the frequencies that they read; a batch's "
+            "logarithms at once",
+        ),
+        (
+            "kaldi",
+            "Kaldi's filterbanks of 128 bands, as AST reads them, transformers clip by clip",
+            "transformers",
+            kaldi,
+            "filters are made once, not for each clip; of each 32 bands, only frequencies that they read; a batch's "
+            "logarithms at once",
+        ),
     )
 ]
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.starting
 
-Each call is a process of its own. The peers are open_clip's training script, its model, and a bare LightningCLI.
+Each call is a process of its own; what it prints or computes is not compared, for the models are alike in size alone.
+The peers are open_clip's training script, its model, and a bare LightningCLI.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def run(command: list[str]) -> None:
 def started(ours: list[str], theirs: list[str]) -> Work:
     """Both, from nothing."""
     mine: Callable[[], None] = partial(run, ours)
-    return Work(mine, partial(run, theirs), 0.0)
+    return Work(mine, partial(run, theirs), None)
 
 
 PYTHON = [sys.executable, "-c"]
@@ -97,7 +98,7 @@ ROWS = [
         ),
         (
             "first_step",
-            "import to the first update of the quickstart's model, without data",
+            "import to the first update of the quickstart's model, without data; a model of like size there",
             "open_clip_torch",
             1 / 0.8,
             [*PYTHON, STEP],
