@@ -44,6 +44,7 @@ FILES = (
 )
 ROWS: dict[str, Row] = {row.name: row for file in FILES for row in file.ROWS}
 TABLE, PLOT, GROWTH = RESULTS.with_suffix(".md"), Path("docs/beside.svg"), RESULTS.with_name("update_growth.md")
+CLASSIFIERS = classifier.RESULTS
 
 
 class RowError(Exception):
@@ -125,6 +126,10 @@ def table(everywhere: Mapping[str, Mapping[str, Result]]) -> str:
     ]
     lines += ["for each reads all weights; both are measured in the row's run, on as many threads."]
     lines += ["", "The order of 10⁹ samples, its start and its going on, is in [a table of its own](order.md)."]
+    classifiers = (
+        f"[{file.stem.replace('_', ' ')}](classifier/{file.name})" for file in sorted(CLASSIFIERS.glob("*.md"))
+    )
+    lines += ["", f"A classifier of all of ImageNet's classes, which takes an hour: {', '.join(classifiers)}."]
     for results in everywhere.values():
         machines = list(dict.fromkeys(result.machine for result in results.values()))
         lines += ["", f"## {machines[0].partition(',')[0]}", ""]
