@@ -7,8 +7,10 @@ stay and are written on, unseen.
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -23,12 +25,19 @@ from mmformer.nn.unaltered import is_unaltered
 from mmformer.types import Tokens
 
 PLACES = 256
-"""Ids that there are places for. Attention reads them all; when they are taken, a step is recorded anew."""
+"""Ids that there are places for at most. Attention reads them all; when they are taken, a step is recorded anew."""
 ALIGNED = 64
 """Places are a multiple of it, as kernels of masked attention want them."""
 
 Step = Callable[[Tensor, Progress, Mapping[str, Tokens]], tuple[Tensor, Progress]]
 """From ids, B, and what is held to the logits of the next ones, B V, and what is held then."""
+
+
+_ONE = threading.Lock()
+"""A process records one thing at a time."""
+
+_REFUSED: set[torch.device] = set()
+"""Devices that could not record a step: they are not asked again."""
 
 
 def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], object]:
@@ -38,12 +47,31 @@ def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], obje
     Raises:
         RuntimeError: it cannot be recorded.
     """
-    graph, stream = torch.cuda.CUDAGraph(), _stream(device)
-    # PyTorch's own stream for it is the first device's, and is not left where recording fails. Other threads may ask
-    # for memory meanwhile, as one does that brings batches to the device.
-    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        run()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    # Not torch.cuda.graph: it would wait for the device and give back the memory that training holds; and its stream is
+    # the first device's. Other threads may ask for memory meanwhile, as one does that brings batches to the device.
+    with _ONE, torch.cuda.stream(_stream(device)):
+        try:
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        except RuntimeError:
+            _leave(device, pool)
+            raise
     return graph.replay
+
+
+def _leave(device: torch.device, pool: tuple[int, int]) -> None:
+    """What the end of a recording does, and leaves undone where it fails: later numbers would be refused as if there
+    was still a recording, and memory never be given back.
+    """
+    own = torch.cuda.default_generators[device.index]
+    own.graphsafe_set_state(own.clone_state())  # which is of no recording
+    with suppress(RuntimeError):  # it was not begun, or was ended
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
 
 
 @cache
@@ -61,7 +89,8 @@ def can_capture(decoder: nn.Module, stack: Stack, progress: Progress) -> bool:
     those of softmax attention without a pattern, and of feed-forwards that treat each token by itself.
     """
     state, spec = progress.stack, stack.spec
-    if not can_record(progress.lengths.device) or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    device = progress.lengths.device
+    if not can_record(device) or torch.is_grad_enabled() or torch.compiler.is_compiling() or device in _REFUSED:
         return False
     if type(stack) is not Stack or state.pos is None or state.segment is not None or state.media is not None:
         return False
@@ -79,13 +108,16 @@ class Captured:
         ids: B, as many as steps will have at most.
         progress: what is held so far.
         memory: what the decoder reads of its inputs.
+        most: ids that may still be written, at least 1.
     """
 
-    def __init__(self, step: Step, ids: Tensor, progress: Progress, memory: Mapping[str, Tokens]) -> None:
+    def __init__(
+        self, step: Step, ids: Tensor, progress: Progress, memory: Mapping[str, Tokens], most: int = PLACES
+    ) -> None:
         assert progress.stack.pos is not None
         there = progress.stack.pos.shape[1]
-        self._places = -(-(there + PLACES) // ALIGNED) * ALIGNED
-        self.free = self._places - there
+        self._places = -(-(there + min(PLACES, most)) // ALIGNED) * ALIGNED
+        self._free = self._places - there
         self._step, self._ids = step, ids.clone()
         self._at = torch.full((1,), there, device=ids.device)
         self._progress = _fixed(progress, self._places, self._at)
@@ -93,26 +125,33 @@ class Captured:
         self._rows, self._inputs = len(ids), next((len(tokens.x) for tokens in memory.values()), 0)
         self._again: Callable[[], object] | None = None
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether there is a place for another id, and steps are asked for as the recorded one was."""
+        held = self._progress.lengths
+        same_mode = held.is_inference() == torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+        return self._free > 0 and same_mode and held.device not in _REFUSED and can_record(held.device)
+
     def step(self, ids: Tensor) -> Tensor:
         """The logits of the ids after these, of as many rows as there still are: B V."""
-        assert self.free and len(ids) == self._rows
+        assert self.may_go_on and len(ids) == self._rows
         self._ids[: len(ids)] = ids
-        self.free -= 1
+        self._free -= 1
         if self._again is not None:
             self._again()
             return self._logits[: len(ids)].clone()
         self._run()
         made = self._logits[: len(ids)].clone()
-        self._again = self._recorded()
+        self._record()
         return made
 
     def take(self, rows: Tensor, inputs: Tensor | None = None) -> Held:
         """As of Progress; they are moved within its memory. Where few are left, what is recorded is for too many."""
-        if 2 * len(rows) < len(self._ids):
+        if 2 * len(rows) < len(self._ids) or not self.may_go_on:
             return self.released().take(rows, inputs)
         self._rows = len(rows)
         held = self._progress.stack
-        there = self._places - self.free
+        there = self._places - self._free
         kept = [x[:, :, :there] for state in held.layers for x in (state.mixer or ())[:2]]
         lengths = self._progress.lengths
         _move((*kept, held.pos, held.valid, held.prefix, lengths), rows)
@@ -127,7 +166,7 @@ class Captured:
         """What is held, of the rows that there still are, to go on from without places."""
         held = self._progress.stack
         assert held.pos is not None and held.valid is not None
-        there, rows, inputs = self._places - self.free, slice(self._rows), slice(self._inputs)
+        there, rows, inputs = self._places - self._free, slice(self._rows), slice(self._inputs)
 
         def layer(state: LayerState) -> LayerState:
             mixer = None if state.mixer is None else KeyValue(*(x[rows, :, :there] for x in state.mixer[:2]))
@@ -144,12 +183,14 @@ class Captured:
         self._progress.lengths.copy_(after.lengths)
         self._at.add_(1)
 
-    def _recorded(self) -> Callable[[], object]:
+    def _record(self) -> None:
+        device = self._at.device
         try:
-            return recorded(self._run, self._at.device)
+            self._again = recorded(self._run, device)
         except RuntimeError as error:
-            warnings.warn(f"Ids are written kernel by kernel, for a step could not be recorded: {error}", stacklevel=2)
-            return self._run
+            _REFUSED.add(device)
+            told = f"On {device} ids are written kernel by kernel, for a step could not be recorded: {error}"
+            warnings.warn(told, stacklevel=2)
 
 
 def _move(tensors: Iterable[Tensor | None], rows: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from mmformer.types import Text, Tokens
 
 PATIENCE = 8
 """Ids that are written before weights are packed, or steps recorded: which takes about as long as is gained by so many.
+Where a recording is of use no longer, as many are written before the next.
 """
 
 
@@ -54,6 +56,7 @@ class Decoding:
         self.memory = {read: memory[read] for read in decoder.spec.reads}
         self.rows = rows
         self._steps, self._rows = 0, rows
+        self._unrecorded = 0  # of the steps, those since the last one that was recorded
         self._packs = packs
         self._packed: Packed | None = None
         unwritten = self.decoder.tokenizer.unwritten
@@ -75,7 +78,7 @@ class Decoding:
 
     def begin(self, prompt: Text) -> tuple[Tensor, Held]:
         """The logits of the first id after prompts that begin with bos, of any lengths: B V, float32."""
-        self._steps = 0
+        self._steps = self._unrecorded = 0
         self._packed = None if self._packs is None else self._packs.held(self.decoder, len(prompt.ids))
         if prompt.valid is None and bool((prompt.lengths == prompt.ids.shape[1]).all()):
             prompt = prompt._replace(whole=True)
@@ -89,11 +92,11 @@ class Decoding:
 
     def step(self, ids: Tensor, progress: Held) -> tuple[Tensor, Held]:
         """The logits of the id after ``ids``, B, which follow what is held: B V, float32."""
+        self._steps += 1
         if isinstance(progress, Captured):
-            if progress.free:
+            if progress.may_go_on:
                 return progress.step(ids), progress
             progress = progress.released()
-        self._steps += 1
         if self._steps == 1:
             self._rows = len(ids)
             self._packed = None if self._packs is None else self._packs.held(self.decoder, len(ids))
@@ -101,9 +104,14 @@ class Decoding:
             # As many as there were at first, which another batch has too; fewer are filled up.
             rows = self._rows if 2 * len(ids) >= self._rows else len(ids)
             self._packed = (self._packs or Packs()).pack(self.decoder, self.stack, rows)
-        if self._steps >= PATIENCE and can_capture(self.decoder, self.stack, progress):
-            captured = Captured(self._after, ids, progress, self.memory)
-            return captured.step(ids), captured
+        self._unrecorded += 1
+        if self._unrecorded >= PATIENCE and can_capture(self.decoder, self.stack, progress):
+            self._unrecorded = -self.context_length  # if there is no room for what it holds a second time: never again
+            with suppress(torch.OutOfMemoryError):
+                captured = Captured(self._after, ids, progress, self.memory, max(1, self.context_length - self._steps))
+                logits = captured.step(ids)
+                self._unrecorded = 0
+                return logits, captured
         return self._after(ids, progress, self.memory)
 
     def _after(self, ids: Tensor, progress: Progress, memory: Mapping[str, Tokens]) -> tuple[Tensor, Progress]:
@@ -118,6 +126,7 @@ class Decoding:
         other.decoder, other.stack, other.rows = self.decoder, self.stack, len(rows)
         other.memory = take(self.memory, rows)
         other._steps, other._rows, other._packs, other._packed = self._steps, self._rows, self._packs, self._packed
+        other._unrecorded = self._unrecorded
         other._unwritten = self._unwritten
         return other
 

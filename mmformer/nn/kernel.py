@@ -43,6 +43,14 @@ def attend(
     if _is_plain(query.device, query.dtype, key.shape[2]):
         return _plain(query, key, value, mask, causal, dropout, scale)
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.shape[2] == 1 and not causal:
+        # A group's heads ask as so many queries. With a mask, PyTorch's kernels for groups repeat all keys and values.
+        rows, heads, groups = query.shape[0], key.shape[1], query.shape[1] // key.shape[1]
+        asked = query.reshape(rows, heads, groups, -1)  # B Hk G width
+        if mask is not None and mask.shape[1] != 1:
+            mask = mask.reshape(mask.shape[0], heads, groups, -1)  # (B or 1) Hk G K
+        made = F.scaled_dot_product_attention(asked, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+        return made.reshape(query.shape)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=grouped
     )

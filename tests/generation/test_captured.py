@@ -60,6 +60,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(Captured, "step", watched)
     monkeypatch.setattr(capturing, "can_record", lambda device: True)
     monkeypatch.setattr(capturing, "recorded", tape.recorded)
+    monkeypatch.setattr(capturing, "_REFUSED", set())
     monkeypatch.setattr(packing, "can_pack", lambda weights, rows: False)  # as where no CPU is
     monkeypatch.setattr(stepping, "PATIENCE", FIRST)
     monkeypatch.setattr(capturing, "PLACES", 3)
@@ -119,7 +120,7 @@ def test_any_position_and_grouped_normalised_heads(
     made, prompt = language_model(position, LayerSpec(attention, SwiGLUFeedForwardSpec())), prompts(4, ragged=True)
     spec = GreedySpec(max_length=40, min_length=40)
     recorded = spec.write(Decoding(made, "writer", {}, 4), prompt)
-    assert len(steps) == 40 - FIRST
+    assert len(steps) == 39 - len(range(0, 39, 3 + FIRST - 1)), "between two recordings are as many as before the first"
     monkeypatch.setattr(capturing, "can_record", lambda device: False)
     same(recorded, spec.write(Decoding(made, "writer", {}, 4), prompt))
 
@@ -161,10 +162,63 @@ def test_where_a_device_cannot_record_ids_are_written_all_the_same(
 
     prompt, spec = prompts(4, ragged=True), GreedySpec(12, 12)
     monkeypatch.setattr(capturing, "recorded", refuses)
-    with pytest.warns(UserWarning, match="not permitted when stream is capturing"):
+    with pytest.warns(UserWarning, match="not permitted when stream is capturing") as told:
         written = spec.write(decoding("cross", 4), prompt)
+        spec.write(decoding("cross", 4), prompt)
+    assert len(told) == 1, "it is asked once"
+    assert len(steps) == 1
     monkeypatch.setattr(capturing, "can_record", lambda device: False)
     same(written, spec.write(decoding("cross", 4), prompt))
+
+
+def test_where_there_is_no_room_for_it_ids_are_written_all_the_same(
+    steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        tried.append(True)
+        raise torch.OutOfMemoryError
+
+    tried: list[bool] = []
+    prompt, spec = prompts(4, ragged=True), GreedySpec(12, 12)
+    monkeypatch.setattr(capturing, "_fixed", full)
+    written = spec.write(decoding("cross", 4), prompt)
+    assert tried == [True]
+    monkeypatch.setattr(capturing, "can_record", lambda device: False)
+    same(written, spec.write(decoding("cross", 4), prompt))
+
+
+def test_what_was_recorded_in_another_mode_is_not_done_again(steps: list[int]) -> None:
+    made = decoding("cross", 4)
+    seen, held = [], []
+    for mode in (torch.inference_mode, torch.no_grad):
+        with torch.inference_mode():
+            logits, progress = made.begin(prompts(4, ragged=True))
+            for _ in range(FIRST):
+                logits, progress = made.step(logits.argmax(1), progress)
+        assert isinstance(progress, Captured)
+        ids = logits.argmax(1).clone()
+        with mode():
+            logits, progress = made.step(ids.clone(), progress)
+        seen.append(logits.detach())
+        held.append(isinstance(progress, Captured))
+    assert held == [True, False]
+    assert torch.allclose(seen[0], seen[1], atol=1e-5)
+
+
+def test_no_more_places_than_ids_that_may_be_written(steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention reads them all."""
+    monkeypatch.setattr(capturing, "PLACES", 256)
+    made = Decoding(language_model(PositionSpec(), LayerSpec(AttentionSpec(2))), "writer", {}, 2)
+    with torch.inference_mode():
+        prompt = prompts(2, ragged=False)
+        logits, progress = made.begin(prompt)
+        for _ in range(LONG.context_length - 1):
+            logits, progress = made.step(logits.argmax(1), progress)
+    assert isinstance(progress, Captured)
+    held = progress._progress.stack.pos
+    assert held is not None
+    assert held.shape[1] == prompt.ids.shape[1] + LONG.context_length - 1
+    assert len(steps) == LONG.context_length - FIRST, "recorded once"
 
 
 def mixed(mixer: Any) -> Model:
