@@ -142,8 +142,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten.index.Tensor and isinstance(args[0], FakeTensor):
             args = (args[0], _places(args[1]), *args[2:])
         kwargs = kwargs or {}
-        made = func(*args, **kwargs)
         operation = func.overloadpacket
+        if torch.is_inference_mode_enabled() and operation not in _FORMULAS and func.namespace == "aten":
+            with self:  # linear and matmul come here whole then, not as the products that are counted
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        made = func(*args, **kwargs)
         if operation in _FORMULAS:
             flops = int(_FORMULAS[operation](*args, **kwargs, out_val=made))
             self.flops += flops

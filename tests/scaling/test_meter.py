@@ -86,6 +86,24 @@ def test_attention_is_counted_as_its_products() -> None:
     assert meter.flops == counter.get_total_flops() == 7 * product
 
 
+def test_inference_mode_counts_the_same_products_and_bytes() -> None:
+    """It dispatches composite operations as they are, which have no formula by themselves."""
+    x, layer = torch.randn(2, ROWS, WIDTH), nn.Linear(WIDTH, WIDTH)
+    tokens = torch.randn(1, 2, ROWS, WIDTH)
+
+    def work() -> Tensor:
+        return layer(x) @ x.mT + F.scaled_dot_product_attention(tokens, tokens, tokens).sum()
+
+    with torch.no_grad(), Meter() as plain:
+        work()
+    with torch.inference_mode(), Meter() as inferring:
+        work()
+    products = 2 * x.numel() * WIDTH + 2 * x.numel() * ROWS + 4 * tokens.numel() * ROWS
+    assert plain.flops == inferring.flops == products
+    assert plain.attention == inferring.attention == 4 * tokens.numel() * ROWS
+    assert plain.peak() == inferring.peak()
+
+
 @pytest.mark.skipif(not PACKED, reason="this PyTorch has no packed weights")
 def test_products_with_packed_weights_are_counted_as_those_with_plain_ones() -> None:
     x, layer = torch.randn(ROWS, 3, WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
