@@ -2,8 +2,8 @@
 
 Results are compared first; then both are called in the order A B B A after a warm-up, on 2 threads. A row's number is
 the median of the peer's time over ours, pair by pair, with the least and the most of them; beside it stands what share
-of the machine's ceiling ours reaches, measured in the same run: of its rate of matrix products, or, where few rows read
-many weights, of the rate of a copy.
+of the machine's ceiling ours reaches, measured in the same run, before and after: of its rate of matrix products, or,
+where few rows read many weights, of the rate of a copy.
 
 Each file of rows has a list ``ROWS`` and ends with ``main(ROWS)``: it can be run alone, or with the others by
 ``python -m benchmarks``.
@@ -178,6 +178,7 @@ def measure(row: Row) -> Result:
         raise SystemExit(
             f"{row.name}: results differ by {work.difference:.1e}, more than {row.allowed:g}: they are not timed."
         )
+    before = _rate(row, work)
     began = time.perf_counter()
     work.ours()
     work.theirs()
@@ -198,7 +199,7 @@ def measure(row: Row) -> Result:
         ratios[-1],
         row.at_least,
         work.difference,
-        _ceiling(row, work, seconds),
+        _share(work, seconds, before, _rate(row, work)),
         row.because,
         len(mine),
         describe(),
@@ -209,11 +210,20 @@ def measure(row: Row) -> Result:
     )
 
 
-def _ceiling(row: Row, work: Work, seconds: float) -> float | None:
-    """The share that a call reaches of what bounds it; None: nothing that is measured here."""
+def _rate(row: Row, work: Work) -> float | None:
+    """What bounds a row, a second: bytes of a copy or FLOPs of products; None: nothing that is measured here.
+
+    A machine that is shared is faster at times than at others: it is taken before the rounds and after them.
+    """
     if work.reads:
-        return work.reads / seconds / copy_rate()
-    return None if row.dtype is None else _flops(work.ours) / seconds / product_rate(row.dtype)
+        return copy_rate()
+    return None if row.dtype is None else product_rate(row.dtype)
+
+
+def _share(work: Work, seconds: float, *rates: float | None) -> float | None:
+    """How much of what bounds it, at the best of these rates, a call reaches."""
+    known = [rate for rate in rates if rate is not None]
+    return (work.reads or _flops(work.ours)) / seconds / max(known) if known else None
 
 
 def _flops(call: Callable[[], object]) -> float:
