@@ -60,7 +60,8 @@ def pages() -> dict[str, str]:
     written |= {"parts.md": parts_page(), "systems.md": systems_page()}
     written["systems_speed.md"] = (RESULTS / "systems.md").read_text(encoding="utf-8")
     measured = ("growth", "order", "peers", "beside")
-    written |= {f"{name}.md": (RESULTS / f"{name}.md").read_text(encoding="utf-8") for name in measured}
+    tables = [RESULTS / f"{name}.md" for name in measured] + sorted((RESULTS / "classifier").glob("*.md"))
+    written |= {table.relative_to(RESULTS).as_posix(): table.read_text(encoding="utf-8") for table in tables}
     return {**written, "api/index.md": index, **api}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import subprocess
 import sys
@@ -80,6 +81,16 @@ def test_links_within_the_options_lead_somewhere(pages: dict[str, str]) -> None:
     text = pages["configs.md"]
     there = {name.lower() for name in re.findall(r"^## (\w+)$", text, re.M)}
     assert set(re.findall(r"\]\(#(\w+)\)", text)) <= there
+
+
+def test_links_of_generated_pages_lead_to_pages(pages: dict[str, str]) -> None:
+    links = [
+        (name, posixpath.normpath(posixpath.join(posixpath.dirname(name), link)))
+        for name, text in pages.items()
+        for link in re.findall(r"\]\((?!https?://)([^)#\s]+)", re.sub(r"`[^`]*`", "", text))
+    ]
+    assert len(links) > 20
+    assert [(name, to) for name, to in links if to not in pages and not (ROOT / "docs" / to).is_file()] == []
 
 
 def test_every_run_and_model_is_told(pages: dict[str, str]) -> None:
